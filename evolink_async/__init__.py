@@ -1,0 +1,1 @@
+"""evolink_async: run many EvoLink generations from asyncio."""

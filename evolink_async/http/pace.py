@@ -1,0 +1,407 @@
+"""When the next paid request may be sent.
+
+`ModelPace` is pure arithmetic over times passed in; `Pace` is the one dispatcher that acts on it. Everything that wants
+to submit (pools and single calls) puts a `Ticket` in the queue of its model and is told when it may go: there is one
+waiter at the limiter, so there is no race for a place and no starvation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+import itertools
+import math
+import random
+import re
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from aiolimiter import AsyncLimiter
+
+from evolink_async.errors import ConfigurationError
+from evolink_async.http.retry import RetryPolicy
+
+# Without a limit from the user, until the service refuses: gentle, since the limits are unpublished.
+START_BURST = 10
+START_RATE = 5.0
+SLOWEST = 0.2
+# Growth per accepted request, in requests per second: before the first refusal about +25 % a second, then +5 % a second
+# back to the rate that was refused, and gentle probing above it.
+_GROWTH, _RECOVERY, _PROBING = 0.25, 0.05, 0.004
+_MEASURED_OVER = 5.0
+
+_PER_WORD = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
+_LIMIT_TEXT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:/|per)\s*([a-z]+)\s*", re.I | re.A)
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """At most `rate` submissions per `per` seconds, evenly spaced.
+
+    In no window of `per` seconds are more than `rate` + 1 sent. Also written as text: "5/s", "60/min", "1000/h".
+    """
+
+    rate: float
+    per: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "per"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ConfigurationError(f"RateLimit.{name} must be a positive number, got {value!r}")
+
+    @property
+    def per_second(self) -> float:
+        """Submissions per second."""
+        return self.rate / self.per
+
+    @classmethod
+    def parse(cls, value: RateLimit | str) -> RateLimit:
+        """A limit from text such as "60/min". Raises `ConfigurationError` for anything else."""
+        if isinstance(value, RateLimit):
+            return value
+        match = _LIMIT_TEXT.fullmatch(str(value))
+        per = _PER_WORD.get(match[2].lower()) if match else None
+        if match is None or per is None:
+            raise ConfigurationError(f'a rate limit reads like "5/s", "60/min" or "1000/h", got {value!r}')
+        return cls(float(match[1]), per)
+
+
+class Urgency(IntEnum):
+    """Who goes first within one party's queue."""
+
+    RETURNED = 0  # was sent already and must go again
+    CALLER = 1  # somebody awaits it
+    SOURCE = 2  # pulled from an iterable
+
+
+class ModelPace:
+    """How fast one model may be asked now. Pure: the caller passes the time, in seconds of any one clock.
+
+    rate: submissions per second, infinite until there is a reason to slow down where the user set a ceiling.
+    """
+
+    __slots__ = ("_counted", "_due", "_limit", "_refusals", "_since", "burst", "cool_until", "last_cut", "rate")
+
+    def __init__(self, rate: float, burst: int, now: float) -> None:
+        self.rate = rate
+        self.burst = burst
+        self.cool_until = -math.inf
+        self.last_cut = -math.inf
+        self._due = now  # when the next one would be due at an even spacing
+        self._limit = math.inf  # the rate that was refused last
+        self._refusals = 0
+        self._counted = 0
+        self._since = now
+
+    def ready_at(self, now: float) -> float:
+        """The moment from which the next one may be sent."""
+        if math.isinf(self.rate):
+            return self.cool_until
+        return max(self.cool_until, self._due - (self.burst - 1) / self.rate)
+
+    def sent(self, now: float) -> None:
+        if not math.isinf(self.rate):
+            self._due = max(self._due, now) + 1 / self.rate
+
+    def accepted(self, now: float) -> None:
+        self._refusals = 0
+        if now - self._since > _MEASURED_OVER:
+            self._counted, self._since = 0, now
+        self._counted += 1
+        if math.isinf(self._limit):
+            self.rate += _GROWTH
+        elif self.rate < self._limit:
+            self.rate += _RECOVERY
+        else:
+            self.rate += _PROBING
+
+    def refused(self, now: float, sent_at: float, hint: float | None, retry: RetryPolicy, rand: float) -> None:
+        """A 429: nobody asks this model before the hint, and from then on slower than what was refused."""
+        self._refusals += 1
+        pause = retry.delay(self._refusals, hint, rand) if hint is None else max(hint, 0.05)
+        self.cool_until = max(self.cool_until, now + pause)
+        # Requests that were under way when the rate was cut say nothing about the new rate.
+        if sent_at <= self.last_cut or now - self.last_cut < 1:
+            return
+        measured_for = now - self._since
+        measured = self._counted / measured_for if measured_for > 0.5 else math.inf
+        refused_rate = min(self.rate, measured)
+        if math.isinf(refused_rate):
+            refused_rate = max(self._counted / max(measured_for, 0.05), START_RATE)
+        self._limit = refused_rate
+        cut = 0.95 if measured_for > 0.5 else 0.7
+        self.rate = max(SLOWEST, cut * refused_rate)
+        self.burst = 1
+        self.last_cut = now
+        self._counted, self._since = 0, max(now, self.cool_until)
+        self._due = max(now, self.cool_until)
+
+    def cool(self, until: float) -> None:
+        """Nobody asks this model before `until`."""
+        self.cool_until = max(self.cool_until, until)
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One wish to send a paid request. `go` is called, synchronously, the moment it may be sent."""
+
+    model: str
+    party: Hashable
+    urgency: Urgency
+    go: Callable[[], None]
+    not_before: float = -math.inf
+    withdrawn: bool = field(default=False, init=False)
+
+
+class _Lane:
+    """The queue of one model: one heap per party, parties taking turns."""
+
+    __slots__ = ("pace", "parties", "queues")
+
+    def __init__(self, pace: ModelPace) -> None:
+        self.pace = pace
+        self.parties: deque[Hashable] = deque()
+        self.queues: dict[Hashable, list[tuple[int, int, Ticket]]] = {}
+
+    def put(self, ticket: Ticket, number: int) -> None:
+        queue = self.queues.get(ticket.party)
+        if queue is None:
+            queue = self.queues[ticket.party] = []
+            self.parties.append(ticket.party)
+        heapq.heappush(queue, (ticket.urgency, number, ticket))
+
+    def has_work(self) -> bool:
+        """Whether a ticket waits; drops those that were withdrawn."""
+        while self.parties:
+            party = self.parties[0]
+            queue = self.queues[party]
+            while queue and queue[0][2].withdrawn:
+                heapq.heappop(queue)
+            if queue:
+                return True
+            self.parties.popleft()
+            del self.queues[party]
+        return False
+
+    def take(self) -> Ticket:
+        party = self.parties[0]
+        ticket = heapq.heappop(self.queues[party])[2]
+        self.parties.rotate(-1)
+        return ticket
+
+
+class Pace:
+    """The one dispatcher of paid requests of a client on one loop.
+
+    `parallel` bounds the requests under way, so that none waits behind others for a connection after it was let go.
+    `memory` holds the learned rate of each model and outlives the loop. Its task exists only while something waits.
+    """
+
+    def __init__(
+        self,
+        limit: RateLimit | None,
+        parallel: int,
+        retry: RetryPolicy,
+        memory: dict[str, float],
+        rng: random.Random | None = None,
+    ) -> None:
+        self._limit = limit
+        self._limiter = _limiter(limit) if limit is not None else None
+        self._parallel = parallel
+        self._under_way = 0
+        self._retry = retry
+        self._memory = memory
+        self._random = rng or random.Random()
+        self._lanes: dict[str, _Lane] = {}
+        self._turns: deque[str] = deque()
+        self._later: list[tuple[float, int, Ticket]] = []
+        self._numbers = itertools.count()
+        self._unreachable_until = -math.inf
+        self._failures = 0
+        self._task: asyncio.Task[None] | None = None
+        self._wake: asyncio.Event | None = None
+        self.refusals = 0
+
+    # What the outside does
+
+    def enqueue(self, ticket: Ticket) -> None:
+        """Queue a ticket; `ticket.go` is called when it is its turn."""
+        loop = asyncio.get_running_loop()
+        if ticket.not_before > loop.time():
+            heapq.heappush(self._later, (ticket.not_before, next(self._numbers), ticket))
+        else:
+            self._lane(ticket.model, loop.time()).put(ticket, next(self._numbers))
+        if self._task is None:
+            self._wake = asyncio.Event()
+            self._task = loop.create_task(
+                self._dispatch(), name="evolink pace", context=contextvars.Context()
+            )
+        else:
+            self._notice()
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Take a ticket back; its `go` will not be called."""
+        ticket.withdrawn = True
+        self._notice()
+
+    def finished(self) -> None:
+        """A request that was let go is no longer under way."""
+        self._under_way -= 1
+        self._notice()
+
+    def accepted(self, model: str, now: float) -> None:
+        """The service took a request for this model."""
+        lane = self._lane(model, now)
+        lane.pace.accepted(now)
+        if not math.isinf(lane.pace.rate):
+            self._memory[model] = lane.pace.rate
+
+    def refused(self, model: str, now: float, sent_at: float, hint: float | None) -> None:
+        """The service answered 429."""
+        self.refusals += 1
+        lane = self._lane(model, now)
+        lane.pace.refused(now, sent_at, hint, self._retry, self._random.random())
+        self._memory[model] = lane.pace.rate
+        self._notice()
+
+    def cool(self, model: str, until: float) -> None:
+        """Nobody asks this model before `until` (loop time)."""
+        self._lane(model, asyncio.get_running_loop().time()).pace.cool(until)
+        self._notice()
+
+    def unreachable(self, now: float, sent_at: float) -> None:
+        """No connection could be made: everybody waits, so that a thousand requests don't each knock."""
+        if sent_at < self._unreachable_until:
+            return  # it was let go before the pause began, and says nothing new
+        self._failures += 1
+        self._unreachable_until = now + self._retry.delay(self._failures, None, self._random.random())
+        self._notice()
+
+    def reachable(self) -> None:
+        """An answer came."""
+        self._failures = 0
+        self._unreachable_until = -math.inf
+
+    def cool_down_of(self, model: str, now: float) -> float:
+        """Seconds for which this model may not be asked, because the service said so."""
+        lane = self._lanes.get(model)
+        return max(0.0, lane.pace.cool_until - now) if lane else 0.0
+
+    def rate_of(self, models: set[str]) -> float | None:
+        """Submissions per second allowed now for these models together; None while nothing is known."""
+        ceiling = self._limit.per_second if self._limit else math.inf
+        rates = [self._lanes[model].pace.rate for model in models if model in self._lanes]
+        rate = min(sum(rates) if rates else math.inf, ceiling)
+        return None if math.isinf(rate) else rate
+
+    @property
+    def waiting(self) -> int:
+        """Tickets in the queues, for tests and reprs."""
+        queued = sum(len(queue) for lane in self._lanes.values() for queue in lane.queues.values())
+        return queued + len(self._later)
+
+    async def aclose(self) -> None:
+        """Stop the dispatcher. Tickets still queued are not let go."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+
+    # The dispatcher
+
+    def _lane(self, model: str, now: float) -> _Lane:
+        lane = self._lanes.get(model)
+        if lane is None:
+            learned = self._memory.get(model)
+            if learned is not None:
+                pace = ModelPace(learned, 1, now)
+            elif self._limit is not None:
+                pace = ModelPace(math.inf, 1, now)
+            else:
+                pace = ModelPace(START_RATE, START_BURST, now)
+            lane = self._lanes[model] = _Lane(pace)
+            self._turns.append(model)
+        return lane
+
+    def _notice(self) -> None:
+        if self._wake is not None:
+            self._wake.set()
+
+    def _release_due(self, now: float) -> None:
+        while self._later and (self._later[0][0] <= now or self._later[0][2].withdrawn):
+            _, number, ticket = heapq.heappop(self._later)
+            if not ticket.withdrawn:
+                self._lane(ticket.model, now).put(ticket, number)
+
+    def _choose(self, now: float) -> tuple[_Lane | None, float]:
+        """The lane whose turn it is, or when to look again."""
+        self._release_due(now)
+        earliest = self._later[0][0] if self._later else math.inf
+        for _ in range(len(self._turns)):
+            self._turns.rotate(-1)
+            lane = self._lanes[self._turns[-1]]
+            if not lane.has_work():
+                continue
+            ready = max(lane.pace.ready_at(now), self._unreachable_until)
+            if ready <= now:
+                return lane, now
+            earliest = min(earliest, ready)
+        return None, earliest
+
+    async def _dispatch(self) -> None:
+        loop = asyncio.get_running_loop()
+        wake = self._wake
+        assert wake is not None
+        try:
+            while True:
+                wake.clear()
+                lane, ready = self._choose(loop.time())
+                if lane is None and math.isinf(ready):
+                    return
+                if lane is None:
+                    await _until(wake, ready)
+                elif self._under_way >= self._parallel:
+                    await wake.wait()
+                elif self._limiter is not None and not self._limiter.has_capacity():
+                    await self._limiter.acquire()
+                    # The world went on meanwhile: somebody more urgent may have come, or a cool-down. A leave that
+                    # nobody can use now is dropped, since one kept would let two go at once later.
+                    lane, _ = self._choose(loop.time())
+                    if lane is not None and self._under_way < self._parallel:
+                        self._let_go(lane, loop.time())
+                else:
+                    if self._limiter is not None:
+                        await self._limiter.acquire()  # has capacity, so this returns without suspending
+                    self._let_go(lane, loop.time())
+        finally:
+            if self._wake is wake:
+                self._task = self._wake = None
+
+    def _let_go(self, lane: _Lane, now: float) -> None:
+        ticket = lane.take()
+        lane.pace.sent(now)
+        self._under_way += 1
+        ticket.go()
+
+
+def _limiter(limit: RateLimit) -> AsyncLimiter:
+    """aiolimiter's bucket, sized so that no window of `limit.per` seconds sees more than `limit.rate` + 1.
+
+    The bucket starts empty and so lets its capacity through at once, then leaks: capacity + leak * per in a window.
+    Capacity 1 is the smoothest; loops wake up about every millisecond, so fast rates need 10 ms worth of capacity.
+    """
+    capacity = max(1, int(limit.per_second * 0.01))
+    leak = (limit.rate + 1 - capacity) / limit.per
+    return AsyncLimiter(capacity, capacity / leak)
+
+
+async def _until(wake: asyncio.Event, moment: float) -> None:
+    try:
+        async with asyncio.timeout_at(moment):
+            await wake.wait()
+    except TimeoutError:
+        pass

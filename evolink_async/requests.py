@@ -1,0 +1,192 @@
+"""What to generate: frozen requests, and the exact JSON that is sent for them. Nothing here sends anything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticSerializationError, to_json
+
+from evolink_async.errors import InvalidRequestError
+from evolink_async.types import Kind
+
+__all__ = ["AudioRequest", "GenerationRequest", "ImageRequest", "VideoRequest"]
+
+_OWN_FIELDS = ("key", "metadata")
+_MAX_DEPTH = 64
+
+
+class GenerationRequest(BaseModel):
+    """What to generate. Use `ImageRequest`, `VideoRequest` or `AudioRequest`, or `from_dict` for data from a file.
+
+    model: the service's model id. prompt: the text, where the model takes one.
+    key: your stable name for this request; metadata: anything you want to find again on its outcome. Neither is sent.
+    Every other parameter is kept and sent as given.
+
+    Raises `InvalidRequestError` if a field has the wrong type.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=(), strict=True)
+
+    kind: ClassVar[Kind]
+
+    model: str = Field(min_length=1, max_length=256)
+    prompt: str | None = None
+    key: str | None = Field(default=None, min_length=1, max_length=1024)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    def __init__(self, **data: Any) -> None:
+        if type(self) is GenerationRequest:
+            raise TypeError("use ImageRequest, VideoRequest, AudioRequest or GenerationRequest.from_dict")
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise _invalid(error) from None
+
+    @property
+    def endpoint(self) -> str:
+        """The path this request is posted to."""
+        return f"/v1/{self.kind}s/generations"
+
+    def params(self) -> dict[str, Any]:
+        """Every parameter that is sent, without the model."""
+        prompt = {} if self.prompt is None else {"prompt": self.prompt}
+        return prompt | (self.__pydantic_extra__ or {})
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object to send."""
+        return {"model": self.model} | self.params()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> GenerationRequest:
+        """A request from a line of data: ours (`model`, `kind`?, `key`?, `metadata`?, parameters) or OpenAI's.
+
+        An OpenAI batch line holds `custom_id`, `url` and `body`. Where `kind` is missing the catalogue's entry for
+        the model decides it. Raises `InvalidRequestError` for anything that is no request.
+        """
+        if not isinstance(data, Mapping):
+            raise InvalidRequestError(f"a request must be an object with a 'model', got {type(data).__name__}")
+        if not all(isinstance(name, str) for name in data):
+            raise InvalidRequestError("the names of a request's fields must be strings")
+        fields = _from_batch_line(data) if "body" in data and "model" not in data else dict(data)
+        model = fields.get("model")
+        if not isinstance(model, str):
+            raise InvalidRequestError("a request needs a 'model'", param="model")
+        return _request_class(fields.pop("kind", None), model)(**fields)
+
+
+class ImageRequest(GenerationRequest):
+    """A request for images: POST /v1/images/generations."""
+
+    kind: ClassVar[Kind] = "image"
+
+
+class VideoRequest(GenerationRequest):
+    """A request for a video: POST /v1/videos/generations."""
+
+    kind: ClassVar[Kind] = "video"
+
+
+class AudioRequest(GenerationRequest):
+    """A request for music or speech: POST /v1/audios/generations (plural, as the service has it)."""
+
+    kind: ClassVar[Kind] = "audio"
+
+
+REQUEST_CLASSES: dict[str, type[GenerationRequest]] = {
+    cls.kind: cls for cls in (ImageRequest, VideoRequest, AudioRequest)
+}
+
+
+def encode_body(request: GenerationRequest) -> bytes:
+    """The bytes to send, the same for every attempt.
+
+    Raises `InvalidRequestError` for what JSON cannot carry faithfully: NaN, lone surrogates, unknown objects.
+    """
+    body = request.body()
+    for name, value in body.items():
+        _check_text(name, name)
+        _check_json(value, name, 0)
+    return encode_json(body)
+
+
+def encode_json(value: Any) -> bytes:
+    """JSON bytes of plain values. Raises `InvalidRequestError` for what cannot be written."""
+    try:
+        return to_json(value)
+    except (PydanticSerializationError, UnicodeEncodeError, ValueError):
+        raise InvalidRequestError("the request holds a value that cannot be written as JSON") from None
+
+
+def _check_json(value: object, param: str, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise InvalidRequestError(f"{param}: nested more than {_MAX_DEPTH} levels deep", param=param)
+    if value is None or isinstance(value, bool | int):
+        return
+    if isinstance(value, str):
+        _check_text(value, param)
+    elif isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            raise InvalidRequestError(f"{param}: {value} cannot be sent, give a finite number", param=param)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            _check_name(name, param)
+            _check_json(item, param, depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_json(item, param, depth + 1)
+    else:
+        given = type(value).__name__
+        message = f"{param}: a {given} cannot be sent, give text, numbers, lists or objects"
+        raise InvalidRequestError(message, param=param)
+
+
+def _check_name(name: object, param: str) -> None:
+    if not isinstance(name, str):
+        raise InvalidRequestError(f"{param}: the names in an object must be strings, got {name!r}", param=param)
+    _check_text(name, param)
+
+
+def _check_text(text: str, param: str) -> None:
+    if not text.isascii() and re.search("[\ud800-\udfff]", text):
+        message = f"{param}: holds half of a surrogate pair, which is no text; decode it anew"
+        raise InvalidRequestError(message, param=param)
+
+
+def _from_batch_line(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an OpenAI batch line: custom_id, method, url, body."""
+    body, url = line.get("body"), line.get("url")
+    if not isinstance(body, Mapping):
+        raise InvalidRequestError("a batch line needs an object as 'body'", param="body")
+    kind = next((kind for kind, cls in REQUEST_CLASSES.items() if isinstance(url, str) and f"/{kind}s/" in url), None)
+    if kind is None:
+        expected = ", ".join(f"/v1/{kind}s/generations" for kind in REQUEST_CLASSES)
+        raise InvalidRequestError(f"a batch line needs a 'url' out of {expected}; got {url!r}", param="url")
+    if line.get("method", "POST") != "POST":
+        raise InvalidRequestError(f"a batch line's method must be POST, got {line['method']!r}", param="method")
+    own = {"key": line.get("custom_id"), "metadata": line.get("metadata") or {}}
+    return dict(body) | own | {"kind": kind}
+
+
+def _request_class(kind: object, model: str) -> type[GenerationRequest]:
+    if kind is None:
+        from evolink_async.catalog import kind_of  # the catalogue is read only when a kind must be looked up
+
+        kind = kind_of(model)
+    if kind is None:
+        raise InvalidRequestError(
+            f"the model {model!r} isn't in the catalogue, so say its kind: image, video or audio", param="kind"
+        )
+    cls = REQUEST_CLASSES.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise InvalidRequestError(f"kind must be image, video or audio, got {kind!r}", param="kind")
+    return cls
+
+
+def _invalid(error: ValidationError) -> InvalidRequestError:
+    first = error.errors(include_url=False)[0]
+    param = str(first["loc"][0]) if first["loc"] else None
+    message = first["msg"]
+    return InvalidRequestError(f"{param}: {message}" if param else message, param=param)

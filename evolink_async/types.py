@@ -1,0 +1,327 @@
+"""What the service tells us, as frozen values that tolerate every shape the service is known to send."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+__all__ = [
+    "CreditBalance",
+    "Credits",
+    "KeyCredits",
+    "Kind",
+    "Task",
+    "TaskFailure",
+    "TaskInfo",
+    "TaskStatus",
+    "Usage",
+]
+
+Kind = Literal["image", "video", "audio"]
+
+# The vendor's own check of ids; anything else in a 2xx answer is not a task.
+TASK_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+
+RESULT_LIFETIME = timedelta(hours=24)  # documented on all image and video pages
+
+_LINK_KEYS = ("video_url", "image_url", "audio_url", "url", "file_url", "result_url", "download_url")
+_ABSURD = 1e15  # no time, size or sum of this service is that large; NaN and infinities fail the test too
+_EARLIEST, _LATEST = 946_684_800, 4_102_444_800  # 2000 and 2100: outside lies a broken clock, not a task
+
+
+class TaskStatus(StrEnum):
+    """The statuses the service is known to use. A status not listed here is kept as a plain string."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+_TERMINAL = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED})
+_STATUS_BY_WORD: dict[str, TaskStatus] = {status.value: status for status in TaskStatus} | {
+    "canceled": TaskStatus.CANCELLED
+}
+
+
+def _number(value: object) -> float | int | None:
+    """A finite number from whatever the wire holds; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _ABSURD:
+        return None
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _positive(value: object) -> float | int | None:
+    number = _number(value)
+    return number if number is not None and number > 0 else None
+
+
+def _percent(value: object) -> int:
+    number = _number(value)
+    return 0 if number is None else int(min(100, max(0, number)))
+
+
+def _credits(value: object) -> Decimal | None:
+    """Credits as an exact decimal: floats through their shortest form, so 2.5 stays 2.5."""
+    if value is None or isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+        return None
+    try:
+        amount = Decimal(str(value))
+    except InvalidOperation:
+        return None
+    return amount if amount.is_finite() and abs(amount) < _ABSURD else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _boolean(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _moment(value: object) -> datetime | None:
+    """Unix seconds or milliseconds, or an ISO date, as aware UTC; None where it makes no sense."""
+    if isinstance(value, datetime):
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    number = _number(value)
+    if number is None:
+        return _iso_moment(value)
+    if number > _LATEST:
+        number = number / 1000
+    if not _EARLIEST <= number <= _LATEST:
+        return None
+    return datetime.fromtimestamp(number, UTC)
+
+
+def _iso_moment(value: object) -> datetime | None:
+    if not isinstance(value, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+CreditAmount = Annotated[Decimal | None, BeforeValidator(_credits)]
+Seconds = Annotated[int | float | None, BeforeValidator(_positive)]
+Text = Annotated[str | None, BeforeValidator(_text)]
+Moment = Annotated[datetime | None, BeforeValidator(_moment)]
+
+
+class _Wire(BaseModel):
+    """Base of wire values: frozen, unknown fields kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+
+class TaskInfo(_Wire):
+    """`task_info` of a task; every part may be missing.
+
+    estimated_time: the service's guess at creation, seconds; not a bound (documented as an estimate).
+    """
+
+    can_cancel: Annotated[bool | None, BeforeValidator(_boolean)] = None
+    estimated_time: Seconds = None
+    video_duration: Seconds = None
+
+
+class Usage(_Wire):
+    """`usage` of a task, in credits; every part may be missing (polls usually omit it all)."""
+
+    billing_rule: Text = None
+    credits_reserved: CreditAmount = None
+    credits_used: CreditAmount = None
+    user_group: Text = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _used_from_cost(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("credits_used") is None and isinstance(data.get("cost"), dict):
+            return {**data, "credits_used": data["cost"].get("credits")}
+        return data
+
+
+class TaskFailure(_Wire):
+    """Why a task failed. `code` is a string whatever the wire held; `unknown_error` if it held none."""
+
+    code: str = "unknown_error"
+    message: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tolerant(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            return {"message": data}
+        if not isinstance(data, Mapping):
+            return {} if isinstance(data, list) else data
+        code, message = data.get("code"), data.get("message")
+        return {
+            **data,
+            "code": str(code) if isinstance(code, int | str) and code not in ("", None) else "unknown_error",
+            "message": message if isinstance(message, str) else "",
+        }
+
+
+class CreditBalance(_Wire):
+    """Credits of the account: what remains and what was used."""
+
+    remaining: Decimal
+    used: Decimal
+
+
+class KeyCredits(CreditBalance):
+    """Credits of this API key; `unlimited` keys are bounded by the account alone."""
+
+    unlimited: bool = False
+
+
+class Credits(_Wire):
+    """The answer of `client.credits()`: the account's and this key's credits."""
+
+    user: CreditBalance
+    key: KeyCredits
+
+
+class Task(_Wire):
+    """The service's record of one accepted request. Only `id` is certain; all else may be missing on the wire.
+
+    progress: 0-100; may stay 0 and jump, may go backwards.
+    results: what the service lists as results, normally links that die 24 hours later.
+    result_data: details of audio and utility models, as sent: a list, an object or None.
+    created: aware UTC. raw: the answer as parsed.
+    """
+
+    id: str = Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")
+    status: TaskStatus | str = TaskStatus.PENDING
+    kind: Text = None
+    model: Text = None
+    progress: Annotated[int, BeforeValidator(_percent)] = 0
+    results: tuple[str, ...] = ()
+    result_data: Any = None
+    error: TaskFailure | None = None
+    task_info: TaskInfo = TaskInfo()
+    usage: Usage = Usage()
+    created: Moment = None
+    raw: dict[str, Any] = Field(default_factory=dict, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tolerant(cls, data: Any) -> Any:
+        return _normalised(data) if isinstance(data, Mapping) else data
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the status is final: completed, failed or cancelled."""
+        return self.status in _TERMINAL
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the task completed."""
+        return self.status == TaskStatus.COMPLETED
+
+    @property
+    def estimated_time(self) -> int | float | None:
+        """The service's guess of the duration in seconds, None if it gave none."""
+        return self.task_info.estimated_time
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Every http(s) link once, first those of `results`, then those of `result_data`."""
+        links = (*self.results, *_links_in(self.result_data))
+        return tuple(dict.fromkeys(link for link in links if link.startswith(("https://", "http://"))))
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the links must be expected to be dead: 24 hours after creation.
+
+        The documented lifetime counts from the end of the generation, which the service does not tell.
+        """
+        return self.created + RESULT_LIFETIME if self.created else None
+
+    def __repr__(self) -> str:
+        about = f"Task({self.id!r}, {str(self.status)!r}, model={self.model!r}"
+        if self.is_terminal:
+            return f"{about}, urls={len(self.urls)})"
+        estimate = f", estimated {self.estimated_time} s" if self.estimated_time else ""
+        return f"{about}, progress={self.progress}{estimate}; wait: await client.tasks.wait({self.id!r}))"
+
+    __str__ = __repr__
+
+
+def _normalised(wire: Mapping[str, Any]) -> dict[str, Any]:
+    """One shape out of all those seen on the wire (and out of our own field names)."""
+    status = _status(wire.get("status"))
+    progress = wire.get("progress")
+    raw = wire.get("raw")
+    return {
+        "id": wire.get("id"),
+        "status": status,
+        "kind": wire.get("kind") or wire.get("type") or _kind_in(wire.get("object")),
+        "model": wire.get("model"),
+        "progress": 100 if progress is None and status == TaskStatus.COMPLETED else progress,
+        "results": tuple(_results(wire)),
+        "result_data": wire.get("result_data"),
+        "error": wire.get("error") if isinstance(wire.get("error"), str | Mapping | TaskFailure) else None,
+        "task_info": _section(wire.get("task_info"), TaskInfo),
+        "usage": _section(wire.get("usage"), Usage),
+        "created": wire.get("created", wire.get("created_at")),
+        "raw": raw if isinstance(raw, dict) else dict(wire),
+    }
+
+
+def _section(value: object, model: type[_Wire]) -> object:
+    return value if isinstance(value, Mapping | model) else {}
+
+
+def _status(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        return TaskStatus.PENDING
+    return _STATUS_BY_WORD.get(value.strip().lower(), value)
+
+
+def _kind_in(object_name: object) -> str | None:
+    """'image.generation.task' -> 'image'."""
+    return object_name.partition(".")[0] if isinstance(object_name, str) else None
+
+
+def _results(wire: Mapping[str, Any]) -> Iterator[str]:
+    """`results` as documented, else the other places that samples and older pages name."""
+    results = wire.get("results")
+    if results in (None, [], ()):
+        results = [wire[name] for name in ("result", "output", "result_url", "url", "file_url") if wire.get(name)]
+    return _strings_in(results)
+
+
+def _strings_in(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        nested = value.get("results")
+        yield from _strings_in(nested) if nested else _links_in(value)
+    elif isinstance(value, Iterable):
+        for item in value:
+            yield from _strings_in(item)
+
+
+def _links_in(data: object) -> Iterator[str]:
+    """Links in `result_data`: a list of objects, one object, or an object holding a list of songs."""
+    if isinstance(data, Mapping):
+        yield from (data[key] for key in _LINK_KEYS if isinstance(data.get(key), str) and data[key])
+        yield from _links_in(data.get("songs"))
+    elif isinstance(data, list | tuple):
+        for item in data:
+            yield from _links_in(item)
