@@ -26,7 +26,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -146,7 +146,7 @@ class Result:
         return self.cpu * 1e6 / max(self.completed, 1)
 
 
-Run = Callable[[str, int], Awaitable[Result]]
+Run = Callable[[str, int], Coroutine[Any, Any, Result]]
 
 
 @dataclass
@@ -263,7 +263,7 @@ def run_row(run: Run, base_url: str, opened: Any, n: int, repeat: int) -> list[R
     results: list[Result] = []
     while len(results) < repeat and (not results or results[-1].finished):
         before = opened.value
-        result = asyncio.run(run(base_url, n))  # type: ignore[arg-type]
+        result = asyncio.run(run(base_url, n))
         result.connections = opened.value - before
         results.append(result)
     return results

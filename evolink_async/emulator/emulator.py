@@ -49,7 +49,7 @@ class Emulator:
     - ``batch=False``, ``listing=False``: no POST /v1/tasks/batch, no GET /v1/tasks (404).
     - ``faults``: what goes wrong on purpose, see :class:`Fault`.
     - ``clock``: a function giving seconds, by default unix time that never goes back; a test under virtual time passes
-      its loop's.
+      its loop's. ``api_key``: the one key it knows.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Emulator:
         listing: bool = True,
         faults: Iterable[Fault | Mapping[str, Any]] = (),
         clock: Callable[[], float] | None = None,
+        api_key: str = API_KEY,
     ) -> None:
         _require(speed > 0, "speed", "above 0", speed)
         _require(rate is None or rate > 0, "rate", "above 0, or None", rate)
@@ -76,7 +77,7 @@ class Emulator:
         _require(retry_after in HINT_STYLES, "retry_after", f"one of {HINT_STYLES}", retry_after)
         _require(credits is None or credits >= 0, "credits", "0 or more, or None", credits)
         _require(0 <= failure_share <= 1, "failure_share", "between 0 and 1", failure_share)
-        self.api_key = API_KEY
+        self.api_key = api_key
         service = Service(
             speed=speed,
             seed=seed,

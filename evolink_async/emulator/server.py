@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from typing import Any
 
 import uvicorn
+from uvicorn.server import ServerState
 
 from .app import App, ConnectionDropped, Receive, Scope, Send
 
@@ -31,6 +33,11 @@ def protocol() -> type[asyncio.Protocol]:
             self._inner = self.app
             self.app = self._run
 
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            if self.server_state.closing:  # it was in the listener's queue when the server stopped
+                transport.abort()
+
         async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
             try:
                 await self._inner(scope, receive, send)
@@ -40,6 +47,12 @@ def protocol() -> type[asyncio.Protocol]:
                 self.transport.close()
 
     return DroppingProtocol
+
+
+class _State(ServerState):
+    """What uvicorn's server shares with its connections, and whether it is stopping."""
+
+    closing = False
 
 
 class LoopbackServer(uvicorn.Server):
@@ -59,6 +72,7 @@ class LoopbackServer(uvicorn.Server):
             timeout_keep_alive=KEEP_ALIVE,
         )
         super().__init__(config)
+        self.server_state: _State = _State()
         self._listener = listener
         self._dating: asyncio.Task[None] | None = None
 
@@ -72,6 +86,8 @@ class LoopbackServer(uvicorn.Server):
 
     async def close(self) -> None:
         """Stop listening, cut every connection, end every request that is still worked on."""
+        self.server_state.closing = True
+        await self._stop_accepting()
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):
@@ -80,14 +96,27 @@ class LoopbackServer(uvicorn.Server):
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        await asyncio.sleep(0)  # the aborted transports close in the loop's next round
+        await _rounds(1)  # aborted transports close in the next one
         for server in self.servers:
             await server.wait_closed()
+
+    async def _stop_accepting(self) -> None:
+        # asyncio trips over a server that closes between accepting a socket and making its transport (3.11), so
+        # accepting ends first, and what was accepted gets the rounds of the loop that it needs.
+        with contextlib.suppress(NotImplementedError):  # the Windows loop has no readers
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+        await _rounds(3)
 
     async def _keep_date(self) -> None:
         while True:
             await asyncio.sleep(_DATE_EVERY)
             await self.on_tick(0)
+
+
+async def _rounds(count: int) -> None:
+    """Let the loop go round so many times."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -39,9 +39,7 @@ class Gate:
         self._used: dict[Lane, int] = dict.fromkeys(LANES, 0)
         # Ordered dicts as queues, because a cancelled waiter leaves from the middle at constant cost: a deque
         # would keep the dead ones, for ever if nobody releases.
-        self._waiters: dict[Lane, OrderedDict[asyncio.Future[None], None]] = {
-            lane: OrderedDict() for lane in LANES
-        }
+        self._waiters: dict[Lane, OrderedDict[asyncio.Future[None], None]] = {lane: OrderedDict() for lane in LANES}
         self._last_served: Lane = "read"
 
     @property
@@ -127,7 +125,5 @@ class Gate:
         return None
 
     def __repr__(self) -> str:
-        lanes = ", ".join(
-            f"{lane}: {self._used[lane]} in use + {len(self._waiters[lane])} waiting" for lane in LANES
-        )
+        lanes = ", ".join(f"{lane}: {self._used[lane]} in use + {len(self._waiters[lane])} waiting" for lane in LANES)
         return f"<Gate {self.in_use}/{self._total} ({lanes})>"

@@ -32,6 +32,8 @@ SLOWEST = 0.2
 # back to the rate that was refused, and gentle probing above it.
 _GROWTH, _RECOVERY, _PROBING = 0.25, 0.05, 0.004
 _MEASURED_OVER = 5.0
+# Timers may fire a hair early; what is due within this many seconds is due.
+_TICK = 1e-5
 
 _PER_WORD = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 _LIMIT_TEXT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:/|per)\s*([a-z]+)\s*", re.I | re.A)
@@ -122,7 +124,7 @@ class ModelPace:
     def refused(self, now: float, sent_at: float, hint: float | None, retry: RetryPolicy, rand: float) -> None:
         """A 429: nobody asks this model before the hint, and from then on slower than what was refused."""
         self._refusals += 1
-        pause = retry.delay(self._refusals, hint, rand) if hint is None else max(hint, 0.05)
+        pause = retry.delay(self._refusals, hint, rand) if hint is None else max(hint, 0.05) + 0.001
         self.cool_until = max(self.cool_until, now + pause)
         # Requests that were under way when the rate was cut say nothing about the new rate.
         if sent_at <= self.last_cut or now - self.last_cut < 1:
@@ -332,7 +334,7 @@ class Pace:
             self._wake.set()
 
     def _release_due(self, now: float) -> None:
-        while self._later and (self._later[0][0] <= now or self._later[0][2].withdrawn):
+        while self._later and (self._later[0][0] <= now + _TICK or self._later[0][2].withdrawn):
             _, number, ticket = heapq.heappop(self._later)
             if not ticket.withdrawn:
                 self._lane(ticket.model, now).put(ticket, number)
@@ -347,7 +349,7 @@ class Pace:
             if not lane.has_work():
                 continue
             ready = max(lane.pace.ready_at(now), self._unreachable_until)
-            if ready <= now:
+            if ready <= now + _TICK:
                 return lane, now
             earliest = min(earliest, ready)
         return None, earliest

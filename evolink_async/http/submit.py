@@ -80,7 +80,7 @@ class Settled:
     ending: Ending
     task: Task | None = None
     error: EvoLinkError | None = None
-    fatal: BaseException | None = None
+    fatal: EvoLinkError | None = None
 
 
 class Listener(Protocol):
@@ -94,6 +94,9 @@ class Listener(Protocol):
 
     def settled(self, submission: Submission, settled: Settled) -> None:
         """The end. Called once, synchronously, with no await since the answer was judged."""
+
+    def crashed(self, error: BaseException) -> None:
+        """A fault of this library (or of a listener) while the submission was carried out."""
 
 
 @dataclass(slots=True, eq=False)
@@ -237,14 +240,16 @@ class Submitter:
         if submission.post is post:
             submission.post = None
         self._pace.finished()
-        if post.cancelled() or post.exception() is None:
+        error = None if post.cancelled() else post.exception()
+        if error is None:
             return
         # A fault of ours: the caller must hear of it, and of the money that may be spent.
-        error = post.exception()
+        logger.error("a submission failed inside this library: %r", error)
         if submission.end is None:
             unknown = self._unknown(submission, f"a fault of this client: {error!r}")
             unknown.__cause__ = error
-            self._settle(submission, Settled("unknown", error=unknown, fatal=error))
+            self._settle(submission, Settled("unknown", error=unknown))
+        submission.listener.crashed(error)
 
     async def _attempt(self, submission: Submission, flight: Flight) -> None:
         loop = self._loop
@@ -466,6 +471,10 @@ class _Waiter:
     def settled(self, submission: Submission, settled: Settled) -> None:
         if not self.future.done():
             self.future.set_result(settled)
+
+    def crashed(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
 
 
 async def submit_and_wait(

@@ -225,9 +225,7 @@ class _SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         if self._transport is None or self._ended or self._received:
             raise httpcore.ConnectError(_describe(self._failure))
         async with asyncio.timeout(timeout):
-            secured = await self._loop.start_tls(
-                self._transport, self, ssl_context, server_hostname=server_hostname
-            )
+            secured = await self._loop.start_tls(self._transport, self, ssl_context, server_hostname=server_hostname)
         if secured is None:  # asyncio's answer if the connection was cut without an error
             raise httpcore.ConnectError(_describe(self._failure))
         self._transport = secured
@@ -276,8 +274,9 @@ class _SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         # mean this request. Raised as a failure to connect, because nothing of it was sent.
         if self._ended or self._received:
             raise httpcore.ConnectError("the server closed the connection before the request was written")
-        if self._on_first_byte is not None:
-            self._on_first_byte()
+        tell, self._on_first_byte = self._on_first_byte, None
+        if tell is not None:
+            tell()
 
     def _take(self, max_bytes: int) -> bytes:
         data = bytes(self._received[:max_bytes])
@@ -356,9 +355,7 @@ class _Proxy:
         except httpx.InvalidURL:
             parsed = httpx.URL()
         if not parsed.host:
-            raise httpx.ProxyError(
-                "the environment's proxy URL isn't valid (not shown: it may hold a password)"
-            )
+            raise httpx.ProxyError("the environment's proxy URL isn't valid (not shown: it may hold a password)")
         if parsed.scheme not in ("http", "https"):
             raise httpx.UnsupportedProtocol(
                 f"the environment asks for a {parsed.scheme!r} proxy; only http and https proxies are supported"
@@ -460,9 +457,7 @@ class _Slot:
 
     __slots__ = ("_connection", "_forward_proxy", "_stream", "idle_since", "origin")
 
-    def __init__(
-        self, origin: _Origin, stream: _SocketStream, forward_proxy: _Proxy | None, next_hop: _Origin
-    ) -> None:
+    def __init__(self, origin: _Origin, stream: _SocketStream, forward_proxy: _Proxy | None, next_hop: _Origin) -> None:
         self.origin = origin
         self.idle_since = 0.0
         self._stream = stream
@@ -861,9 +856,7 @@ class ForeignTransport(httpx.AsyncBaseTransport):
             for name in ("on_slot", "on_bytes"):
                 if extensions.get(name) is not None:
                     extensions[name]()
-            response = await self._client.send(
-                self._adopt(request), stream=True, auth=None, follow_redirects=False
-            )
+            response = await self._client.send(self._adopt(request), stream=True, auth=None, follow_redirects=False)
         except BaseException:
             self._gate.release(lane)
             raise

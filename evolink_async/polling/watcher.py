@@ -48,6 +48,9 @@ _ACCESS_PATIENCE = 60.0
 # Completed without any link: three looks in ten seconds, then it is taken as it is.
 _EMPTY_LOOKS, _EMPTY_PAUSE = 3, 5.0
 
+# Timers may fire a hair early; what is due within this many seconds is due.
+_TICK = 1e-5
+
 _NO_BATCH = frozenset({400, 403, 404, 405})
 _NO_TASK = frozenset({404, 410})
 _NO_ACCESS = frozenset({401, 403})
@@ -231,7 +234,7 @@ class Watcher:
         while self._watched:
             self._wake.clear()
             now = self._loop.time()
-            due = [] if now < self._paused_until else self._take_due(now)
+            due = [] if now + _TICK < self._paused_until else self._take_due(now + _TICK)
             self._ready.extend(self._grouped(due, now))
             self._ensure_workers()
             earliest = self._heap[0][0] if self._heap else math.inf

@@ -79,8 +79,9 @@ async def test_lanes_take_turns_when_both_wait() -> None:
     crowd = Crowd(gate)
     await crowd.join("read", "r0", "r1", "r2", "r3")
     await crowd.join("submit", "s1", "s2")
-    for lane in ("read", "submit", "read", "submit", "read"):
-        await crowd.release(lane)  # type: ignore[arg-type]
+    turns: list[Lane] = ["read", "submit", "read", "submit", "read"]
+    for lane in turns:
+        await crowd.release(lane)
     assert crowd.served == ["r0", "s1", "r1", "s2", "r2", "r3"]
 
 

@@ -14,7 +14,7 @@ import sys
 import traceback
 import types
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -333,6 +333,7 @@ async def test_a_connection_that_the_server_closed_gets_no_request(make: Make) -
 async def test_a_close_that_the_event_loop_did_not_notice_yet_is_seen(make: Make) -> None:
     transport = make()
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)  # a thread that waits for ever would hang the whole run
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
         def answer_one() -> socket.socket:
@@ -447,7 +448,7 @@ async def test_other_urls_are_refused(make: Make, url: str) -> None:
 
 class Calls(list[str]):
     @property
-    def extensions(self) -> dict[str, Callable[[], None]]:
+    def extensions(self) -> dict[str, Any]:
         return {"on_slot": lambda: self.append("slot"), "on_bytes": lambda: self.append("bytes")}
 
 
@@ -647,8 +648,9 @@ async def test_a_peer_that_takes_no_bytes_is_a_write_timeout(make: Make) -> None
     deaf: list[asyncio.Transport] = []
     listener = await asyncio.get_running_loop().create_server(Deaf, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    big = request(url, method="POST", content=b"x" * 50_000_000, timeout={"write": 0.1}, **calls.extensions)
     with pytest.raises(httpx.WriteTimeout, match=r"the peer took no bytes for 0\.1 s"):
-        await fetch(transport, url, method="POST", content=b"x" * 50_000_000, timeout={"write": 0.1}, **calls.extensions)
+        await transport.handle_async_request(big)
     assert calls == ["slot", "bytes"]
     assert_clean(transport)
     for base in deaf:
@@ -857,11 +859,12 @@ async def test_chaos_leaves_the_gate_clean(make: Make) -> None:
         silence,
         lambda peer, request: peer.transport.abort(),
     ]
+    patience = [None, 0.05]
     transport = make(6)
 
     async def one(url: str) -> None:
         response = await transport.handle_async_request(
-            request(url, lane=dice.choice(["read", "submit"]), timeout={"read": 0.02, "pool": dice.choice([None, 0.05])})
+            request(url, lane=dice.choice(["read", "submit"]), timeout={"read": 0.02, "pool": dice.choice(patience)})
         )
         try:
             if dice.random() < 0.8:
@@ -976,9 +979,7 @@ def test_it_runs_on_uvloop(server_tls: ssl.SSLContext, client_tls: ssl.SSLContex
 # -- TLS ---------------------------------------------------------------------------------------------
 
 
-async def test_tls_connections_are_reused(
-    make: Make, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
-) -> None:
+async def test_tls_connections_are_reused(make: Make, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
     transport = make(verify=client_tls)
     async with serving(always(OK), server_tls) as server:
         for _ in range(3):
@@ -1020,7 +1021,7 @@ async def test_the_context_is_built_once_and_only_for_https(
 
 
 @pytest.fixture
-def proxy_env(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def proxy_env(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)

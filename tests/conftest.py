@@ -1,0 +1,136 @@
+"""What every test gets: a secret key that must show nowhere, a clean environment, and a check that nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import inspect
+import logging
+import os
+import secrets
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from evolink_async import AsyncEvoLink
+from evolink_async.emulator import Emulator
+from evolink_async.http.transport import SlotTransport
+
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_transports: weakref.WeakSet[SlotTransport] = weakref.WeakSet()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _remember_transports() -> Iterator[None]:
+    original = SlotTransport.__init__
+
+    @functools.wraps(original)
+    def remembering(self: SlotTransport, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        _transports.add(self)
+
+    SlotTransport.__init__ = remembering  # type: ignore[method-assign]
+    yield
+    SlotTransport.__init__ = original  # type: ignore[method-assign]
+
+
+class _Everything(logging.Handler):
+    """Keeps every formatted line, with tracebacks."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines: list[str] = []
+        self.setFormatter(logging.Formatter("%(name)s %(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record) + repr(record.args))
+
+
+@pytest.fixture
+def api_key() -> str:
+    """The secret of this test."""
+    return f"sk-canary-{secrets.token_hex(12)}"
+
+
+@pytest.fixture(autouse=True)
+def _canary(
+    api_key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """The key is in the environment, and may be found in no log line and no file of the test afterwards."""
+    for name in _PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name in [name for name in os.environ if name.startswith("EVOLINK_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("EVOLINK_API_KEY", api_key)
+    handler = _Everything()
+    root, ours = logging.getLogger(), logging.getLogger("evolink_async")
+    level = ours.level
+    root.addHandler(handler)
+    ours.setLevel(logging.DEBUG)
+    yield
+    root.removeHandler(handler)
+    ours.setLevel(level)
+    leaks = [line for line in handler.lines if api_key in line]
+    assert not leaks, f"the API key is in the log: {leaks[:3]}"
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and api_key.encode() in path.read_bytes()]
+    assert not written, f"the API key is in files: {written}"
+
+
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        test = getattr(item, "obj", None)
+        if inspect.iscoroutinefunction(test):
+            item.obj = _checked(test)  # type: ignore[attr-defined]
+
+
+def _checked(test: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(test)
+    async def checked(*args: Any, **kwargs: Any) -> None:
+        await test(*args, **kwargs)
+        await assert_nothing_left()
+
+    return checked
+
+
+async def assert_nothing_left() -> None:
+    """No asyncio task named by the library, and no slot in use, once the loop had a few turns to clean up."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+        tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith("evolink ")]
+        busy = [transport for transport in _transports if transport.in_use]
+        if not tasks and not busy:
+            return
+    gc.collect()
+    assert not tasks, f"tasks are left: {tasks}"
+    assert not busy, f"slots are left: {busy}"
+
+
+@asynccontextmanager
+async def virtual_service(api_key: str, **options: Any) -> AsyncIterator[tuple[Emulator, httpx.AsyncClient]]:
+    """An emulator on the loop's (virtual) clock, reached in process: nothing but time passes."""
+    emulator = Emulator(clock=asyncio.get_running_loop().time, api_key=api_key, **options)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)) as http_client:  # type: ignore[arg-type]
+        yield emulator, http_client
+
+
+@pytest.fixture
+async def emulator(api_key: str) -> AsyncIterator[Any]:
+    """A running emulator on a real port: `.base_url`, `.api_key`, `.emulator`. Fast: 100 times real speed."""
+    async with Emulator(speed=100, seed=1, api_key=api_key).serve() as server:
+        yield server
+
+
+@pytest.fixture
+async def client(emulator: Any) -> AsyncIterator[AsyncEvoLink]:
+    """A client of the running emulator."""
+    async with AsyncEvoLink(base_url=emulator.base_url) as client:
+        yield client
