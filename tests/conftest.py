@@ -26,6 +26,14 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 _transports: weakref.WeakSet[SlotTransport] = weakref.WeakSet()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-asyncio asks for "the" event loop of the thread before each test; where none is set, Python 3.11 makes one
+    # that nobody closes.
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    config.add_cleanup(loop.close)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _remember_transports() -> Iterator[None]:
     original = SlotTransport.__init__

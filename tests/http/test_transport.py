@@ -10,6 +10,7 @@ import logging
 import random
 import socket
 import ssl
+import struct
 import sys
 import traceback
 import types
@@ -169,6 +170,11 @@ def then_close(data: bytes) -> Answer:
     return answer
 
 
+def reset(peer: Peer) -> None:
+    peer.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.transport.abort()
+
+
 def in_turn(*answers: Answer) -> Answer:
     """The first request gets the first answer, and so on; the last one repeats."""
     rest = list(answers)
@@ -299,6 +305,19 @@ async def test_leaving_a_body_halfway_costs_the_connection(make: Make) -> None:
             break
         await response.aclose()
         assert (transport.in_use, transport.idle) == (0, 0)
+        await server.peers[0].lost
+
+
+async def test_a_reader_cancelled_in_the_body_gives_the_slot_back_at_once(make: Make) -> None:
+    transport = make(1)
+    async with serving(always(HALF_A_BODY)) as server:
+        response = await transport.handle_async_request(request(server.url))
+        task = asyncio.create_task(response.aread())
+        await settle()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (transport.in_use, transport.idle) == (0, 0), "though nobody closed the response"
         await server.peers[0].lost
 
 
@@ -570,7 +589,7 @@ def unused_port() -> int:
         (then_close(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"), httpx.RemoteProtocolError),
         (always(b"SSH-2.0-OpenSSH_9.7\r\n\r\n"), httpx.RemoteProtocolError),
         (always(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000), httpx.RemoteProtocolError),
-        (lambda peer, request: peer.transport.abort(), httpx.TransportError),
+        (lambda peer, request: reset(peer), httpx.ReadError),
         (silence, httpx.ReadTimeout),
         (always(b"HTTP/1.1 200"), httpx.ReadTimeout),
         (always(HALF_A_BODY), httpx.ReadTimeout),
@@ -633,6 +652,18 @@ async def test_a_big_body_in_both_directions(make: Make) -> None:
 
     async with serving(echo) as server:
         assert await fetch(make(), server.url, method="POST", content=body) == body
+
+
+async def test_a_slow_reader_slows_the_server(make: Make) -> None:
+    size = 30_000_000  # more than the system's buffers take in
+    async with serving(always(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))) as server:
+        response = await make().handle_async_request(request(server.url))
+        server_side = server.peers[0].transport
+        left = -1
+        while left != (left := server_side.get_write_buffer_size()):  # noqa: ASYNC110 - the kernel sends no event
+            await asyncio.sleep(0.05)
+        assert left > size // 4
+        assert len(await response.aread()) == size
 
 
 async def test_a_peer_that_takes_no_bytes_is_a_write_timeout(make: Make) -> None:
@@ -826,6 +857,19 @@ async def test_a_deadline_of_the_caller_is_a_cancellation_like_any_other(make: M
         with pytest.raises(TimeoutError):
             await bounded()
         assert (transport.in_use, transport.idle) == (0, 0)
+
+
+async def test_a_connection_that_comes_after_its_cancellation_is_cut() -> None:
+    class Late(asyncio.Transport):
+        cut = False
+
+        def abort(self) -> None:
+            self.cut = True
+
+    stream = transport_module._SocketStream()
+    stream.abort()
+    stream.connection_made(late := Late())
+    assert late.cut
 
 
 async def test_cancelled_at_the_gate(make: Make) -> None:
@@ -1120,6 +1164,7 @@ async def test_a_refusing_proxy_is_named_without_its_password(
             await fetch(transport, "https://evolink.invalid/", **calls.extensions)
         assert "SECRET" not in "".join(traceback.format_exception(caught.value)) + repr(transport)
         assert_clean(transport)
+        await proxy.peers[0].lost
     assert calls == ["slot"], "what the proxy was told is not the request"
 
 
@@ -1235,6 +1280,23 @@ async def test_cancelling_a_users_client_releases_the_place(phase: str) -> None:
             await task
         assert (gate.in_use, gate.waiting) == (0, 0)
         await server.peers[0].lost
+
+
+async def test_a_users_client_that_fails_to_close_costs_no_place() -> None:
+    class Stubborn(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b"x"
+
+        async def aclose(self) -> None:
+            raise OSError("no")
+
+    gate = Gate(1)
+    answering = httpx.MockTransport(lambda asked: httpx.Response(200, stream=Stubborn()))
+    async with httpx.AsyncClient(transport=answering) as client:
+        response = await ForeignTransport(client, gate).handle_async_request(request("http://evolink.invalid"))
+        with pytest.raises(OSError, match="no"):
+            await response.aclose()
+    assert gate.in_use == 0
 
 
 async def test_pool_timeout_and_failures_of_a_users_client(unused_port: int) -> None:

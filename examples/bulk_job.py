@@ -1,0 +1,50 @@
+"""A bulk job: one prompt a line, each result as it completes, a summary at the end.
+
+    EVOLINK_API_KEY=... python examples/bulk_job.py prompts.txt > results.tsv
+
+It leaves saving the files and surviving a crash to you: keep the printed ids and links.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from evolink_async import AsyncEvoLink, EvoLinkError, ImageRequest
+
+
+def requests(prompts: Path) -> Iterator[ImageRequest]:
+    """One request a line; the file is read as the pool has room, so it may be of any length."""
+    with prompts.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield ImageRequest(model="gpt-4o-image", prompt=line.strip(), key=f"line-{number}")
+
+
+async def main(prompts: Path) -> int:
+    """Run the job; the exit code tells whether everything completed."""
+    async with AsyncEvoLink(rate_limit="10/s") as client:
+        pool = client.pool(requests(prompts), max_outstanding=500)
+        try:
+            async with pool:
+                async for outcome in pool:
+                    if outcome.ok:
+                        print(outcome.key, outcome.task.id, *outcome.urls, sep="\t", flush=True)
+                    else:
+                        print(outcome.key, outcome.status, outcome.error, file=sys.stderr)
+        except EvoLinkError as reason:  # what ended the pool early: no credits, a wrong key, ...
+            print(f"ended early: {reason}", file=sys.stderr)
+        finally:
+            for outcome in pool.leftovers:  # after Ctrl-C: sent and paid for, not handed over
+                print(outcome.key, outcome.status, outcome.task and outcome.task.id, file=sys.stderr)
+    stats = pool.stats
+    print(f"{stats.completed} of {stats.finished} completed, {stats.credits_spent} credits", file=sys.stderr)
+    return 0 if stats.completed == stats.finished and pool.reason is None else 1
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    sys.exit(asyncio.run(main(Path(sys.argv[1]))))

@@ -1,0 +1,75 @@
+"""The examples run as they stand, against the emulator."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from programs import ROOT, run_program
+
+EXAMPLES = ROOT / "examples"
+
+USE_BACKEND = """
+import asyncio, sys
+import httpx
+sys.path.insert(0, "examples")
+from web_backend import app
+
+async def main():
+    transport = httpx.ASGITransport(app=app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://app") as http:
+        key = {"Idempotency-Key": "one-click-0123456789"}
+        first = await http.post("/pictures", json={"prompt": "a lighthouse"}, headers=key)
+        again = await http.post("/pictures", json={"prompt": "a lighthouse"}, headers=key)
+        assert first.status_code == again.status_code == 202, first.text
+        assert first.json()["id"] == again.json()["id"]
+        done = await http.get(f"/pictures/{first.json()['id']}", timeout=40)
+        assert done.status_code == 200 and done.json()["urls"], done.text
+        wrong = await http.post("/pictures", json={"prompt": "x", "size": "7x7"})
+        assert wrong.status_code == 422 and "size" in wrong.text, wrong.text
+        print("ok")
+
+asyncio.run(main())
+"""
+
+RUN_NOTEBOOK = """
+import sys
+import nbclient, nbformat
+notebook = nbformat.read(sys.argv[1], as_version=4)
+nbclient.NotebookClient(notebook, timeout=40, kernel_name="python3").execute()
+print("".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", [])))
+"""
+
+
+async def test_the_bulk_job_prints_a_line_for_every_prompt(emulator: Any, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"a lighthouse number {n}\n\n" for n in range(12)), encoding="utf-8")
+    done = await run_program([sys.executable, str(EXAMPLES / "bulk_job.py"), str(prompts)], emulator)
+    assert done.code == 0, done.stderr
+    assert sorted(line.split("\t")[0] for line in done.stdout.splitlines()) == sorted(
+        f"line-{number}" for number in range(1, 24, 2)
+    )
+    assert "12 of 12 completed, 30.0 credits" in done.stderr
+
+
+async def test_the_chain_makes_a_video_of_every_picture(emulator: Any) -> None:
+    done = await run_program([sys.executable, str(EXAMPLES / "chain.py"), "a lighthouse", "a harbour"], emulator)
+    assert done.code == 0, done.stderr
+    assert sorted(line.split()[0] for line in done.stdout.splitlines()) == ["1/video", "2/video"]
+    kinds = [post["kind"] for post in emulator.emulator.book()["posts"]]
+    assert sorted(kinds) == ["image", "image", "video", "video"]
+
+
+async def test_the_web_backend_pays_once_for_a_repeated_click(emulator: Any) -> None:
+    done = await run_program([sys.executable, "-c", USE_BACKEND], emulator)
+    assert done.code == 0, done.stderr
+    assert done.stdout == "ok\n"
+    assert len(emulator.emulator.book()["posts"]) == 1
+
+
+async def test_the_notebook_runs_from_top_to_bottom(emulator: Any) -> None:
+    done = await run_program([sys.executable, "-c", RUN_NOTEBOOK, str(EXAMPLES / "notebook.ipynb")], emulator)
+    assert done.code == 0, done.stderr
+    assert done.stdout.count("completed") >= 5
+    assert len(emulator.emulator.book()["posts"]) == 7
