@@ -36,6 +36,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 CONNECTIONS = 100
 TIMEOUT = 120.0
+BATCHING = "/batching"  # below this path the server answers status in batches, elsewhere it doesn't know them
 
 
 # -- The server, in its own process -----------------------------------------------------------------------------------
@@ -57,18 +58,31 @@ class _Answerer(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         while b"\r\n\r\n" in self._buffer:
-            head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
-            task_id = head.split(b" ", 2)[1].rpartition(b"/")[2].decode("ascii")
-            asyncio.get_running_loop().call_later(self._latency, self._answer, task_answer(task_id))
+            head, _, rest = self._buffer.partition(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0] or 0)
+            if len(rest) < length:
+                return
+            body, self._buffer = rest[:length], rest[length:]
+            asyncio.get_running_loop().call_later(self._latency, self._answer, answer_to(head, body))
 
     def _answer(self, answer: bytes) -> None:
         if not self._transport.is_closing():
             self._transport.write(answer)
 
 
-def task_answer(task_id: str) -> bytes:
-    """A complete HTTP answer: the service's JSON for a completed task, about 200 bytes."""
-    task = {
+def answer_to(head: bytes, body: bytes) -> bytes:
+    """The answer to a request: one task, a batch of them under BATCHING, else 404 for what isn't a GET."""
+    path = head.split(b" ", 2)[1].decode("ascii")
+    if head.startswith(b"GET "):
+        return http_answer("200 OK", finished_task(path.rpartition("/")[2]))
+    if path.startswith(BATCHING):
+        return http_answer("200 OK", {"data": [finished_task(task_id) for task_id in json.loads(body)["task_ids"]]})
+    return http_answer("404 Not Found", {"error": {"code": "not_found", "message": "no such endpoint"}})
+
+
+def finished_task(task_id: str) -> dict[str, Any]:
+    """The service's JSON for a completed task, about 200 bytes."""
+    return {
         "id": task_id,
         "object": "image.generation.task",
         "model": "gpt-4o-image",
@@ -78,8 +92,12 @@ def task_answer(task_id: str) -> bytes:
         "created": 1757156493,
         "results": ["https://files.example/a.png"],
     }
-    body = json.dumps(task, separators=(",", ":")).encode()
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+
+
+def http_answer(status: str, value: dict[str, Any]) -> bytes:
+    """A complete HTTP answer."""
+    body = json.dumps(value, separators=(",", ":")).encode()
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
@@ -253,6 +271,19 @@ async def run_aiohttp(base_url: str, n: int) -> Result:
                 return json.loads(await response.read())
 
         return await measure(n, poll)
+
+
+@row("wait", "tasks.wait of AsyncEvoLink, one GET a task")
+async def run_waits(base_url: str, n: int) -> Result:
+    from evolink_async import AsyncEvoLink
+
+    async with AsyncEvoLink("sk-benchmark", base_url=base_url, max_connections=CONNECTIONS) as client:
+        return await measure(n, client.tasks.wait)
+
+
+@row("wait-batch", "tasks.wait of AsyncEvoLink, in batches")
+async def run_batched_waits(base_url: str, n: int) -> Result:
+    return await run_waits(base_url + BATCHING, n)
 
 
 # -- The program ------------------------------------------------------------------------------------------------------

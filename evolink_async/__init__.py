@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from evolink_async.http.retry import RetryPolicy
     from evolink_async.pool import Outcome, OutcomeStatus, PoolStats, TaskPool
     from evolink_async.requests import AudioRequest, GenerationRequest, ImageRequest, VideoRequest
+    from evolink_async.saving import UploadedFile
     from evolink_async.types import CreditBalance, Credits, KeyCredits, Task, TaskFailure, TaskInfo, TaskStatus, Usage
 
 __all__ = [
@@ -99,6 +100,7 @@ __all__ = [
     "TaskPool",
     "TaskStatus",
     "TaskTimeoutError",
+    "UploadedFile",
     "Usage",
     "VideoRequest",
     "__version__",
@@ -110,6 +112,7 @@ _ROOMS = {
     "http.retry": ("RetryPolicy",),
     "pool": ("Outcome", "OutcomeStatus", "PoolStats", "TaskPool"),
     "requests": ("AudioRequest", "GenerationRequest", "ImageRequest", "VideoRequest"),
+    "saving": ("UploadedFile",),
     "types": ("CreditBalance", "Credits", "KeyCredits", "Task", "TaskFailure", "TaskInfo", "TaskStatus", "Usage"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
@@ -125,4 +128,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

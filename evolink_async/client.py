@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import inspect
 import logging
 import math
 import os
 import re
 import warnings
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from urllib.parse import urlencode, urlsplit
+
+import anyio
 
 from evolink_async.errors import (
-    APIStatusError,
+    BadRequestError,
     ClosedError,
     ConfigurationError,
     ConnectionFailedError,
     EvoLinkError,
     InvalidRequestError,
     NotFoundError,
+    NotSubmittedError,
     ResponseError,
     SubmitOutcomeUnknownError,
     TaskCancelledError,
@@ -27,17 +33,18 @@ from evolink_async.errors import (
     TaskFailedError,
     TaskTimeoutError,
 )
-from evolink_async.http.answers import read_json, status_error, task_from
-from evolink_async.http.exchange import AnswerLost, Exchange, NotSent, checked_base_url
+from evolink_async.http.answers import Answer, excerpt, read_json, status_error, task_from
+from evolink_async.http.exchange import AnswerLost, Exchange, Flight, NotSent, checked_base_url
+from evolink_async.http.foreign import ForeignTransport
 from evolink_async.http.gate import Gate
 from evolink_async.http.keys import ApiKey, KeySource
 from evolink_async.http.pace import Pace, RateLimit
 from evolink_async.http.reads import Reader
 from evolink_async.http.retry import Replays, RetryPolicy
 from evolink_async.http.submit import Submitter, checked_idempotency_key, submit_and_wait
-from evolink_async.http.transport import ForeignTransport, SlotTransport
+from evolink_async.http.transport import SlotTransport
 from evolink_async.polling.schedule import EstimateSchedule, Schedule
-from evolink_async.polling.watcher import BATCH_PATH, BATCH_SIZE, WORKERS, Watcher, has_result
+from evolink_async.polling.watcher import BATCH_PATH, BATCH_SIZE, WORKERS, Learned, Watcher, has_result
 from evolink_async.requests import (
     AudioRequest,
     GenerationRequest,
@@ -48,21 +55,32 @@ from evolink_async.requests import (
 from evolink_async.types import TASK_ID, CreditBalance, Credits, KeyCredits, Task, TaskFailure, TaskStatus
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import httpx
 
     from evolink_async.pool import Outcome, TaskPool
+    from evolink_async.saving import Files
 
 __all__ = ["AsyncEvoLink"]
 
 logger = logging.getLogger("evolink_async")
 
 DEFAULT_BASE_URL = "https://api.evolink.ai"
+DEFAULT_FILES_URL = "https://files-api.evolink.ai"
 SUBMIT_TIMEOUT, POLL_TIMEOUT = 30.0, 15.0
 MOST_CONNECTIONS = 10_000
+DOWNLOAD_CONNECTIONS = 32
 LIST_PAGE = 50
+_READERS = 8  # single GETs at once of one `get_many`
+_PAGES_WITHOUT_NEWS = 20
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_ENDLESS = 1e9  # seconds; more is no number of seconds but a mistake
+_CLOSED = "this client is closed; make a new one"
 _LIST_STATUSES = ("processing", "completed", "failed", "cancelled")
 
 Validate = bool | Literal["warn"]
+_T = TypeVar("_T")
 
 
 class _Session:
@@ -74,6 +92,10 @@ class _Session:
         options = client._options
         self.transport = _transport(options.http_client, options.max_connections)
         self.exchange = Exchange(self.transport, options.base_url)
+        self.files_exchange = Exchange(self.transport, options.files_url)
+        self._downloads: SlotTransport | None = None
+        self._calls: set[asyncio.Timeout] = set()
+        self._closed = False
         gate = self.transport.gate
         self.pace = Pace(options.rate_limit, gate.lane_limit, options.retry, client._learned_rates)
         self.submitter = Submitter(
@@ -89,18 +111,50 @@ class _Session:
             self.exchange, options.api_key, options.retry, request_timeout=options.request_timeout or POLL_TIMEOUT
         )
         workers = min(WORKERS, gate.lane_limit)
-        self.watcher = Watcher(self.reader, client._schedule, options.retry, workers=workers)
+        self.watcher = Watcher(self.reader, client._schedule, options.retry, client._learned_reads, workers=workers)
+
+    @property
+    def downloads(self) -> SlotTransport:
+        """Connections for result files, which never carry the key and never starve polls."""
+        if self._closed:
+            raise ClosedError(_CLOSED)
+        if self._downloads is None:
+            self._downloads = SlotTransport(DOWNLOAD_CONNECTIONS)
+        return self._downloads
+
+    async def until_closed(self, call: Awaitable[_T]) -> _T:
+        """The result of a call that raises only errors of this library; `ClosedError` if the client is closed first."""
+        limit = asyncio.timeout(None)
+        self._calls.add(limit)
+        try:
+            async with limit:
+                return await call
+        except TimeoutError as error:
+            if isinstance(error, EvoLinkError):
+                raise
+            raise ClosedError("the client was closed during this call") from None
+        finally:
+            self._calls.discard(limit)
 
     async def aclose(self) -> None:
-        await self.submitter.aclose()
-        await self.pace.aclose()
-        await self.watcher.aclose()
-        await self.transport.aclose()
+        self._closed = True
+        for limit in self._calls:
+            limit.reschedule(-math.inf)
+        try:
+            await self.watcher.aclose()
+            await self.submitter.aclose()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.pace.aclose()
+                if self._downloads is not None:
+                    await self._downloads.aclose()
+                await self.transport.aclose()
 
     def abandon(self) -> None:
         """Let go of what a closed loop has left behind; nothing can be awaited any more."""
-        if isinstance(self.transport, SlotTransport):
-            self.transport.abandon()
+        for transport in (self.transport, self._downloads):
+            if isinstance(transport, SlotTransport):
+                transport.abandon()
 
 
 def _transport(http_client: httpx.AsyncClient | None, max_connections: int) -> SlotTransport | ForeignTransport:
@@ -116,6 +170,7 @@ class _Options:
         "allow_private_hosts",
         "api_key",
         "base_url",
+        "files_url",
         "http_client",
         "max_connections",
         "on_lost_response",
@@ -127,6 +182,7 @@ class _Options:
 
     api_key: ApiKey
     base_url: str
+    files_url: str
     rate_limit: RateLimit | None
     max_connections: int
     request_timeout: float | None
@@ -152,6 +208,8 @@ class AsyncEvoLink:
         default EVOLINK_API_KEY.
     base_url: the service's address without `/v1`; by default EVOLINK_BASE_URL or https://api.evolink.ai. Plain http
         is refused except on loopback hosts.
+    files_url: the address of the file service; by default EVOLINK_FILES_BASE_URL, else https://files-api.evolink.ai,
+        or the host of a base_url that is not EvoLink's own.
     rate_limit: `RateLimit(5)`, "5/s" or "60/min": never more submissions than that, over all pools and calls of this
         client. None: ten at once, then 5/s and faster until the service refuses.
     max_connections: connections to the service at once; a quarter is kept for polls, a quarter for submissions.
@@ -171,6 +229,7 @@ class AsyncEvoLink:
         api_key: KeySource | None = None,
         *,
         base_url: str | None = None,
+        files_url: str | None = None,
         rate_limit: RateLimit | str | None = None,
         max_connections: int = 100,
         request_timeout: float | None = None,
@@ -190,8 +249,12 @@ class AsyncEvoLink:
                     "no API key: set EVOLINK_API_KEY or give api_key=; keys are made at https://evolink.ai/dashboard/keys"
                 )
         options.api_key = ApiKey(api_key)
-        base_url = base_url or os.environ.get("EVOLINK_BASE_URL") or DEFAULT_BASE_URL
+        if base_url is None:
+            base_url = os.environ.get("EVOLINK_BASE_URL") or DEFAULT_BASE_URL
         options.base_url = checked_base_url(base_url, "base_url")
+        if files_url is None:
+            files_url = os.environ.get("EVOLINK_FILES_BASE_URL") or _files_url_beside(options.base_url)
+        options.files_url = checked_base_url(files_url, "files_url")
         options.rate_limit = None if rate_limit is None else RateLimit.parse(rate_limit)
         options.max_connections = _whole(max_connections, "max_connections", 1, MOST_CONNECTIONS)
         options.request_timeout = checked_seconds(request_timeout, "request_timeout")
@@ -200,12 +263,11 @@ class AsyncEvoLink:
             raise ConfigurationError(f"retry must be a RetryPolicy, got {type(retry).__name__}")
         options.on_lost_response = _one_of(on_lost_response, "on_lost_response", ("replay", "hold"))
         options.validate = _one_of(validate, "validate", (True, False, "warn"))
-        if http_client is not None and not callable(getattr(http_client, "send", None)):
-            raise ConfigurationError(f"http_client must be an httpx.AsyncClient, got {type(http_client).__name__}")
-        options.http_client = http_client
-        options.allow_private_hosts = bool(allow_private_hosts)
+        options.http_client = _checked_http_client(http_client)
+        options.allow_private_hosts = _one_of(allow_private_hosts, "allow_private_hosts", (True, False))
         # What was learned outlives a loop.
         self._learned_rates: dict[str, float] = {}
+        self._learned_reads = Learned()
         self._replays = Replays()
         self._schedule: Schedule = EstimateSchedule()
         self._warned: set[str] = set()
@@ -213,6 +275,16 @@ class AsyncEvoLink:
         self.videos = Generations(self, VideoRequest)
         self.audios = Generations(self, AudioRequest)
         self.tasks = Tasks(self)
+        self._files: Files | None = None
+
+    @property
+    def files(self) -> Files:
+        """Uploads: files that requests can name by a link."""
+        if self._files is None:
+            from evolink_async.saving import Files
+
+            self._files = Files(self)
+        return self._files
 
     # Submitting and waiting
 
@@ -264,6 +336,12 @@ class AsyncEvoLink:
 
         return await run_many(self.pool(requests, **pool_options))
 
+    async def save(self, source: Task | str, directory: str | os.PathLike[str]) -> list[Path]:
+        """Save the results of a completed task (or one link) into a directory: the paths written."""
+        from evolink_async.saving import save_results
+
+        return await save_results(self, source, directory)
+
     # Reading
 
     async def credits(self, *, timeout: float | None = 60) -> Credits:
@@ -271,47 +349,55 @@ class AsyncEvoLink:
         value = await self._read("GET", "/v1/credits", timeout)
         data = value.get("data") if isinstance(value, dict) else None
         if not isinstance(data, dict) or value.get("success") is False:
-            raise ResponseError("the answer about credits is not the documented one")
+            reason = value.get("message") or value.get("msg") if isinstance(value, dict) else None
+            said = f": {excerpt(reason.encode('utf-8', 'replace'))}" if isinstance(reason, str) else ""
+            raise ResponseError(f"the answer about credits is not the documented one{said}")
         return _credits(data)
 
     async def raw(self, method: str, path: str, *, json: Any = None, timeout: float | None = 60) -> Any:
-        """The parsed JSON of an endpoint that this library doesn't know yet.
+        """The parsed JSON of an endpoint that this library doesn't know yet; None for an answer without a body.
 
         A GET is retried for `timeout` seconds. Anything else is sent once: if its answer is lost,
         `SubmitOutcomeUnknownError` says so. Generations are refused here: `submit` sends them safely.
         """
-        method = method.upper()
-        if not re.fullmatch(r"/v1/[\x21-\x7e]+", path) or "//" in path or ".." in path:
-            raise InvalidRequestError(f"a path must begin with /v1/ and name no host, got {path!r}", param="path")
+        method = _checked_call(method, path, json)
         if method == "GET":
             return await self._read("GET", path, timeout)
-        if method not in ("POST", "PUT", "PATCH", "DELETE"):
-            raise InvalidRequestError(f"method must be GET, POST, PUT, PATCH or DELETE, got {method!r}", param="method")
-        if "/generations" in path:
-            raise InvalidRequestError("generations cost money: use client.submit, which sends none twice on a guess")
+        deadline = self._deadline(timeout)
+        content = None if json is None else encode_json(json)
         session = self._open()
-        try:
-            answer = await session.exchange.send(
-                method,
-                path,
-                key=await self._options.api_key.get(),
-                lane="read",
-                seconds=_at_most(timeout, SUBMIT_TIMEOUT),
-                content=None if json is None else encode_json(json),
-            )
-        except NotSent as error:
-            raise ConnectionFailedError(str(error)) from error.__cause__
-        except AnswerLost as error:
-            raise SubmitOutcomeUnknownError(f"{method} {path} was sent: {error}") from error.__cause__
+        answer = await session.until_closed(self._send_once(session, method, path, content, deadline))
         if not 200 <= answer.status < 300:
             raise status_error(answer)
-        return read_json(answer)
+        return read_json(answer) if answer.body or answer.problem else None
+
+    async def _send_once(
+        self, session: _Session, method: str, path: str, content: bytes | None, deadline: float | None
+    ) -> Answer:
+        flight = Flight()
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await session.exchange.send(
+                    method,
+                    path,
+                    key=await self._options.api_key.get(),
+                    lane="read",
+                    seconds=self._options.request_timeout or SUBMIT_TIMEOUT,
+                    content=content,
+                    flight=flight,
+                )
+        except (NotSent, AnswerLost, TimeoutError) as error:
+            if isinstance(error, AnswerLost) or flight.sent:
+                why = str(error) or "no answer came in time"
+                raise SubmitOutcomeUnknownError(f"{method} {path} was sent: {why}") from error.__cause__
+            why = str(error) or f"{session.exchange.host} was not reached in time"
+            raise ConnectionFailedError(why) from error.__cause__
 
     # Life
 
     async def __aenter__(self) -> Self:
         if self._closed:
-            raise ClosedError("this client is closed; make a new one")
+            raise ClosedError(_CLOSED)
         return self
 
     async def __aexit__(
@@ -320,50 +406,60 @@ class AsyncEvoLink:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the client. POSTs under way have 5 s to be answered; running tasks stay at the service. Repeatable."""
+        """Close the client. POSTs under way have 5 s to be answered; running tasks stay at the service. Repeatable.
+
+        Whoever waits for a task, or for an answer, gets `ClosedError`.
+        """
         if self._closed:
             return
-        session = None
-        try:
-            session = self._session and self._open()
-        finally:
-            self._closed = True
-            self._session = None
-        if session is not None:
+        session = self._session
+        if session is not None and not session.loop.is_closed():
+            self._refuse_elsewhere(session)
+        self._closed = True
+        self._session = None
+        if session is None:
+            return
+        if session.loop.is_closed():
+            session.abandon()
+        else:
             await session.aclose()
 
-    def __del__(self) -> None:
-        if getattr(self, "_session", None) is not None and not self._closed:
-            message = f"unclosed {self!r}: use 'async with' or aclose()"
-            warnings.warn(message, ResourceWarning, source=self, stacklevel=2)
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        session = getattr(self, "_session", None)
+        if session is not None and not self._closed and session.pid == os.getpid():
+            warn(f"unclosed {self!r}: use 'async with' or aclose()", ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "idle" if self._session is None else "open"
         return f"<AsyncEvoLink {self._options.base_url} {state}>"
 
     def __reduce__(self) -> str:
-        raise TypeError("a client is not pickled; make one in each process")
+        raise TypeError("a client is neither copied nor pickled: share it within a loop, make one in each process")
 
     # Inside
 
     def _open(self) -> _Session:
         """The session of the running loop."""
         if self._closed:
-            raise ClosedError("this client is closed; make a new one")
-        loop = asyncio.get_running_loop()
+            raise ClosedError(_CLOSED)
         session = self._session
         if session is not None:
-            if session.pid != os.getpid():
-                raise ConfigurationError("this client was used before a fork; make a new one in each process")
-            if session.loop is loop:
+            # A closed loop is replaced, but not in a forked child, which shares its sockets with the parent.
+            if not session.loop.is_closed() or session.pid != os.getpid():
+                self._refuse_elsewhere(session)
                 return session
-            if not session.loop.is_closed():
-                raise ConfigurationError(
-                    "this client lives in another event loop that isn't closed; make one client for each loop or thread"
-                )
             session.abandon()
         self._session = session = _Session(self)
         return session
+
+    def _refuse_elsewhere(self, session: _Session) -> None:
+        """Raise unless this is the process and the loop that the session lives in."""
+        if session.pid != os.getpid():
+            raise ConfigurationError("this client was used before a fork; make a new one in each process")
+        if session.loop is not asyncio.get_running_loop():
+            raise ConfigurationError(
+                "this client lives in another event loop that isn't closed; make one client for each loop or thread"
+            )
 
     def _deadline(self, timeout: float | None) -> float | None:
         seconds = checked_seconds(timeout, "timeout")
@@ -399,9 +495,16 @@ class AsyncEvoLink:
 
     async def _submit(self, request: GenerationRequest, deadline: float | None, key: str | None) -> Task:
         self._check(request)
+        if key is not None and not isinstance(key, str):
+            raise InvalidRequestError(f"an idempotency key is text, got {key!r}", param="idempotency_key")
         key = checked_idempotency_key(key)
         session = self._open()
-        task = await submit_and_wait(session.submitter, request, key, "calls", deadline)
+        try:
+            task = await submit_and_wait(session.submitter, request, key, "calls", deadline)
+        except NotSubmittedError as error:
+            if not self._closed:
+                raise
+            raise ClosedError("the client was closed before this request was sent; nothing was sent") from error
         logger.info("task %s accepted", task.id)
         return task
 
@@ -414,29 +517,38 @@ class AsyncEvoLink:
         age: float | None = None,
         on_progress: Callable[[Task], object] | None = None,
     ) -> Task:
-        session = self._open()
-        if task.is_terminal and (has_result(task) or not task.succeeded):
+        if _is_over(task):
             return conclude(task)
+        try:
+            session = self._open()
+        except ClosedError:
+            message = f"the client is closed, and task {task.id} goes on: wait for it by its id with another one"
+            raise ClosedError(message) from None
         waiter = _Waiter(session.loop.create_future(), task, on_progress)
         session.watcher.follow(task, waiter, age=age)
         try:
             async with asyncio.timeout_at(deadline):
-                task = await waiter.future
-        except TimeoutError:
+                return conclude(await waiter.future)
+        except TimeoutError as error:
+            if isinstance(error, EvoLinkError):
+                raise
             if session.watcher.unreachable(task.id):
                 message = f"could not reach {session.exchange.host} to look at task {task.id}; it goes on: wait again"
                 raise ConnectionFailedError(message) from None
+            if waiter.task.is_terminal:  # its end came with the deadline, or only its links were still awaited
+                return conclude(waiter.task)
             raise still_running(waiter.task, timeout) from None
         except asyncio.CancelledError as cancellation:
             cancellation.add_note(f"evolink task {task.id} goes on: client.tasks.wait({task.id!r})")
             raise
         finally:
             session.watcher.unfollow(task.id, waiter)
-        return conclude(task)
+            waiter.leave()
 
     async def _read(self, method: str, path: str, timeout: float | None, json: Any = None) -> Any:
         seconds = checked_seconds(timeout, "timeout")
-        return await self._open().reader.json(method, path, timeout=seconds, json=json)
+        session = self._open()
+        return await session.until_closed(session.reader.json(method, path, timeout=seconds, json=json))
 
 
 class Generations:
@@ -487,49 +599,52 @@ class Tasks:
 
     async def get(self, task_id: str, *, timeout: float | None = 60) -> Task:
         """The task now. Raises `NotFoundError` for an id that the service doesn't know. timeout: seconds in all."""
-        return task_from(await self._client._read("GET", f"/v1/tasks/{_checked_id(task_id)}", timeout))
+        task = task_from(await self._client._read("GET", f"/v1/tasks/{_checked_id(task_id)}", timeout))
+        if task.id != task_id:
+            raise ResponseError(f"asked for task {task_id}, the answer is about another")
+        return task
 
     async def get_many(self, task_ids: Iterable[str], *, timeout: float | None = 60) -> dict[str, Task]:
         """The tasks now, by id; ids the service doesn't know are left out.
 
         Asks for 50 at once where the service can (the vendor's client does; it isn't documented), else one by one.
-        timeout: seconds in all, retries included.
+        timeout: seconds in all, retries included; raises what stood in the way last when they are over.
         """
-        ids = list(dict.fromkeys(_checked_id(task_id) for task_id in task_ids))
+        if isinstance(task_ids, str):
+            raise InvalidRequestError("task_ids are several ids; for one use get", param="task_ids")
+        ids = list(dict.fromkeys(map(_checked_id, task_ids)))
+        deadline = self._client._deadline(timeout)
         found: dict[str, Task] = {}
-        try:
-            async with asyncio.timeout_at(self._client._deadline(timeout)):
-                if len(ids) > 1:
-                    await self._get_batches(ids, found)
-                await self._get_each([task_id for task_id in ids if task_id not in found], found)
-        except TimeoutError:
-            raise ConnectionFailedError(
-                f"{len(found)} of {len(ids)} tasks could be read within {timeout:g} s"
-            ) from None
+        for start in range(0, len(ids), BATCH_SIZE):
+            chunk = ids[start : start + BATCH_SIZE]
+            if len(chunk) > 1 and self._client._learned_reads.batches is not False:
+                found.update(await self._get_batch(chunk, deadline))
+        await self._get_each([task_id for task_id in ids if task_id not in found], found, deadline)
         return {task_id: found[task_id] for task_id in ids if task_id in found}
 
-    async def _get_batches(self, ids: list[str], found: dict[str, Task]) -> None:
-        for start in range(0, len(ids), BATCH_SIZE):
-            try:
-                chunk = ids[start : start + BATCH_SIZE]
-                value = await self._client._read("POST", BATCH_PATH, None, json={"task_ids": chunk})
-                tasks = [task_from(row) for row in value["data"]]
-            except (APIStatusError, ResponseError, KeyError, TypeError):
-                return  # not every service has it: one by one then
-            whole = [task for task in tasks if has_result(task) or not task.succeeded]
-            found.update((task.id, task) for task in whole if task.id in chunk)
+    async def _get_batch(self, ids: list[str], deadline: float | None) -> dict[str, Task]:
+        """Those that one batch could tell all about; none where the service has no batches, or not now."""
+        session = self._client._open()
+        try:
+            async with asyncio.timeout_at(deadline):
+                answer = await session.until_closed(session.reader.attempt("POST", BATCH_PATH, {"task_ids": ids}))
+        except (TimeoutError, ConnectionFailedError):
+            return {}  # whether it is the batch or everything that fails: the single GETs find out
+        tasks = self._client._learned_reads.read_batch(answer) or {}
+        return {task.id: task for task in tasks.values() if task.id in ids and (has_result(task) or not task.succeeded)}
 
-    async def _get_each(self, ids: list[str], found: dict[str, Task]) -> None:
+    async def _get_each(self, ids: list[str], found: dict[str, Task], deadline: float | None) -> None:
         queue = iter(ids)
 
         async def work() -> None:
             for task_id in queue:
                 try:
-                    found[task_id] = await self.get(task_id, timeout=None)
-                except NotFoundError:
-                    pass
+                    found[task_id] = await self.get(task_id, timeout=self._left(deadline))
+                except (NotFoundError, BadRequestError) as error:
+                    if not isinstance(error, NotFoundError) and error.code != "invalid_task_id":
+                        raise
 
-        workers = [asyncio.ensure_future(work()) for _ in range(min(8, len(ids)))]
+        workers = [asyncio.ensure_future(work()) for _ in range(min(_READERS, len(ids)))]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -537,6 +652,10 @@ class Tasks:
                 worker.cancel()
             if workers:
                 await asyncio.wait(workers)
+
+    def _left(self, deadline: float | None) -> float | None:
+        # A hair of time is left for the call to say what it would have done.
+        return None if deadline is None else max(1e-3, deadline - self._client._open().loop.time())
 
     async def list(
         self, *, status: str | None = None, model: str | None = None, timeout: float | None = 60
@@ -549,24 +668,23 @@ class Tasks:
         if status is not None and status not in _LIST_STATUSES:
             message = f"status must be one of {', '.join(_LIST_STATUSES)}, got {status!r}"
             raise InvalidRequestError(message, param="status")
-        from urllib.parse import urlencode
-
         filters = {name: value for name, value in (("status", status), ("model", model)) if value is not None}
-        seen: set[str] = set()
+        seen: set[str] = set()  # pages shift while tasks are added, so that rows come again
+        known_pages = 0
         page = 1
-        while True:
+        while known_pages < _PAGES_WITHOUT_NEWS:
             query = urlencode({"page": page, "page_size": LIST_PAGE} | filters)
-            value = await self._client._read("GET", f"/v1/tasks?{query}", timeout)
-            rows = value.get("data") if isinstance(value, dict) else None
-            if not isinstance(rows, list):
-                raise ResponseError("the answer about tasks is not a page of tasks")
-            fresh = [task for task in map(task_from, rows) if task.id not in seen]
-            seen = {task.id for task in fresh}  # pages shift while tasks are added: the last page's rows may come again
-            for task in fresh:
-                yield task
+            rows = _rows_of_page(await self._client._read("GET", f"/v1/tasks?{query}", timeout), page)
+            known_pages += 1
+            for task in map(task_from, rows):
+                if task.id not in seen:
+                    seen.add(task.id)
+                    known_pages = 0
+                    yield task
             if len(rows) < LIST_PAGE:
                 return
             page += 1
+        raise ResponseError(f"the pages of tasks repeat: nothing new on {known_pages} of them")
 
     async def wait(
         self,
@@ -584,32 +702,38 @@ class Tasks:
         """
         client = self._client
         deadline = client._deadline(timeout)
-        task = task_or_id if isinstance(task_or_id, Task) else Task(id=_checked_id(task_or_id))
+        if on_progress is not None and (not callable(on_progress) or inspect.iscoroutinefunction(on_progress)):
+            raise ConfigurationError("on_progress must be a plain function")
+        if isinstance(task_or_id, Task):
+            _checked_id(task_or_id.id)
+            task = task_or_id
+        else:
+            task = Task(id=_checked_id(task_or_id))
         return await client._wait(task, deadline, timeout, on_progress=on_progress)
 
 
 class _Waiter:
     """The follower of one wait."""
 
-    __slots__ = ("_on_progress", "future", "task")
+    __slots__ = ("_context", "_on_progress", "future", "task")
 
-    def __init__(
-        self, future: asyncio.Future[Task], task: Task, on_progress: Callable[[Task], object] | None
-    ) -> None:
+    def __init__(self, future: asyncio.Future[Task], task: Task, on_progress: Callable[[Task], object] | None) -> None:
         self.future = future
         self.task = task
         self._on_progress = on_progress
+        self._context = contextvars.copy_context()  # the watcher has none of its own
 
     def seen(self, task: Task) -> None:
         self.task = task
-        if self._on_progress is None:
+        if self._on_progress is None or task.is_terminal or self.future.done():
             return
         try:
-            self._on_progress(task)
+            self._context.run(self._on_progress, task)
         except Exception:
             logger.exception("on_progress raised; the waiting goes on")
 
     def ended(self, task: Task) -> None:
+        self.task = task
         if not self.future.done():
             self.future.set_result(task)
 
@@ -619,7 +743,19 @@ class _Waiter:
 
     def crashed(self, error: BaseException) -> None:
         if not self.future.done():
-            self.future.set_exception(error)
+            fault = EvoLinkError(f"a fault of this client while task {self.task.id} was running: {error!r}; wait again")
+            fault.__cause__ = error
+            self.future.set_exception(fault)
+
+    def leave(self) -> None:
+        """Nobody waits any more; an error that came at the same moment is not missed."""
+        if self.future.done() and not self.future.cancelled():
+            self.future.exception()
+
+
+def _is_over(task: Task) -> bool:
+    """Whether there is nothing left to wait for."""
+    return task.is_terminal and (has_result(task) or not task.succeeded)
 
 
 def conclude(task: Task) -> Task:
@@ -652,14 +788,56 @@ def checked_seconds(value: float | None, name: str) -> float | None:
     """A positive number of seconds, or None."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _ENDLESS:
         raise ConfigurationError(f"{name} must be a positive number of seconds or None, got {value!r}")
     return float(value)
 
 
-def _at_most(timeout: float | None, most: float) -> float:
-    seconds = checked_seconds(timeout, "timeout")
-    return most if seconds is None else min(seconds, most)
+def _files_url_beside(base_url: str) -> str:
+    """EvoLink's own file service; the host of any other service, which is the only one that may see its key."""
+    if base_url == DEFAULT_BASE_URL:
+        return DEFAULT_FILES_URL
+    parts = urlsplit(base_url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _checked_http_client(http_client: httpx.AsyncClient | None) -> httpx.AsyncClient | None:
+    """An open client of httpx's asynchronous shape, or None."""
+    if http_client is None:
+        return None
+    methods = (getattr(http_client, name, None) for name in ("send", "aclose"))
+    if isinstance(http_client, type) or not all(map(callable, methods)):
+        raise ConfigurationError(f"http_client must be an httpx.AsyncClient, got {type(http_client).__name__}")
+    if getattr(http_client, "is_closed", False) is True:
+        raise ConfigurationError("http_client is closed already")
+    return http_client
+
+
+def _checked_call(method: str, path: str, json: Any) -> str:
+    """The method in upper case. Raises `InvalidRequestError` for what `raw` does not send."""
+    if not isinstance(path, str) or not re.fullmatch(r"/v1/[\x21-\x7e]+", path):
+        raise InvalidRequestError(f"a path must begin with /v1/ and hold no spaces, got {path!r}", param="path")
+    resource = path.partition("?")[0]
+    if "//" in resource or ".." in resource or "#" in path or "\\" in resource:
+        raise InvalidRequestError(f"a path must be plain, got {path!r}", param="path")
+    if not isinstance(method, str) or method.upper() not in _METHODS:
+        raise InvalidRequestError(f"method must be one of {', '.join(_METHODS)}, got {method!r}", param="method")
+    method = method.upper()
+    if method == "GET" and json is not None:
+        raise InvalidRequestError("a GET carries no json: put it in the query", param="json")
+    if method != "GET" and "/generations" in resource:
+        raise InvalidRequestError("generations cost money: use client.submit, which sends none twice on a guess")
+    return method
+
+
+def _rows_of_page(value: Any, page: int) -> list[Any]:
+    """The rows of one page of tasks. Raises `ResponseError` if it is none, or another one than was asked for."""
+    rows = value.get("data") if isinstance(value, dict) else None
+    if not isinstance(rows, list):
+        raise ResponseError("the answer about tasks is not a page of tasks")
+    if value.get("page", page) != page or value.get("page_size", LIST_PAGE) != LIST_PAGE:
+        raise ResponseError(f"asked for page {page} of {LIST_PAGE} tasks each, the answer is another page")
+    return rows
 
 
 def _whole(value: int, name: str, least: int, most: int) -> int:
@@ -690,11 +868,14 @@ def _credits(data: Mapping[str, Any]) -> Credits:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ResponseError(f"the answer about credits has no {section}.{name}")
         try:
-            return Decimal(str(value))
+            number = Decimal(str(value))
         except ArithmeticError:
-            raise ResponseError(f"the answer about credits has no number as {section}.{name}") from None
+            number = Decimal("NaN")
+        if not number.is_finite():
+            raise ResponseError(f"the answer about credits has no number as {section}.{name}")
+        return number
 
-    unlimited = isinstance(data.get("token"), dict) and data["token"].get("unlimited_credits") is True
+    unlimited = isinstance(data.get("token"), dict) and data["token"].get("unlimited_credits") in (True, "true")
     return Credits(
         user=CreditBalance(remaining=amount("user", "remaining_credits"), used=amount("user", "used_credits")),
         key=KeyCredits(

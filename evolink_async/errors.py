@@ -36,6 +36,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -84,6 +85,16 @@ TRANSIENT_FAILURES = frozenset(
 )
 
 
+def _is_portable(error: BaseException) -> bool:
+    """Whether an exception survives pickling; many of other libraries don't."""
+    if isinstance(error, EvoLinkError):
+        return True
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # noqa: BLE001  (its own code runs here, and may do anything)
+        return False
+
+
 def _revive(cls: type[EvoLinkError], args: tuple[Any, ...], state: dict[str, Any]) -> EvoLinkError:
     cause = state.pop("__cause__", None)
     error = cls.__new__(cls)
@@ -124,7 +135,7 @@ class EvoLinkError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = dict(self.__dict__)
-        if isinstance(self.__cause__, EvoLinkError):
+        if self.__cause__ is not None and _is_portable(self.__cause__):
             state["__cause__"] = self.__cause__
         return _revive, (type(self), self.args, state)
 
@@ -244,6 +255,8 @@ class RateLimitError(APIStatusError):
 
     `retry_after`: seconds the service asked for, None if it gave no usable hint.
     """
+
+    advice = "Nothing was charged: send it again later, fewer at once or with a rate_limit"
 
     retry_after: float | None = None
 

@@ -37,7 +37,7 @@ class GenerationRequest(BaseModel):
     key: str | None = Field(default=None, min_length=1, max_length=1024)
     metadata: dict[str, Any] = Field(default_factory=dict)
 
-    def __init__(self, **data: Any) -> None:
+    def __init__(self, /, **data: Any) -> None:
         if type(self) is GenerationRequest:
             raise TypeError("use ImageRequest, VideoRequest, AudioRequest or GenerationRequest.from_dict")
         try:
@@ -68,9 +68,11 @@ class GenerationRequest(BaseModel):
         """
         if not isinstance(data, Mapping):
             raise InvalidRequestError(f"a request must be an object with a 'model', got {type(data).__name__}")
-        if not all(isinstance(name, str) for name in data):
-            raise InvalidRequestError("the names of a request's fields must be strings")
         fields = _from_batch_line(data) if "body" in data and "model" not in data else dict(data)
+        if not all(isinstance(name, str) for name in fields):
+            raise InvalidRequestError("the names of a request's fields must be strings")
+        if fields.get("metadata") is None:
+            fields.pop("metadata", None)
         model = fields.get("model")
         if not isinstance(model, str):
             raise InvalidRequestError("a request needs a 'model'", param="model")
@@ -107,13 +109,18 @@ def encode_body(request: GenerationRequest) -> bytes:
     """
     body = request.body()
     for name, value in body.items():
-        _check_text(name, name)
+        _check_text(name, ascii(name))
         _check_json(value, name, 0)
-    return encode_json(body)
+    return _encode(body)
 
 
 def encode_json(value: Any) -> bytes:
-    """JSON bytes of plain values. Raises `InvalidRequestError` for what cannot be written."""
+    """JSON bytes of plain values. Raises `InvalidRequestError` for what JSON cannot carry faithfully."""
+    _check_json(value, "json", 0)
+    return _encode(value)
+
+
+def _encode(value: Any) -> bytes:
     try:
         return to_json(value)
     except (PydanticSerializationError, UnicodeEncodeError, ValueError):

@@ -9,7 +9,7 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation, model_validator
 
 __all__ = [
     "CreditBalance",
@@ -25,14 +25,17 @@ __all__ = [
 
 Kind = Literal["image", "video", "audio"]
 
-# The vendor's own check of ids; anything else in a 2xx answer is not a task.
-TASK_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+# The vendor's own check of ids, and no mere dots, which would lead elsewhere in a path. Anything else in a 2xx answer
+# is not a task.
+_TASK_ID_FORM = r"[.]*[A-Za-z0-9_:-][A-Za-z0-9._:-]*"
+TASK_ID = re.compile(rf"(?=.{{1,128}}\Z){_TASK_ID_FORM}", re.ASCII)
 
 RESULT_LIFETIME = timedelta(hours=24)  # documented on all image and video pages
 
 _LINK_KEYS = ("video_url", "image_url", "audio_url", "url", "file_url", "result_url", "download_url")
 _ABSURD = 1e15  # no time, size or sum of this service is that large; NaN and infinities fail the test too
 _EARLIEST, _LATEST = 946_684_800, 4_102_444_800  # 2000 and 2100: outside lies a broken clock, not a task
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class TaskStatus(StrEnum):
@@ -79,7 +82,7 @@ def _credits(value: object) -> Decimal | None:
         return None
     try:
         amount = Decimal(str(value))
-    except InvalidOperation:
+    except (InvalidOperation, ValueError):  # the latter for an integer of thousands of digits
         return None
     return amount if amount.is_finite() and abs(amount) < _ABSURD else None
 
@@ -95,7 +98,7 @@ def _boolean(value: object) -> bool | None:
 def _moment(value: object) -> datetime | None:
     """Unix seconds or milliseconds, or an ISO date, as aware UTC; None where it makes no sense."""
     if isinstance(value, datetime):
-        return value if value.tzinfo else value.replace(tzinfo=UTC)
+        return _utc(value)
     number = _number(value)
     if number is None:
         return _iso_moment(value)
@@ -110,10 +113,18 @@ def _iso_moment(value: object) -> datetime | None:
     if not isinstance(value, str):
         return None
     try:
-        moment = datetime.fromisoformat(value)
+        return _utc(datetime.fromisoformat(value))
     except ValueError:
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _utc(moment: datetime) -> datetime | None:
+    """In UTC, which is what a moment without a zone means here; None outside the same bounds as for numbers."""
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    if not _EARLIEST <= (moment - _EPOCH).total_seconds() <= _LATEST:
+        return None
+    return moment.astimezone(UTC)
 
 
 CreditAmount = Annotated[Decimal | None, BeforeValidator(_credits)]
@@ -171,9 +182,15 @@ class TaskFailure(_Wire):
         code, message = data.get("code"), data.get("message")
         return {
             **data,
-            "code": str(code) if isinstance(code, int | str) and code not in ("", None) else "unknown_error",
+            "code": str(code) if _is_code(code) else "unknown_error",
             "message": message if isinstance(message, str) else "",
         }
+
+
+def _is_code(value: object) -> bool:
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < _ABSURD
+    return isinstance(value, str) and value != ""
 
 
 class CreditBalance(_Wire):
@@ -205,7 +222,7 @@ class Task(_Wire):
     created: aware UTC. raw: the answer as parsed.
     """
 
-    id: str = Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")
+    id: str = Field(pattern=rf"^{_TASK_ID_FORM}$", max_length=128)
     status: TaskStatus | str = TaskStatus.PENDING
     kind: Text = None
     model: Text = None
@@ -216,7 +233,7 @@ class Task(_Wire):
     task_info: TaskInfo = TaskInfo()
     usage: Usage = Usage()
     created: Moment = None
-    raw: dict[str, Any] = Field(default_factory=dict, repr=False)
+    raw: SkipValidation[dict[str, Any]] = Field(default_factory=dict, repr=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -267,6 +284,7 @@ def _normalised(wire: Mapping[str, Any]) -> dict[str, Any]:
     status = _status(wire.get("status"))
     progress = wire.get("progress")
     raw = wire.get("raw")
+    error = wire.get("error")
     return {
         "id": wire.get("id"),
         "status": status,
@@ -275,7 +293,7 @@ def _normalised(wire: Mapping[str, Any]) -> dict[str, Any]:
         "progress": 100 if progress is None and status == TaskStatus.COMPLETED else progress,
         "results": tuple(_results(wire)),
         "result_data": wire.get("result_data"),
-        "error": wire.get("error") if isinstance(wire.get("error"), str | Mapping | TaskFailure) else None,
+        "error": error if error and isinstance(error, str | Mapping | TaskFailure) else None,
         "task_info": _section(wire.get("task_info"), TaskInfo),
         "usage": _section(wire.get("usage"), Usage),
         "created": wire.get("created", wire.get("created_at")),
@@ -300,10 +318,8 @@ def _kind_in(object_name: object) -> str | None:
 
 def _results(wire: Mapping[str, Any]) -> Iterator[str]:
     """`results` as documented, else the other places that samples and older pages name."""
-    results = wire.get("results")
-    if results in (None, [], ()):
-        results = [wire[name] for name in ("result", "output", "result_url", "url", "file_url") if wire.get(name)]
-    return _strings_in(results)
+    names = ("result", "output", *_LINK_KEYS)
+    return _strings_in(wire.get("results") or [wire[name] for name in names if wire.get(name)])
 
 
 def _strings_in(value: object) -> Iterator[str]:
@@ -319,7 +335,9 @@ def _strings_in(value: object) -> Iterator[str]:
 
 def _links_in(data: object) -> Iterator[str]:
     """Links in `result_data`: a list of objects, one object, or an object holding a list of songs."""
-    if isinstance(data, Mapping):
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, Mapping):
         yield from (data[key] for key in _LINK_KEYS if isinstance(data.get(key), str) and data[key])
         yield from _links_in(data.get("songs"))
     elif isinstance(data, list | tuple):

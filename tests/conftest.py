@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
 import inspect
 import logging
 import os
 import secrets
-import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+from support import assert_nothing_left, transports
 
 from evolink_async import AsyncEvoLink
 from evolink_async.emulator import Emulator
 from evolink_async.http.transport import SlotTransport
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-_transports: weakref.WeakSet[SlotTransport] = weakref.WeakSet()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,7 +37,7 @@ def _remember_transports() -> Iterator[None]:
     @functools.wraps(original)
     def remembering(self: SlotTransport, *args: Any, **options: Any) -> None:
         original(self, *args, **options)
-        _transports.add(self)
+        transports.add(self)
 
     SlotTransport.__init__ = remembering  # type: ignore[method-assign]
     yield
@@ -107,27 +103,6 @@ def _checked(test: Callable[..., Any]) -> Callable[..., Any]:
         await assert_nothing_left()
 
     return checked
-
-
-async def assert_nothing_left() -> None:
-    """No asyncio task named by the library, and no slot in use, once the loop had a few turns to clean up."""
-    for _ in range(20):
-        await asyncio.sleep(0)
-        tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith("evolink ")]
-        busy = [transport for transport in _transports if transport.in_use]
-        if not tasks and not busy:
-            return
-    gc.collect()
-    assert not tasks, f"tasks are left: {tasks}"
-    assert not busy, f"slots are left: {busy}"
-
-
-@asynccontextmanager
-async def virtual_service(api_key: str, **options: Any) -> AsyncIterator[tuple[Emulator, httpx.AsyncClient]]:
-    """An emulator on the loop's (virtual) clock, reached in process: nothing but time passes."""
-    emulator = Emulator(clock=asyncio.get_running_loop().time, api_key=api_key, **options)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)) as http_client:  # type: ignore[arg-type]
-        yield emulator, http_client
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from conftest import virtual_service
+from support import virtual_service
 
-from evolink_async import AsyncEvoLink, ImageRequest, VideoRequest
+from evolink_async import AsyncEvoLink, VideoRequest
 
 
 async def test_a_picture_is_generated_over_tcp(client: AsyncEvoLink) -> None:

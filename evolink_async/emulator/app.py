@@ -14,8 +14,10 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
+from . import files
 from .answers import Json, Refusal, created_task, error_body, invalid
 from .faults import Fault, FaultPlan
+from .files import FileRefusal, FileStore, StoredFile
 from .limits import hint_headers, hint_text
 from .media import CONTENT_TYPES, render
 from .models import KINDS
@@ -55,9 +57,14 @@ class Request:
         return self.method == "POST" and self.path in _SUBMIT_PATHS
 
     @property
+    def host(self) -> str:
+        """The host and port that the client called."""
+        return self.headers.get(b"host", b"localhost").decode("latin-1")
+
+    @property
     def links_at(self) -> str:
         """Where this client finds the result files: the host it called."""
-        return f"{self.scheme}://{self.headers.get(b'host', b'localhost').decode('latin-1')}/results"
+        return f"{self.scheme}://{self.host}/results"
 
     def json(self) -> Any:
         """The body as JSON, or a refusal."""
@@ -99,6 +106,7 @@ class App:
         self._batch = batch
         self._listing = listing
         self._seed = seed
+        self.files = FileStore(self._own_media, speed=service.speed, seed=seed)
         self._plan = FaultPlan(faults, seed)
         self._requests: Counter[str] = Counter()
         self._faulted = 0
@@ -116,7 +124,7 @@ class App:
             request = await _read(scope, receive)
         except ClientGone:
             return
-        answer = _too_large() if request is None else await self._respond(request)
+        answer = _too_large(scope["path"]) if request is None else await self._respond(request)
         self._answered += 1
         headers = [
             (b"content-type", answer.content_type.encode()),
@@ -133,6 +141,7 @@ class App:
             **self._service.book(self._clock()),
             "requests": dict(self._requests),
             "faulted": self._faulted,
+            "files": self.files.book(self._clock()),
             "media": {"requests": self._downloads, "with_authorization": self._keys_leaked},
         }
 
@@ -176,10 +185,12 @@ class App:
 
     def _handle(self, request: Request) -> Answer:
         path, method = request.path, request.method
-        if path.startswith("/results/"):
+        if path.startswith(("/results/", files.LINKS)):
             return self._download(request)
         if request.headers.get(b"authorization") != self._authorization:
             return self._unauthorized(request)
+        if path.startswith(files.PREFIX):
+            return self._files_call(request)
         if method == "GET" and path.startswith("/v1/tasks/"):  # the hot path
             return self._read_one(request)
         calls = self._calls(path)
@@ -207,6 +218,8 @@ class App:
 
     def _unauthorized(self, request: Request) -> Answer:
         refusal = Refusal(401, "unauthorized", "The API key is missing or not valid.", "authentication_error")
+        if request.path.startswith(files.PREFIX):
+            return self._file_refused(FileRefusal(401, refusal.message))
         if request.submits:
             self._service.refuse(refusal)
         return self._refused(refusal)
@@ -248,6 +261,53 @@ class App:
             suggestion = hint_text(self._retry_after, refusal.wait)
         return _json(refusal.status, error_body(refusal, suggestion), tuple(headers))
 
+    # --- the files API ----------------------------------------------------------------------------------------
+
+    def _files_call(self, request: Request) -> Answer:
+        call, now = (request.method, request.path.removeprefix(files.PREFIX)), self._clock()
+        if call == ("POST", "upload/stream"):
+            content_type = request.headers.get(b"content-type", b"").decode("latin-1")
+            return self._uploaded(self.files.upload_form(content_type, request.body, now), request)
+        if call == ("POST", "upload/base64"):
+            return self._uploaded(self.files.upload_base64(request.json(), now), request)
+        if call == ("POST", "upload/url"):
+            return self._uploaded(self.files.upload_url(request.json(), request.host, now), request)
+        if call == ("GET", "list"):
+            page = self.files.page(dict(parse_qsl(request.query.decode("latin-1"))), now)
+            return self._file_refused(page) if isinstance(page, FileRefusal) else _json(200, files.accepted(page))
+        if call == ("GET", "quota"):
+            return _json(200, files.accepted(self.files.quota(now)))
+        if request.method == "DELETE":
+            gone = self.files.delete(call[1], now)
+            return _json(200, files.accepted(None)) if gone is None else self._file_refused(gone)
+        return self._file_refused(FileRefusal(404, f"There is nothing at {request.method} {request.path}."))
+
+    def _uploaded(self, stored: StoredFile | FileRefusal, request: Request) -> Answer:
+        if isinstance(stored, FileRefusal):
+            return self._file_refused(stored)
+        return _json(200, files.accepted(stored.as_json(f"{request.scheme}://{request.host}")))
+
+    def _file_refused(self, refusal: FileRefusal) -> Answer:
+        status = refusal.code if refusal.code < 600 else 500 if refusal.code >= 50000 else 400
+        return _json(200 if self.files.with_200 else status, files.refused(refusal))
+
+    def _own_media(self, path: str, now: float) -> bytes | None:
+        """What one of our own links leads to."""
+        media = self._media(path, now)
+        return None if media is None else media[0]
+
+    def _media(self, path: str, now: float) -> tuple[bytes, str, str] | None:
+        """Content, content type and tag of a result or an uploaded file."""
+        if path.startswith(files.LINKS):
+            file = self.files.find(path, now)
+            return None if file is None else (file.content, file.content_type, f'"{file.id}"')
+        found = self._service.result(path.removeprefix("/results/"), now)
+        if found is None:
+            return None
+        task, number, ending = found
+        content = render(task.digest, number, ending, task.body.get("size"))
+        return content, CONTENT_TYPES[ending], f'"{task.digest.hex()}-{number}-{ending}"'
+
     # --- result files -----------------------------------------------------------------------------------------
 
     def _download(self, request: Request) -> Answer:
@@ -256,13 +316,11 @@ class App:
             self._keys_leaked += 1
         if request.method not in ("GET", "HEAD"):
             return Answer(405, b"method not allowed", "text/plain", (("allow", "GET, HEAD"),))
-        found = self._service.result(request.path.removeprefix("/results/"), self._clock())
-        if found is None:
+        media = self._media(request.path, self._clock())
+        if media is None:
             return Answer(404, b"no such file, or its link has expired", "text/plain")
-        task, number, ending = found
-        content = render(task.digest, number, ending, task.body.get("size"))
-        tag = f'"{task.digest.hex()}-{number}-{ending}"'
-        return _ranged(content, CONTENT_TYPES[ending], tag, request.headers)
+        content, content_type, tag = media
+        return _ranged(content, content_type, tag, request.headers)
 
     # --- the emulator's own pages -----------------------------------------------------------------------------
 
@@ -304,6 +362,10 @@ def _route(request: Request) -> str:
         path = "/v1/tasks/{id}"
     elif path.startswith("/results/"):
         path = "/results/{name}"
+    elif path.startswith(files.LINKS):
+        path = "/files/{name}"
+    elif path.startswith(files.PREFIX) and request.method == "DELETE":
+        path = f"{files.PREFIX}{{id}}"
     return f"{request.method} {path}"
 
 
@@ -311,7 +373,9 @@ def _json(status: int, data: Any, headers: tuple[tuple[str, str], ...] = ()) -> 
     return Answer(status, _encode(data).encode("utf-8", "surrogatepass"), headers=headers)
 
 
-def _too_large() -> Answer:
+def _too_large(path: str) -> Answer:
+    if path.startswith(files.PREFIX):
+        return _json(413, files.refused(FileRefusal(40001, "The body is too large.")))
     return _json(413, error_body(Refusal(413, "request_too_large", "The body is larger than 64 MB.")))
 
 
@@ -346,6 +410,7 @@ async def _read(scope: Scope, receive: Receive) -> Request | None:
     """The request with its body, or None when that is too large."""
     body = b""
     if scope["method"] in ("POST", "PUT", "PATCH"):
+        limit = files.BODY_LIMIT if scope["path"].startswith(files.PREFIX) else BODY_LIMIT
         parts, size, more = [], 0, True
         while more:
             message = await receive()
@@ -353,7 +418,7 @@ async def _read(scope: Scope, receive: Receive) -> Request | None:
                 raise ClientGone
             part = message.get("body", b"")
             size += len(part)
-            if size > BODY_LIMIT:
+            if size > limit:
                 return None
             parts.append(part)
             more = message.get("more_body", False)

@@ -57,7 +57,7 @@ class Service:
         idempotency: bool = True,
     ) -> None:
         self.account = Account(credits)
-        self._speed = speed
+        self.speed = speed
         self._seed = seed
         self._bucket = None if rate is None else TokenBucket(rate, burst)
         self._concurrency = concurrency
@@ -127,9 +127,9 @@ class Service:
             id=self._free_id(fate, now),
             model=model,
             created=now,
-            starts_at=now + fate.starts_after / self._speed,
-            ends_at=now + fate.ends_after / self._speed,
-            estimate=max(1.0, round(model.estimate / self._speed)),
+            starts_at=now + fate.starts_after / self.speed,
+            ends_at=now + fate.ends_after / self.speed,
+            estimate=max(1.0, round(model.estimate / self.speed)),
             failure=fate.failure,
             reserved=cost,
             digest=digest,
@@ -231,7 +231,7 @@ class Service:
         task = self._tasks.get(task_id)
         if task is None or task.failure is not None or now < task.ends_at:
             return None
-        if now >= task.ends_at + RESULT_LIFETIME / self._speed:
+        if now >= task.ends_at + RESULT_LIFETIME / self.speed:
             return None
         if not number.isdecimal() or not 1 <= int(number) <= result_count(task.model, task.body):
             return None

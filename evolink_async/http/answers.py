@@ -58,7 +58,7 @@ class Answer:
 
     @property
     def request_id(self) -> str | None:
-        return self.headers.get("x-request-id") or self.headers.get("x-oneapi-request-id")
+        return _word(self.headers.get("x-request-id") or self.headers.get("x-oneapi-request-id"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,40 +74,40 @@ class Judgement:
 
 def judge_submission(answer: Answer) -> Judgement:
     """The table "answer to a POST": what may have been paid, and what may be done next."""
+    replayed = answer.headers.get("idempotency-replayed", "").strip().lower() == "true"
+    unreadable: ResponseError | None = None
     if 200 <= answer.status < 300:
-        return _judge_success(answer)
+        try:
+            return Judgement(Verdict.ACCEPTED, task=read_task(answer), replayed=replayed)
+        except ResponseError as problem:
+            unreadable = problem
     error = status_error(answer)
-    hint = hint_of(answer)
+    # A hint asks for patience; but for a 429 it does not prove that this request was not accepted.
+    verdict = _verdict(answer.status, error)
+    if verdict is Verdict.LOST and unreadable is not None:
+        return Judgement(verdict, error=unreadable, retry_after=hint_of(answer), replayed=replayed)
+    return Judgement(verdict, error=error, retry_after=hint_of(answer), replayed=replayed)
+
+
+def _verdict(status: int, error: APIStatusError) -> Verdict:
+    """What an answer without a task means."""
     code = (error.code or "").lower()
     if code == _IN_PROGRESS:
-        return Judgement(Verdict.IN_PROGRESS, error=error, retry_after=hint)
+        return Verdict.IN_PROGRESS
     if code == _CONFLICT:
-        return Judgement(Verdict.CONFLICT, error=error)
-    if answer.status == 429:
-        return Judgement(Verdict.RATE_LIMITED, error=error, retry_after=hint)
+        return Verdict.CONFLICT
+    if status == 429:
+        return Verdict.RATE_LIMITED
     if is_account_error(error):
-        return Judgement(Verdict.ACCOUNT, error=error)
-    if answer.status in _REFUSED:
-        return Judgement(Verdict.REFUSED, error=error)
-    # A hint on a 503 asks everyone to wait; it does not prove that this request was not accepted.
-    return Judgement(Verdict.LOST, error=error, retry_after=hint if answer.status == 503 else None)
-
-
-def _judge_success(answer: Answer) -> Judgement:
-    replayed = answer.headers.get("idempotency-replayed", "").strip().lower() == "true"
-    try:
-        return Judgement(Verdict.ACCEPTED, task=read_task(answer), replayed=replayed)
-    except ResponseError as error:
-        return Judgement(Verdict.LOST, error=error, replayed=replayed)
+        return Verdict.ACCOUNT
+    return Verdict.REFUSED if status in _REFUSED else Verdict.LOST
 
 
 def is_account_error(error: EvoLinkError) -> bool:
     """Whether every further request would be refused as this one was: no key, no money, key or user disabled."""
     if not isinstance(error, APIStatusError):
         return False
-    return error.status_code in _ACCOUNT or (
-        error.status_code == 403 and (error.code or "").lower() in _ACCOUNT_CODES
-    )
+    return error.status_code in _ACCOUNT or (error.status_code == 403 and (error.code or "").lower() in _ACCOUNT_CODES)
 
 
 def read_json(answer: Answer) -> Any:
@@ -117,7 +117,7 @@ def read_json(answer: Answer) -> Any:
     if not answer.body.strip():
         raise _unreadable(answer, "is empty")
     try:
-        value = from_json(answer.body.removeprefix(b"\xef\xbb\xbf"), allow_inf_nan=False)
+        value = _parse(answer.body)
     except ValueError:
         raise _unreadable(answer, f"is no JSON: {excerpt(answer.body)!r}") from None
     if isinstance(value, dict) and value.get("error") and not value.get("id") and "data" not in value:
@@ -197,11 +197,16 @@ def _error_class(status: int) -> type[APIStatusError]:
     return by_status.get(status, ServerError if status >= 500 else APIStatusError)
 
 
+def _parse(body: bytes) -> Any:
+    """JSON, also behind a byte order mark; neither NaN nor Infinity. Raises `ValueError`."""
+    return from_json(body.removeprefix(b"\xef\xbb\xbf"), allow_inf_nan=False)
+
+
 def _json_or_none(answer: Answer) -> Any:
     if not answer.body:
         return None
     try:
-        return from_json(answer.body, allow_inf_nan=False)
+        return _parse(answer.body)
     except ValueError:
         return None
 
@@ -249,12 +254,12 @@ def _split_request_id(message: str) -> tuple[str, str | None]:
 def _describe(answer: Answer) -> str:
     if answer.problem:
         return f"a body that {answer.problem}"
-    if not answer.body.strip():
-        return "an empty body"
     where = answer.headers.get("location")
     if where and 300 <= answer.status < 400:
-        return f"a redirect to {excerpt(where.encode())!r}, which is not followed; check base_url"
-    return f"a body that says no error: {excerpt(answer.body)!r}"
+        return f"a redirect to {excerpt(where.encode('utf-8', 'replace'))!r}, which is not followed; check base_url"
+    if not answer.body.strip():
+        return "an empty body"
+    return f"a body without a message: {excerpt(answer.body)!r}"
 
 
 def _as_text(body: bytes) -> str | None:

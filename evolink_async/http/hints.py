@@ -10,7 +10,10 @@ from email.utils import parsedate_to_datetime
 
 # Digits are ASCII on purpose: float() would take '１２０', '1_000', 'inf' and ' 5'.
 _SECONDS = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?", re.ASCII)
-_IN_WORDS = re.compile(r"\b(?:retry|try again) (?:after|in) ([0-9]{1,6}) ?(s|sec|seconds?|minutes?)\b", re.I | re.A)
+_IN_WORDS = re.compile(
+    r"\b(?:retry|try again)[ -](?:after|in) ([0-9]{1,6}(?:\.[0-9]{1,6})?) ?(s|secs?|seconds?|mins?|minutes?)\b",
+    re.I | re.A,
+)
 # The three forms of RFC 9110 section 5.6.7 begin with a day's name, full or short.
 _DATE_START = re.compile(r"(?:Mon|Tues?|Wed(?:nes)?|Thu(?:rs)?|Fri|Sat(?:ur)?|Sun)(?:day)?,? ", re.ASCII)
 
@@ -63,7 +66,7 @@ def http_date(text: str) -> float | None:
     try:
         moment = parsedate_to_datetime(text)
     except (ValueError, TypeError, IndexError, OverflowError):
-        return None
+        return None  # email.utils has raised each of these for some garbage
     # The asctime form carries no zone and comes back naive; HTTP dates are UTC.
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)

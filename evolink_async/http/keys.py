@@ -29,15 +29,16 @@ class ApiKey:
         """The key to use now. Raises `ConfigurationError` if the caller's function fails or gives no usable key."""
         if isinstance(self._source, str):
             return self._source
+        problem = None
         try:
             value = self._source()
             if inspect.isawaitable(value):
                 value = await value
-        except ConfigurationError:
-            raise
         except Exception as error:  # noqa: BLE001  (whatever the caller's function raises must not look like ours)
-            # Without the message: a caller's error about a key may well quote the key.
-            raise ConfigurationError(f"the api_key function raised {type(error).__name__}") from None
+            # Neither the message nor the exception itself: a caller's error about a key may well quote the key.
+            problem = f"the api_key function raised {type(error).__name__}"
+        if problem is not None:
+            raise ConfigurationError(problem)
         return checked_key(value)
 
     def __repr__(self) -> str:

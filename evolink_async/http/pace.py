@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import heapq
 import itertools
+import logging
 import math
 import random
 import re
@@ -24,14 +25,21 @@ from aiolimiter import AsyncLimiter
 from evolink_async.errors import ConfigurationError
 from evolink_async.http.retry import RetryPolicy
 
+logger = logging.getLogger("evolink_async.pace")
+
 # Without a limit from the user, until the service refuses: gentle, since the limits are unpublished.
 START_BURST = 10
 START_RATE = 5.0
 SLOWEST = 0.2
 # Growth per accepted request, in requests per second: before the first refusal about +25 % a second, then +5 % a second
-# back to the rate that was refused, and gentle probing above it.
-_GROWTH, _RECOVERY, _PROBING = 0.25, 0.05, 0.004
-_MEASURED_OVER = 5.0
+# back to the rate that was refused, and above it gentle probing, bolder the longer nothing was refused: the limits of
+# a service change, and a refusal may have had nothing to do with our rate.
+_GROWTH, _RECOVERY, _PROBING = 0.25, 0.2, 0.004
+_LIMIT_KEPT = 0.95
+_MEASURED_OVER = 5.0  # seconds; where ten requests take longer, as long as those. Probing doubles in the same time
+_LEAST_MEASURED = 0.5  # seconds: over less than this a rate says nothing
+# Who uses less than this share of the rate learns nothing about a higher one.
+_USED_SHARE = 0.5
 # Timers may fire a hair early; what is due within this many seconds is due.
 _TICK = 1e-5
 
@@ -86,7 +94,18 @@ class ModelPace:
     rate: submissions per second, infinite until there is a reason to slow down where the user set a ceiling.
     """
 
-    __slots__ = ("_counted", "_due", "_limit", "_refusals", "_since", "burst", "cool_until", "last_cut", "rate")
+    __slots__ = (
+        "_before",
+        "_counted",
+        "_due",
+        "_limit",
+        "_refusals",
+        "_since",
+        "burst",
+        "cool_until",
+        "last_cut",
+        "rate",
+    )
 
     def __init__(self, rate: float, burst: int, now: float) -> None:
         self.rate = rate
@@ -95,9 +114,10 @@ class ModelPace:
         self.last_cut = -math.inf
         self._due = now  # when the next one would be due at an even spacing
         self._limit = math.inf  # the rate that was refused last
-        self._refusals = 0
-        self._counted = 0
-        self._since = now
+        self._refusals = 0  # in a row
+        self._counted = 0  # accepted since `_since`
+        self._since: float | None = None  # the first of those
+        self._before = 0.0  # accepted per second in the stretch before
 
     def ready_at(self, now: float) -> float:
         """The moment from which the next one may be sent."""
@@ -110,61 +130,90 @@ class ModelPace:
             self._due = max(self._due, now) + 1 / self.rate
 
     def accepted(self, now: float) -> None:
+        """The service took one: go a little faster, if we are as fast as we may be."""
         self._refusals = 0
-        if now - self._since > _MEASURED_OVER:
+        stretch = max(_MEASURED_OVER, 10 / self.rate)
+        if self._since is None or now - self._since > stretch:
+            if self._since is not None:
+                self._before = self._measured(now) or 0.0
             self._counted, self._since = 0, now
         self._counted += 1
+        used = max(self._before, self._measured(now) or 0.0) or math.inf
+        if self.rate > START_RATE and self.rate * _USED_SHARE > used:
+            return
         if math.isinf(self._limit):
-            self.rate += _GROWTH
+            growth = _GROWTH
         elif self.rate < self._limit:
-            self.rate += _RECOVERY
+            growth = _RECOVERY
         else:
-            self.rate += _PROBING
+            growth = min(_GROWTH, _PROBING * 2 ** min(max(0.0, now - self.last_cut) / stretch, 10))
+        # Where seconds pass between two, each may not count for more than it does at the start.
+        self.rate += growth * min(1.0, self.rate / START_RATE)
 
     def refused(self, now: float, sent_at: float, hint: float | None, retry: RetryPolicy, rand: float) -> None:
-        """A 429: nobody asks this model before the hint, and from then on slower than what was refused."""
-        self._refusals += 1
-        pause = retry.delay(self._refusals, hint, rand) if hint is None else max(hint, 0.05) + 0.001
+        """A 429: nobody asks this model before the hint, and from then on slower than what was refused.
+
+        `sent_at`: when the refused request was let go.
+        """
+        if sent_at >= self.cool_until or not self._refusals:
+            self._refusals += 1  # those of one volley are one refusal
+        pause = retry.delay(self._refusals, None, rand) if hint is None else max(hint, 0.05) + 0.001
         self.cool_until = max(self.cool_until, now + pause)
         # Requests that were under way when the rate was cut say nothing about the new rate.
         if sent_at <= self.last_cut or now - self.last_cut < 1:
             return
-        measured_for = now - self._since
-        measured = self._counted / measured_for if measured_for > 0.5 else math.inf
-        refused_rate = min(self.rate, measured)
-        if math.isinf(refused_rate):
-            refused_rate = max(self._counted / max(measured_for, 0.05), START_RATE)
-        self._limit = refused_rate
-        cut = 0.95 if measured_for > 0.5 else 0.7
+        current = self._measured(now)
+        measured = current or self._before
+        if measured:
+            refused_rate, cut = min(self.rate, measured), 0.95
+        elif math.isinf(self.rate):
+            refused_rate, cut = max(self._counted / _LEAST_MEASURED, START_RATE), 0.7
+        else:
+            refused_rate, cut = self.rate, 0.7
+        # One refusal may be bad luck: what we come back to shrinks step by step.
+        self._limit = refused_rate if math.isinf(self._limit) else max(refused_rate, _LIMIT_KEPT * self._limit)
         self.rate = max(SLOWEST, cut * refused_rate)
         self.burst = 1
         self.last_cut = now
-        self._counted, self._since = 0, max(now, self.cool_until)
+        if current or self.rate > START_RATE:  # slow ones are measured over several refusals and their pauses
+            self._before, self._counted, self._since = measured, 0, None
         self._due = max(now, self.cool_until)
+
+    def _measured(self, now: float) -> float | None:
+        """Accepted per second in this stretch, None while it is too short to tell."""
+        if self._since is None or now - self._since < max(_LEAST_MEASURED, 3 / self.rate):
+            return None
+        return self._counted / (now - self._since)
 
     def cool(self, until: float) -> None:
         """Nobody asks this model before `until`."""
         self.cool_until = max(self.cool_until, until)
+        self._counted, self._since = 0, None
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One wish to send a paid request. `go` is called, synchronously, the moment it may be sent."""
+    """One wish to send a paid request.
+
+    `go` is called, synchronously, the moment it may be sent; `failed`, if the pace itself failed and it never will.
+    """
 
     model: str
     party: Hashable
     urgency: Urgency
     go: Callable[[], None]
     not_before: float = -math.inf
+    failed: Callable[[BaseException], None] | None = None
     withdrawn: bool = field(default=False, init=False)
 
 
 class _Lane:
     """The queue of one model: one heap per party, parties taking turns."""
 
-    __slots__ = ("pace", "parties", "queues")
+    __slots__ = ("model", "pace", "parties", "queues")
 
-    def __init__(self, pace: ModelPace) -> None:
+    def __init__(self, model: str, pace: ModelPace) -> None:
+        self.model = model
         self.pace = pace
         self.parties: deque[Hashable] = deque()
         self.queues: dict[Hashable, list[tuple[int, int, Ticket]]] = {}
@@ -212,7 +261,7 @@ class Pace:
         rng: random.Random | None = None,
     ) -> None:
         self._limit = limit
-        self._limiter = _limiter(limit) if limit is not None else None
+        self._ceiling = _Ceiling(limit) if limit is not None else None
         self._parallel = parallel
         self._under_way = 0
         self._retry = retry
@@ -239,9 +288,7 @@ class Pace:
             self._lane(ticket.model, loop.time()).put(ticket, next(self._numbers))
         if self._task is None:
             self._wake = asyncio.Event()
-            self._task = loop.create_task(
-                self._dispatch(), name="evolink pace", context=contextvars.Context()
-            )
+            self._task = loop.create_task(self._dispatch(), name="evolink pace", context=contextvars.Context())
         else:
             self._notice()
 
@@ -284,9 +331,11 @@ class Pace:
         self._notice()
 
     def reachable(self) -> None:
-        """An answer came."""
-        self._failures = 0
-        self._unreachable_until = -math.inf
+        """A connection was made."""
+        if self._failures:
+            self._failures = 0
+            self._unreachable_until = -math.inf
+            self._notice()
 
     def cool_down_of(self, model: str, now: float) -> float:
         """Seconds for which this model may not be asked, because the service said so."""
@@ -325,7 +374,7 @@ class Pace:
                 pace = ModelPace(math.inf, 1, now)
             else:
                 pace = ModelPace(START_RATE, START_BURST, now)
-            lane = self._lanes[model] = _Lane(pace)
+            lane = self._lanes[model] = _Lane(model, pace)
             self._turns.append(model)
         return lane
 
@@ -343,9 +392,8 @@ class Pace:
         """The lane whose turn it is, or when to look again."""
         self._release_due(now)
         earliest = self._later[0][0] if self._later else math.inf
-        for _ in range(len(self._turns)):
-            self._turns.rotate(-1)
-            lane = self._lanes[self._turns[-1]]
+        for model in self._turns:
+            lane = self._lanes[model]
             if not lane.has_work():
                 continue
             ready = max(lane.pace.ready_at(now), self._unreachable_until)
@@ -355,50 +403,97 @@ class Pace:
         return None, earliest
 
     async def _dispatch(self) -> None:
-        loop = asyncio.get_running_loop()
         wake = self._wake
         assert wake is not None
         try:
-            while True:
-                wake.clear()
-                lane, ready = self._choose(loop.time())
-                if lane is None and math.isinf(ready):
-                    return
-                if lane is None:
-                    await _until(wake, ready)
-                elif self._under_way >= self._parallel:
-                    await wake.wait()
-                elif self._limiter is not None and not self._limiter.has_capacity():
-                    await self._limiter.acquire()
-                    # The world went on meanwhile: somebody more urgent may have come, or a cool-down. A leave that
-                    # nobody can use now is dropped, since one kept would let two go at once later.
-                    lane, _ = self._choose(loop.time())
-                    if lane is not None and self._under_way < self._parallel:
-                        self._let_go(lane, loop.time())
-                else:
-                    if self._limiter is not None:
-                        await self._limiter.acquire()  # has capacity, so this returns without suspending
-                    self._let_go(lane, loop.time())
+            await self._let_all_go(wake)
+        except BaseException as error:
+            # Nobody is left waiting for a turn that will not come.
+            self._fail_all(error)
+            if not isinstance(error, asyncio.CancelledError):
+                logger.exception("the dispatcher of submissions failed")
+            else:
+                raise
         finally:
             if self._wake is wake:
                 self._task = self._wake = None
 
+    async def _let_all_go(self, wake: asyncio.Event) -> None:
+        now = asyncio.get_running_loop().time
+        while True:
+            wake.clear()
+            lane, ready = self._choose(now())
+            if lane is None and math.isinf(ready):
+                return
+            if lane is None:
+                await _until(wake, ready)
+            elif self._under_way >= self._places():
+                await wake.wait()
+            elif self._ceiling is not None and not self._ceiling.is_open():
+                # Not a wait in the limiter: meanwhile somebody more urgent may come, or everybody go.
+                await _until(wake, self._ceiling.opens_at(now()))
+            else:
+                if self._ceiling is not None:
+                    await self._ceiling.take(now())
+                self._let_go(lane, now())
+
+    def _places(self) -> int:
+        """How many may be under way: while the service can't be reached, one finds out for all."""
+        return 1 if self._failures else self._parallel
+
     def _let_go(self, lane: _Lane, now: float) -> None:
+        self._turns.remove(lane.model)
+        self._turns.append(lane.model)
         ticket = lane.take()
         lane.pace.sent(now)
         self._under_way += 1
-        ticket.go()
+        try:
+            ticket.go()
+        except Exception as error:
+            logger.exception("a submission could not be started")
+            self._under_way -= 1
+            if ticket.failed is not None:
+                ticket.failed(error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        queued = [ticket for lane in self._lanes.values() for queue in lane.queues.values() for _, _, ticket in queue]
+        queued += [ticket for _, _, ticket in self._later]
+        self._later.clear()
+        for lane in self._lanes.values():
+            lane.parties.clear()
+            lane.queues.clear()
+        for ticket in queued:
+            if not ticket.withdrawn and ticket.failed is not None:
+                ticket.failed(error)
 
 
-def _limiter(limit: RateLimit) -> AsyncLimiter:
-    """aiolimiter's bucket, sized so that no window of `limit.per` seconds sees more than `limit.rate` + 1.
+class _Ceiling:
+    """The limit that the user set: aiolimiter's bucket, sized so that no window sees more than `rate` + 1.
 
     The bucket starts empty and so lets its capacity through at once, then leaks: capacity + leak * per in a window.
     Capacity 1 is the smoothest; loops wake up about every millisecond, so fast rates need 10 ms worth of capacity.
     """
-    capacity = max(1, int(limit.per_second * 0.01))
-    leak = (limit.rate + 1 - capacity) / limit.per
-    return AsyncLimiter(capacity, capacity / leak)
+
+    # A timer that fires a hair early must find the bucket open.
+    _ONE = 1 - 1e-6
+
+    def __init__(self, limit: RateLimit) -> None:
+        self._capacity = max(1, int(min(limit.per_second * 0.01, limit.rate / 2)))
+        self._leak = (limit.rate + 1 - self._capacity) / limit.per
+        self._limiter = AsyncLimiter(self._capacity, self._capacity / self._leak)
+        self._empty_at = -math.inf  # when the bucket will have run dry
+
+    def is_open(self) -> bool:
+        return self._limiter.has_capacity(self._ONE)
+
+    def opens_at(self, now: float) -> float:
+        """When there will be room, later than now."""
+        return max(self._empty_at - (self._capacity - 1) / self._leak, now + 2e-6)
+
+    async def take(self, now: float) -> None:
+        """Use the room that there is; returns without suspending."""
+        await self._limiter.acquire(self._ONE)
+        self._empty_at = max(self._empty_at, now) + 1 / self._leak
 
 
 async def _until(wake: asyncio.Event, moment: float) -> None:

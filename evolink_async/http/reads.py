@@ -25,14 +25,11 @@ class Reader:
 
     async def attempt(self, method: str, path: str, json: Any = None) -> Answer:
         """One exchange. Raises `ConnectionFailedError` if no whole answer came, `ConfigurationError` without a key."""
+        content = None if json is None else encode_json(json)
+        key = await self._api_key.get()
         try:
             return await self._exchange.send(
-                method,
-                path,
-                key=await self._api_key.get(),
-                lane="read",
-                seconds=self._request_timeout,
-                content=None if json is None else encode_json(json),
+                method, path, key=key, lane="read", seconds=self._request_timeout, content=content
             )
         except (NotSent, AnswerLost) as error:
             raise ConnectionFailedError(str(error)) from error.__cause__
@@ -41,7 +38,7 @@ class Reader:
         """The parsed answer, retried for `timeout` seconds in all (None: for ever).
 
         Raises the `APIStatusError` of a refusal, `ResponseError` for an answer that is no JSON, and what stood in
-        the way last when the time is over.
+        the way last when the time is over, or as soon as the next attempt would come after its end.
         """
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
@@ -55,12 +52,18 @@ class Reader:
                     if answer is not None:
                         return read_json(answer)
                     pause = self._retry.delay(tries, hint, random.random())
-                    if deadline is not None and loop.time() + pause >= deadline:
-                        raise last
+                    if deadline is not None:
+                        left = deadline - loop.time()
+                        if hint is None:  # our own guess must not sleep away the last chance
+                            pause = min(pause, max(left / 2, self._retry.base_delay))
+                        if pause >= left:
+                            raise last
                     await asyncio.sleep(pause)
         except TimeoutError:
-            late = ConnectionFailedError(f"no answer of {self._exchange.host} within {timeout:g} s")
-            raise (last or late) from None
+            pass
+        if last is not None:
+            raise last
+        raise ConnectionFailedError(f"no answer of {self._exchange.host} within {timeout:g} s")
 
     async def _try(self, method: str, path: str, json: Any) -> tuple[Answer | None, Any, float | None]:
         """An answer, or the passing trouble and the service's hint. Raises what will not pass."""

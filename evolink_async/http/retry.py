@@ -84,7 +84,7 @@ class History:
 
     age: now. lost: answers lost. asked: `paid_outcome_unknown` answers, this one included; asked_for: since the first.
     unsent_for: since the first failed connection. patience: how long failing connections are borne.
-    may_replay: whether the policy is "replay" and the API key is the one of the first attempt.
+    may_replay: whether a lost response may be sent again at all (the policy is "replay").
     """
 
     age: float = 0.0
@@ -104,36 +104,46 @@ class Step:
     delay: float = 0.0
 
 
+def may_send_again(history: History, delay: float = 0.0) -> bool:
+    """Whether a request that may have been accepted already may still be sent again `delay` seconds from now."""
+    if history.asked and history.asked_for + delay > IN_PROGRESS_WINDOW:
+        return False
+    if history.lost:
+        return history.may_replay and history.age + delay <= REPLAY_LATEST
+    return True
+
+
 def next_step(verdict: Verdict, history: History, hint: float | None = None) -> Step:
     """What to do with a paid request after `verdict`. `history` holds what was known before it, `lost` not yet raised.
 
-    A request of which one answer is lost may be accepted already, so nothing but an id settles it: what would
-    reject a fresh request leaves such a one unknown.
+    A request of which one answer is lost, or that the service says it is still working on, may be accepted already.
+    Nothing but an id settles it: what would reject a fresh request leaves such a one unknown.
     """
-    doubtful = history.lost > 0
-    in_window = history.may_replay and history.age + (hint or 0.0) <= REPLAY_LATEST
+    doubtful = history.lost > 0 or history.asked > 0
+    again = may_send_again(history, hint or 0.0)
     match verdict:
         case Verdict.ACCEPTED:
             return Step(Next.ACCEPT)
         case Verdict.RATE_LIMITED:  # the pace knows until when
-            return Step(Next.AGAIN if not doubtful or in_window else Next.GIVE_UP)
+            return Step(Next.AGAIN if not doubtful or again else Next.GIVE_UP)
         case Verdict.UNSENT:
             if doubtful:
-                return Step(Next.AGAIN if in_window else Next.GIVE_UP)
+                return Step(Next.AGAIN if again else Next.GIVE_UP)
             return Step(Next.AGAIN if history.unsent_for < history.patience else Next.REJECT)
         case Verdict.REFUSED:
             return Step(Next.GIVE_UP if doubtful else Next.REJECT)
         case Verdict.ACCOUNT:
             return Step(Next.GIVE_UP if doubtful else Next.NOT_SUBMIT)
         case Verdict.IN_PROGRESS:
-            delay = max(min(2.0 ** min(history.asked, 10), IN_PROGRESS_WINDOW), hint or 0.0)
-            return Step(Next.AGAIN, delay) if history.asked_for + delay <= IN_PROGRESS_WINDOW else Step(Next.GIVE_UP)
+            delay = max(2.0 ** min(history.asked, 10), hint or 0.0)
+            return Step(Next.AGAIN, delay) if may_send_again(history, delay) else Step(Next.GIVE_UP)
         case Verdict.CONFLICT:
             return Step(Next.GIVE_UP)
         case Verdict.LOST:
-            if doubtful or not in_window:
+            delay = max(REPLAY_EARLIEST - history.age, hint or 0.0, 0.0)
+            if history.lost or not history.may_replay or history.age + delay > REPLAY_LATEST:
                 return Step(Next.GIVE_UP)
-            return Step(Next.REPLAY, max(REPLAY_EARLIEST - history.age, hint or 0.0, 0.0))
+            return Step(Next.REPLAY, delay)
 
 
 class Replays:
@@ -157,9 +167,18 @@ class Replays:
         return None if self.answered < self.started else False
 
     def start(self) -> None:
+        """A request is about to be sent again."""
         self.started += 1
+
+    def withdraw(self) -> None:
+        """It was not sent again after all: its place is free."""
+        self.started -= 1
 
     def answer(self, marked: bool) -> None:
         """A replay came to an end, with or without the service's mark."""
         self.answered += 1
         self.proven = self.proven or marked
+
+    def forget_unanswered(self) -> None:
+        """Nobody waits for the open answers any more: their loop is gone."""
+        self.answered = self.started

@@ -23,11 +23,14 @@ from typing import Literal, Protocol
 import anyio
 
 from evolink_async.errors import (
+    ClosedError,
     ConfigurationError,
     ConnectionFailedError,
     EvoLinkError,
     InvalidRequestError,
     NotSubmittedError,
+    RateLimitError,
+    ServerError,
     SubmitOutcomeUnknownError,
 )
 from evolink_async.http.answers import Judgement, judge_submission
@@ -42,6 +45,7 @@ from evolink_async.http.retry import (
     RetryPolicy,
     Step,
     Verdict,
+    may_send_again,
     next_step,
 )
 from evolink_async.requests import GenerationRequest, encode_body
@@ -66,7 +70,7 @@ def checked_idempotency_key(key: str | None) -> str:
     """The caller's key, or a fresh one. Raises `InvalidRequestError` for one the service does not accept."""
     if key is None:
         return new_idempotency_key()
-    if not _IDEMPOTENCY_KEY.fullmatch(str(key)):
+    if not isinstance(key, str) or not _IDEMPOTENCY_KEY.fullmatch(key):
         raise InvalidRequestError(
             f"an idempotency key has 16 to 96 characters out of A-Z a-z 0-9 . _ -, got {key!r}", param="idempotency_key"
         )
@@ -122,13 +126,20 @@ class Submission:
     _first_asked: float | None = field(default=None, init=False)
     _asked: int = field(default=0, init=False)
     _lost: int = field(default=0, init=False)
-    _replaying: bool = field(default=False, init=False)
-    _key_print: str | None = field(default=None, init=False)
+    _replay_at: float = field(default=0.0, init=False)  # a replay is not sent earlier
+    _replaying: bool = field(default=False, init=False)  # it holds one of the replays
+    _replay_sent: bool = field(default=False, init=False)
+    _key_print: str | None = field(default=None, init=False)  # of the last attempt that may have been accepted
 
     @property
     def was_sent(self) -> bool:
         """Whether an attempt reached the wire whose answer doesn't exclude that a task exists."""
-        return bool(self._lost or self._asked or (self.flight and self.flight.sent))
+        return self._in_doubt or (self.flight is not None and self.flight.sent)
+
+    @property
+    def _in_doubt(self) -> bool:
+        """Whether an answer so far leaves open if a task exists."""
+        return bool(self._lost or self._asked)
 
 
 class Submitter:
@@ -156,26 +167,38 @@ class Submitter:
         self._posts: set[asyncio.Task[None]] = set()
         self._parked: dict[Submission, asyncio.TimerHandle] = {}
         self._live: set[Submission] = set()
+        self._closed: ClosedError | None = None
+        # What an earlier loop has sent again is not answered any more.
+        replays.forget_unanswered()
 
     def start(self, submission: Submission) -> None:
         """Queue a submission; its listener hears of the end. Raises `InvalidRequestError` if it cannot be written."""
         submission.content = encode_body(submission.request)
         self._live.add(submission)
-        self._queue(submission, submission.urgency, 0.0)
+        if self._closed is None:
+            self._queue(submission, submission.urgency, 0.0)
+        else:  # the client was closed under somebody who still holds this; he is told as everybody is, later
+            self._loop.call_soon(self._close, submission)
 
     def withdraw(self, submission: Submission) -> Settled:
-        """Stop a submission that is queued or parked, and say what is known of it. Its listener is not called.
+        """Stop a submission that may be stopped, and say what is known of it. Its listener is not called.
 
-        One that is flying cannot be stopped: use `leave`.
+        Stopped is what is queued or parked, and what flies without a byte written. A POST that was sent goes on.
         """
+        if submission.end is not None:
+            return submission.end
+        flight, post = submission.flight, submission.post
+        sent = flight is not None and flight.sent
         self._unpark(submission)
         if submission.ticket is not None:
             self._pace.withdraw(submission.ticket)
             submission.ticket = None
-        if submission._replaying:
-            self._end_replay(submission, marked=False)
+        submission.end = self._abandoned(submission)  # from here on `_attempt` sends nothing any more
         self._live.discard(submission)
-        submission.end = self._abandoned(submission)
+        if not sent:
+            if post is not None:
+                post.cancel()
+            self._end_replay(submission, marked=False)
         return submission.end
 
     async def leave(self, submission: Submission, seconds: float = GRACE) -> Settled:
@@ -186,86 +209,124 @@ class Submitter:
         """
         post = submission.post
         if submission.end is None and post is not None:
-            if submission.flight is not None and not submission.flight.sent:
-                post.cancel()  # nothing was written yet
+            submission.last_try = True
+            if submission.flight is None or not submission.flight.sent:
+                self.withdraw(submission)
             with anyio.CancelScope(shield=True):
                 await asyncio.wait({post}, timeout=seconds)
         return self.known(submission)
 
     def known(self, submission: Submission) -> Settled:
         """What is known of a submission now, for good: an answer that comes later is only logged."""
-        if submission.end is None and submission.post is not None and not submission.post.done():
-            submission.end = Settled("unknown", error=self._unknown(submission, "its answer had not come yet"))
         return submission.end or self.withdraw(submission)
 
     async def aclose(self) -> None:
         """Take back what is queued, give POSTs under way the grace period, then cut them; their keys are logged."""
-        for submission in self._live:
+        self._closed = self._closed or ClosedError("the client was closed")
+        for submission in list(self._live):
             submission.last_try = True
-        for submission in [one for one in self._live if one.post is None]:
-            end = self.withdraw(submission)
-            submission.listener.settled(submission, end)
+            if submission.flight is None or not submission.flight.sent:
+                self._close(submission)
+        try:
+            if self._posts:
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait(self._posts, timeout=GRACE)
+        finally:
+            for submission in list(self._live):
+                self._close(submission)
+            for post in list(self._posts):
+                post.cancel()
         if self._posts:
             with anyio.CancelScope(shield=True):
-                await asyncio.wait(self._posts, timeout=GRACE)
-        for post in list(self._posts):
-            post.cancel()
-        if self._posts:
-            await asyncio.wait(self._posts)
-        for submission in list(self._live):
-            self._settle(submission, self.known(submission))
+                await asyncio.wait(self._posts)
+
+    def _close(self, submission: Submission) -> None:
+        """End a submission because the client is closed."""
+        if submission.end is not None:
+            return
+        end = self.withdraw(submission)
+        if end.error is not None and (end.ending == "not_submitted" or end.error.__cause__ is None):
+            end.error.__cause__ = self._closed
+        self._settle(submission, Settled(end.ending, end.task, end.error, fatal=self._closed))
 
     # One attempt
 
     def _queue(self, submission: Submission, urgency: Urgency, delay: float) -> None:
         def go() -> None:
             submission.ticket = None
-            submission.flight = Flight()
+            submission.flight = flight = Flight()
             post = self._loop.create_task(
-                self._attempt(submission, submission.flight),
+                self._attempt(submission, flight),
                 name="evolink post",
                 context=contextvars.Context(),
             )
             submission.post = post
             self._posts.add(post)
-            post.add_done_callback(lambda _: self._landed(submission, post))
+            post.add_done_callback(lambda _: self._landed(submission, flight, post))
+
+        def failed(error: BaseException) -> None:
+            submission.ticket = None
+            self._broken(submission, error)
 
         not_before = self._loop.time() + delay if delay > 0 else 0.0
-        ticket = Ticket(submission.request.model, submission.party, urgency, go, not_before)
+        ticket = Ticket(submission.request.model, submission.party, urgency, go, not_before, failed)
         submission.ticket = ticket
         self._pace.enqueue(ticket)
 
-    def _landed(self, submission: Submission, post: asyncio.Task[None]) -> None:
+    def _landed(self, submission: Submission, flight: Flight, post: asyncio.Task[None]) -> None:
         self._posts.discard(post)
         if submission.post is post:
             submission.post = None
         self._pace.finished()
-        error = None if post.cancelled() else post.exception()
-        if error is None:
-            return
-        # A fault of ours: the caller must hear of it, and of the money that may be spent.
-        logger.error("a submission failed inside this library: %r", error)
+        error: BaseException | None = None
+        if not post.cancelled():
+            error = post.exception()
+        elif submission.end is not None and flight.sent:
+            logger.warning("a paid POST was cut before its answer: idempotency key %s", submission.key)
+        if post.cancelled() or error is not None:
+            self._end_replay(submission, marked=False)
+        if error is not None:
+            self._broken(submission, error)
+        elif post.cancelled() and submission.end is None:
+            # By somebody else: the loop is coming to its end, or the caller cancels every task he finds.
+            self._settle(submission, self._abandoned(submission))
+
+    def _broken(self, submission: Submission, error: BaseException) -> None:
+        """A fault of ours: the caller must hear of it, and of the money that may be spent."""
+        if not isinstance(error, asyncio.CancelledError):
+            logger.error("a submission failed inside this library: %s", type(error).__name__, exc_info=error)
         if submission.end is None:
-            unknown = self._unknown(submission, f"a fault of this client: {error!r}")
-            unknown.__cause__ = error
-            self._settle(submission, Settled("unknown", error=unknown))
-        submission.listener.crashed(error)
+            end = self._abandoned(submission)
+            assert end.error is not None
+            end.error.__cause__ = error
+            self._end_replay(submission, marked=False)
+            self._settle(submission, end)
+        if isinstance(error, Exception):
+            submission.listener.crashed(error)
 
     async def _attempt(self, submission: Submission, flight: Flight) -> None:
         loop = self._loop
-        model = submission.request.model
-        sent_at = loop.time()
+        begun = loop.time()
         try:
             key = await self._api_key.get()
         except ConfigurationError as error:
-            self._settle(submission, Settled("not_submitted", error=error, fatal=error))
+            if submission.end is None:
+                submission.last_error = error
+                self._finish(submission, self._refused(submission, error, fatal=error))
             return
+        if submission.end is not None:
+            return  # withdrawn meanwhile
         key_print = fingerprint(key)
-        if submission._key_print is None:
-            submission._key_print = key_print
-        elif submission._key_print != key_print and submission._lost:
-            self._settle(submission, self._given_up(submission, "the API key has changed since it was sent"))
-            return
+        if submission._in_doubt:
+            why = None
+            if submission._key_print != key_print:
+                why = "the API key has changed since it was sent"
+            elif not may_send_again(self._history(submission, loop.time())):
+                why = "it is too late to send it again"
+            if why is not None:
+                self._finish(submission, self._given_up(submission, f"{submission.last_error}; {why}"))
+                return
+        submission._key_print = key_print
         submission.listener.posting(submission)
         try:
             answer = await self._exchange.send(
@@ -279,33 +340,37 @@ class Submitter:
                 flight=flight,
             )
         except NotSent as error:
-            judgement = Judgement(Verdict.UNSENT, error=ConnectionFailedError(str(error)))
-            judgement.error.__cause__ = error.__cause__  # type: ignore[union-attr]
-            self._pace.unreachable(loop.time(), sent_at)
+            unsent = ConnectionFailedError(str(error))
+            unsent.__cause__ = error.__cause__
+            judgement = Judgement(Verdict.UNSENT, error=unsent)
+            self._pace.unreachable(loop.time(), begun)
         except AnswerLost as error:
             flight.sent = True
-            judgement = Judgement(Verdict.LOST, error=EvoLinkError(str(error)))
-        except asyncio.CancelledError:
-            if flight.sent and submission.end is None:
-                logger.warning("a paid POST was cut before its answer: idempotency key %s", submission.key)
-            raise
+            lost = EvoLinkError(str(error))
+            lost.__cause__ = error.__cause__
+            judgement = Judgement(Verdict.LOST, error=lost)
+            self._pace.reachable()
         else:
             flight.sent = True
             self._pace.reachable()
             judgement = judge_submission(answer)
         if flight.sent:
             submission.attempts += 1
-            submission._first_sent = sent_at if submission._first_sent is None else submission._first_sent
-        self._tell_pace(model, judgement, sent_at)
+            submission._replay_sent = submission._replaying
+            if submission._first_sent is None:
+                submission._first_sent = begun if flight.sent_at is None else flight.sent_at
+        # It has landed: from here on the verdict says whether a task may exist, and it may be queued again.
+        submission.flight = submission.post = None
+        self._tell_pace(submission.request.model, judgement, begun)
         self._proceed(submission, judgement)
 
-    def _tell_pace(self, model: str, judgement: Judgement, sent_at: float) -> None:
+    def _tell_pace(self, model: str, judgement: Judgement, begun: float) -> None:
         now = self._loop.time()
         if judgement.verdict is Verdict.ACCEPTED:
             self._pace.accepted(model, now)
         elif judgement.verdict is Verdict.RATE_LIMITED:
-            self._pace.refused(model, now, sent_at, judgement.retry_after)
-        elif judgement.verdict is Verdict.LOST and judgement.retry_after is not None:
+            self._pace.refused(model, now, begun, judgement.retry_after)
+        elif isinstance(judgement.error, ServerError) and judgement.retry_after is not None:
             self._pace.cool(model, now + judgement.retry_after)
 
     # What follows from an answer
@@ -328,17 +393,23 @@ class Submitter:
             submission._lost += 1
         elif verdict is not Verdict.UNSENT:
             submission._first_unsent = None
-        if submission._replaying and (step.next is not Next.AGAIN or submission.end is not None):
-            self._end_replay(submission, marked=proven)
-        elif proven:
-            self._reconsider_parked()
         if submission.end is not None:
             self._log_late(submission, judgement)
-            return
-        if submission.last_try and step.next in (Next.AGAIN, Next.REPLAY):
-            self._settle(submission, self._abandoned(submission))
-            return
-        self._take(submission, judgement, step)
+            self._end_replay(submission, marked=proven)
+        elif step.next is Next.AGAIN or step.next is Next.REPLAY:
+            if submission.last_try:
+                self._finish(submission, self._abandoned(submission))
+            elif step.next is Next.REPLAY:
+                submission._replay_at = now + step.delay
+                self._park(submission)
+            else:
+                self._queue(submission, Urgency.RETURNED, step.delay)
+                if judgement.error is not None:
+                    submission.listener.held(submission, judgement.error)
+        else:
+            self._finish(submission, self._end_of(submission, judgement, step), marked=proven)
+        if proven:
+            self._reconsider_parked()
 
     def _history(self, submission: Submission, now: float) -> History:
         def since(moment: float | None) -> float:
@@ -354,32 +425,40 @@ class Submitter:
             may_replay=not self._hold,
         )
 
-    def _take(self, submission: Submission, judgement: Judgement, step: Step) -> None:
+    def _end_of(self, submission: Submission, judgement: Judgement, step: Step) -> Settled:
         error = judgement.error
-        match step.next:
-            case Next.ACCEPT:
-                task = judgement.task
-                assert task is not None
-                logger.debug("task %s accepted", task.id)
-                self._settle(submission, Settled("accepted", task=task))
-            case Next.AGAIN:
-                self._queue(submission, Urgency.RETURNED, step.delay)
-                if error is not None:
-                    submission.listener.held(submission, error)
-            case Next.REPLAY:
-                self._park(submission, step.delay)
-            case Next.REJECT:
-                self._settle(submission, Settled("rejected", error=error))
-            case Next.NOT_SUBMIT:
-                self._settle(submission, Settled("not_submitted", error=error, fatal=error))
-            case Next.GIVE_UP:
-                fatal = error if judgement.verdict is Verdict.ACCOUNT else None
-                self._settle(submission, self._given_up(submission, str(error), fatal))
+        if step.next is Next.ACCEPT:
+            assert judgement.task is not None
+            logger.debug("task %s accepted", judgement.task.id)
+            return Settled("accepted", task=judgement.task)
+        if step.next is Next.REJECT:
+            return Settled("rejected", error=error)
+        assert error is not None
+        fatal = error if judgement.verdict is Verdict.ACCOUNT else None
+        if step.next is Next.NOT_SUBMIT:
+            return self._refused(submission, error, fatal)
+        return self._given_up(submission, str(error), fatal)
+
+    def _refused(self, submission: Submission, error: EvoLinkError, fatal: EvoLinkError | None) -> Settled:
+        """The end of one that cannot be sent now: of an earlier attempt it says nothing."""
+        if submission._in_doubt:
+            return self._given_up(submission, str(error), fatal)
+        return Settled("not_submitted", error=error, fatal=fatal)
+
+    def _finish(self, submission: Submission, end: Settled, *, marked: bool = False) -> None:
+        """The end of one that has just landed."""
+        submission.flight = submission.post = None
+        self._settle(submission, end)
+        self._end_replay(submission, marked=marked)
 
     def _settle(self, submission: Submission, end: Settled) -> None:
         submission.end = end
         self._live.discard(submission)
-        submission.listener.settled(submission, end)
+        try:
+            submission.listener.settled(submission, end)
+        except Exception as error:
+            logger.exception("a listener failed")
+            submission.listener.crashed(error)
 
     def _given_up(self, submission: Submission, why: str, fatal: EvoLinkError | None = None) -> Settled:
         error = self._unknown(submission, why)
@@ -400,10 +479,17 @@ class Submitter:
         return error
 
     def _abandoned(self, submission: Submission) -> Settled:
-        """What is known of one that is not flying and will not be sent again."""
+        """What is known of one that will not be sent again."""
         if submission.was_sent:
-            return Settled("unknown", error=self._unknown(submission, str(submission.last_error or "no answer came")))
-        error = NotSubmittedError("the request was not sent: it was still waiting for its turn")
+            answer = "its answer had not come yet" if submission.flight is not None else "no answer came"
+            return Settled("unknown", error=self._unknown(submission, str(submission.last_error or answer)))
+        pause = self._pace.cool_down_of(submission.request.model, self._loop.time())
+        why = "it was still waiting for its turn"
+        if submission.flight is not None:
+            why = "it was still waiting for a connection" if submission.flight.connecting else "no API key came"
+        elif pause > 0:
+            why = f"the service asked for a pause, of which {pause:.0f} s are left"
+        error = NotSubmittedError(f"the request was not sent: {why}; give it again")
         error.__cause__ = submission.last_error
         return Settled("not_submitted", error=error)
 
@@ -416,27 +502,26 @@ class Submitter:
 
     # Lost responses
 
-    def _park(self, submission: Submission, delay: float) -> None:
+    def _park(self, submission: Submission) -> None:
         """Keep a submission whose answer was lost until it may be sent again, or never."""
+        now = self._loop.time()
         permission = self._replays.permission()
-        if permission is False:
+        if permission is None:
+            at = (now if submission._first_sent is None else submission._first_sent) + REPLAY_LATEST
+            self._parked[submission] = self._loop.call_at(at, self._expire, submission)
+        elif permission:
+            self._replays.start()
+            submission._replaying, submission._replay_sent = True, False
+            logger.warning("lost response: sending again with idempotency key %s", submission.key)
+            self._queue(submission, Urgency.RETURNED, submission._replay_at - now)
+        else:
             why = f"{submission.last_error} (the replays so far did not prove that the service honours keys)"
             self._settle(submission, self._given_up(submission, why))
-            return
-        if permission is None:
-            self._parked[submission] = self._loop.call_at(self._window_end(submission), self._expire, submission)
-            return
-        self._replays.start()
-        submission._replaying = True
-        logger.warning("lost response: sending again with idempotency key %s", submission.key)
-        self._queue(submission, Urgency.RETURNED, delay)
-
-    def _window_end(self, submission: Submission) -> float:
-        return (submission._first_sent or self._loop.time()) + REPLAY_LATEST
 
     def _expire(self, submission: Submission) -> None:
         del self._parked[submission]
-        self._settle(submission, self._given_up(submission, f"{submission.last_error} (too late to send it again)"))
+        why = f"{submission.last_error}; it is too late to send it again"
+        self._settle(submission, self._given_up(submission, why))
 
     def _unpark(self, submission: Submission) -> None:
         timer = self._parked.pop(submission, None)
@@ -444,37 +529,49 @@ class Submitter:
             timer.cancel()
 
     def _end_replay(self, submission: Submission, *, marked: bool) -> None:
+        """Give back the replay that a submission holds, if it does."""
+        if not submission._replaying:
+            return
         submission._replaying = False
-        self._replays.answer(marked)
+        flight = submission.flight
+        if marked or submission._replay_sent or (flight is not None and flight.sent):
+            self._replays.answer(marked)
+        else:
+            self._replays.withdraw()
         self._reconsider_parked()
 
     def _reconsider_parked(self) -> None:
-        if self._replays.permission() is None:
-            return
         for submission in list(self._parked):
-            self._unpark(submission)
-            self._park(submission, 0.0)
+            if self._replays.permission() is None:
+                return
+            if submission in self._parked:  # not withdrawn by whoever was told of the one before
+                self._unpark(submission)
+                self._park(submission)
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """The listener of a single call."""
+    """The listener of a single call. The future gives the end, or None if there is no use in waiting for it."""
 
-    future: asyncio.Future[Settled]
+    future: asyncio.Future[Settled | None]
+    deadline: float | None
 
     def posting(self, submission: Submission) -> None:
         pass
 
     def held(self, submission: Submission, error: EvoLinkError) -> None:
-        pass
+        hint = error.retry_after if isinstance(error, RateLimitError) else None
+        if hint is None or self.deadline is None or self.future.done():
+            return
+        if asyncio.get_running_loop().time() + hint >= self.deadline:
+            self.future.set_result(None)
 
     def settled(self, submission: Submission, settled: Settled) -> None:
         if not self.future.done():
             self.future.set_result(settled)
 
     def crashed(self, error: BaseException) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+        pass  # `settled` was told before, with the fault as the cause
 
 
 async def submit_and_wait(
@@ -483,19 +580,25 @@ async def submit_and_wait(
     """Submit one request and return its task; the error of the submission is raised.
 
     At the deadline (loop time) and when cancelled, a POST under way has `GRACE` seconds to be answered; then the
-    cancellation goes on with the id, or failing that the idempotency key, in a note of the exception.
+    cancellation goes on with the id, or failing that the idempotency key, in a note of the exception. When the service
+    asks for a pause that ends after the deadline, its refusal is raised at once.
     """
     loop = asyncio.get_running_loop()
-    waiter = _Waiter(loop.create_future())
+    waiter = _Waiter(loop.create_future(), deadline)
     submission = Submission(request, key, party, Urgency.CALLER, waiter, patience=float("inf"))
     submitter.start(submission)
+    settled = None
     try:
-        async with asyncio.timeout_at(deadline):
-            settled = await waiter.future
-    except TimeoutError:
-        settled = await submitter.leave(submission)
-        if settled.ending == "not_submitted" and submission.last_error is not None:
-            raise submission.last_error from None
+        try:
+            async with asyncio.timeout_at(deadline):
+                settled = await waiter.future
+        except TimeoutError:
+            pass
+        if settled is None:
+            settled = await submitter.leave(submission)
+            why = _why_late(submission)
+            if settled.ending == "not_submitted" and why is not None:
+                raise why
     except asyncio.CancelledError as cancellation:
         try:
             settled = await submitter.leave(submission)
@@ -507,6 +610,13 @@ async def submit_and_wait(
         return settled.task
     assert settled.error is not None
     raise settled.error
+
+
+def _why_late(submission: Submission) -> EvoLinkError | None:
+    """What kept a request until its deadline, None if only its turn did not come."""
+    if submission.last_error is None and submission.flight is not None and submission.flight.connecting:
+        return ConnectionFailedError("no connection to the service within the timeout; nothing was sent")
+    return submission.last_error
 
 
 def _note(cancellation: BaseException, submission: Submission, settled: Settled) -> None:

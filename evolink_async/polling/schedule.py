@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,9 +11,10 @@ LONGEST_ESTIMATE = 3600.0
 
 # Where the service gives no estimate: the vendor's own fallbacks, in seconds.
 _USUAL = {"image": 30.0, "audio": 90.0, "video": 180.0}
+_USUAL_OF_ANY = 60.0
 
-# Shares of the estimate: a look for early failures, then from LATE on one every STEP.
-_EARLY, _LATE, _STEP = 0.25, 0.6, 0.05
+# Shares of the estimate: a look for early failures, then from LATE on one every STEP. SPREAD: how much earlier at most.
+_EARLY, _LATE, _STEP, _SPREAD = 0.25, 0.6, 0.05, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +40,23 @@ class EstimateSchedule:
     """Looks once early, then often around the estimated time.
 
     Before 60 % of the estimate: at 25 % (failures come early) and at 60 %. From there on at most 5 % of the estimate
-    after the previous look. Never less than a second after it.
+    after the previous look, but a second at least. A task past 60 % that nobody has looked at yet: now.
     """
 
     def next_look(self, sighting: Sighting, random: float) -> float:
-        estimate = min(sighting.estimate or _USUAL.get(sighting.kind or "", 60.0), LONGEST_ESTIMATE)
-        spread = 1.0 - 0.1 * random  # only ever earlier
+        estimate = _plausible(sighting)
+        spread = 1.0 - _SPREAD * random  # only ever earlier
         for share in (_EARLY, _LATE):
-            wait = share * estimate * spread - sighting.age
-            if wait > 0 and sighting.age < share * estimate * 0.9:
-                return max(SHORTEST, wait)
+            if sighting.age < share * estimate * (1.0 - _SPREAD):
+                return max(SHORTEST, share * estimate * spread - sighting.age)
+        if sighting.since_last is None and sighting.age >= _LATE * estimate:
+            return 0.0
         return max(SHORTEST, _STEP * estimate * spread)
+
+
+def _plausible(sighting: Sighting) -> float:
+    """The estimate, or the usual duration where there is none that makes sense."""
+    estimate = sighting.estimate
+    if estimate is None or math.isnan(estimate) or estimate <= 0:
+        estimate = _USUAL.get(sighting.kind or "", _USUAL_OF_ANY)
+    return min(estimate, LONGEST_ESTIMATE)

@@ -1,21 +1,24 @@
-"""The one watcher of a client on a loop: a heap of due looks, one scheduler, a few workers.
+"""The one watcher of a client on a loop: a heap of due looks, one timer as its scheduler, a few looks at once.
 
-Every wait and every pool follows its tasks here, so one look serves all who follow a task. The asyncio tasks exist only
-while something is followed.
+Every wait and every pool follows its tasks here, so one look serves all who follow a task. Timer and asyncio tasks
+exist only while something is followed.
+
+    planned ──due──▶ looking ──answer──▶ planned again, or ended
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
+import functools
 import heapq
 import itertools
 import logging
 import math
 import random
 import time
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -31,22 +34,26 @@ from evolink_async.errors import (
 from evolink_async.http.answers import Answer, hint_of, read_json, read_task, status_error, task_from
 from evolink_async.http.reads import Reader
 from evolink_async.http.retry import RetryPolicy
-from evolink_async.polling.schedule import Schedule, Sighting
+from evolink_async.polling.schedule import SHORTEST, Schedule, Sighting
 from evolink_async.types import Task, TaskStatus
 
 logger = logging.getLogger("evolink_async.polling")
 
 BATCH_PATH = "/v1/tasks/batch"
 BATCH_SIZE = 50  # the vendor's client sends at most this many ids
-WORKERS = 64
+WORKERS = 64  # looks under way at once
 # A batch takes along what is due within this many seconds: the request is paid for already.
 _GATHER = 0.5
+# So many looks in batches that told nothing about a task, and it gets one of its own.
+_BATCH_FAILURES = 2
 
 # An id is lost after 404 three times over a minute; a new id may be unknown for a moment.
 _LOST_AFTER, _LOST_LOOKS = 60.0, 3
-_ACCESS_PATIENCE = 60.0
+# No access for a minute, three times at least: nobody looks any more.
+_ACCESS_PATIENCE, _DENIALS, _DENIED_PAUSE = 60.0, 3, 10.0
 # Completed without any link: three looks in ten seconds, then it is taken as it is.
-_EMPTY_LOOKS, _EMPTY_PAUSE = 3, 5.0
+_EMPTY_FOR, _EMPTY_LOOKS, _EMPTY_PAUSE = 10.0, 3, 5.0
+_NOTICE_PAUSE = 1.0  # hints about one task are taken at most this often
 
 # Timers may fire a hair early; what is due within this many seconds is due.
 _TICK = 1e-5
@@ -54,13 +61,14 @@ _TICK = 1e-5
 _NO_BATCH = frozenset({400, 403, 404, 405})
 _NO_TASK = frozenset({404, 410})
 _NO_ACCESS = frozenset({401, 403})
+_MOST_WORDS = 100
 
 
 class Follower(Protocol):
-    """Whoever wants to know about a task. Called synchronously; must not raise."""
+    """Whoever wants to know about a task. Called synchronously; one that raises is told `crashed` and no more."""
 
     def seen(self, task: Task) -> None:
-        """A look: the task is not finished."""
+        """A look that is not the end: the task runs, or it completed and its links are still awaited."""
 
     def ended(self, task: Task) -> None:
         """The first terminal status that was seen. Nothing more is told."""
@@ -72,15 +80,59 @@ class Follower(Protocol):
         """The watcher itself failed. Nothing more is told."""
 
 
+@dataclass(slots=True)
+class Learned:
+    """What a client learns about status reads; it outlives a loop.
+
+    batches: whether the service answers for many tasks at once; None: not known yet. odd_words: unknown statuses that
+    were logged.
+    """
+
+    batches: bool | None = None
+    odd_words: set[str] = field(default_factory=set)
+
+    def read_batch(self, answer: Answer) -> dict[str, Task] | None:
+        """The tasks in the answer to a batch, by id; None if it holds none, and perhaps batches are over for good."""
+        if not 200 <= answer.status < 300:
+            if answer.status in _NO_BATCH:
+                self._no_batches(f"HTTP {answer.status}")
+            return None
+        try:
+            rows = read_json(answer)["data"]
+            if not isinstance(rows, list):
+                raise TypeError
+            tasks = [task_from(row) for row in rows if row is not None]
+        except (ResponseError, KeyError, TypeError):
+            self._no_batches("an answer of another shape")
+            return None
+        if self.batches is None:
+            self.batches = True
+        return {task.id: task for task in tasks}
+
+    def _no_batches(self, why: str) -> None:
+        if self.batches is not False:
+            logger.info("status in batches is not available (%s): asking for each task by itself", why)
+        self.batches = False
+
+    def note_status(self, task: Task) -> None:
+        """Log a status that this library doesn't know, once."""
+        word = task.status
+        if isinstance(word, TaskStatus) or word in self.odd_words or len(self.odd_words) >= _MOST_WORDS:
+            return
+        self.odd_words.add(word)
+        logger.warning("unknown task status %r: taken as not finished", word[:64])
+
+
 @dataclass(slots=True, eq=False)
 class _Watched:
     """What the watcher knows of one task. Times are loop times."""
 
     task: Task
     started: float
+    aged: bool  # whether `started` is known and no guess
     estimate: float | None
     followers: list[Follower] = field(default_factory=list)
-    due: float = math.inf
+    due: float = math.inf  # of its one valid entry in the heap; infinite while it is looked at, and in the end
     looking: bool = False
     heard: bool = False  # the service answered at least once
     look_again: bool = False  # somebody asked for a look while one was under way
@@ -89,32 +141,42 @@ class _Watched:
     failures: int = 0
     missing: int = 0
     missing_since: float = 0.0
-    denied_since: float | None = None
+    denied: int = 0
+    denied_since: float = 0.0
     empty_looks: int = 0
+    empty_since: float = 0.0
     hastened: float = -math.inf
 
 
 class Watcher:
     """Looks at tasks until they end, as rarely as the schedule allows."""
 
-    def __init__(self, reader: Reader, schedule: Schedule, retry: RetryPolicy, *, workers: int = WORKERS) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        schedule: Schedule,
+        retry: RetryPolicy,
+        learned: Learned | None = None,
+        *,
+        workers: int = WORKERS,
+    ) -> None:
         self._reader = reader
         self._schedule = schedule
         self._retry = retry
-        self._workers_max = workers
+        self._learned = Learned() if learned is None else learned
+        self._workers = workers
         self._loop = asyncio.get_running_loop()
         self._random = random.Random()
         self._watched: dict[str, _Watched] = {}
         self._heap: list[tuple[float, int, _Watched]] = []
         self._numbers = itertools.count()
-        self._ready: deque[list[_Watched]] = deque()
-        self._workers: set[asyncio.Task[None]] = set()
-        self._scheduler: asyncio.Task[None] | None = None
-        self._wake = asyncio.Event()
+        self._looks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._probe: list[_Watched] | None = None  # the batch under way that finds out whether there are batches
         self._paused_until = -math.inf
-        self._batch: bool | None = None  # None: not known yet
-        self._probing = False
-        self._unknown_words: set[str] = set()
+        self._refusals = 0
+        self._refused_at = -math.inf
+        self._closed = False
         self.polls = 0  # looks at tasks
         self.requests = 0  # status requests; one batch is one request
 
@@ -123,19 +185,21 @@ class Watcher:
 
     def follow(self, task: Task, follower: Follower, *, age: float | None = None) -> None:
         """Tell `follower` how the task goes on. `age`: seconds since its submission, None if only `created` tells."""
+        if self._closed:
+            self._loop.call_soon(self._tell, follower, follower.lost, _closed_while_running(task))
+            return
         watched = self._watched.get(task.id)
         if watched is not None:
             watched.followers.append(follower)
             return
         now = self._loop.time()
-        # Of an id alone nothing is known, so the first look is at once.
-        fresh = age is not None or task.created is not None
-        if age is None:
-            age = _age_by_wall_clock(task)
-        watched = _Watched(task, now - age, task.estimated_time, [follower])
+        aged = age is not None or task.created is not None
+        started = now - (_age_by_wall_clock(task) if age is None else age)
+        watched = _Watched(task, started, aged, task.estimated_time, [follower])
+        # Of an id alone nothing is known, and a task that ended needs only its links: the first look is at once.
+        delay = self._interval(watched, now) if aged and not task.is_terminal else 0.0
         self._watched[task.id] = watched
-        self._plan(watched, self._interval(watched, now) if fresh else 0.0)
-        self._ensure_scheduler()
+        self._plan(watched, delay)
 
     def unfollow(self, task_id: str, follower: Follower) -> None:
         """Stop telling `follower`; the last one to go ends the looks."""
@@ -150,13 +214,13 @@ class Watcher:
         """A hint that the task may have ended: look now, at most once per task and second."""
         watched = self._watched.get(task_id)
         now = self._loop.time()
-        if watched is None or now - watched.hastened < 1.0:
+        if watched is None or now - watched.hastened < _NOTICE_PAUSE:
             return
         watched.hastened = now
-        watched.alone = True
         if watched.looking:
             watched.look_again = True
         else:
+            watched.alone = True
             self._plan(watched, 0.0)
 
     def unreachable(self, task_id: str) -> bool:
@@ -166,14 +230,14 @@ class Watcher:
 
     async def aclose(self) -> None:
         """End all looks; followers are told with `ClosedError`."""
-        error = ClosedError("the client was closed while the task was still running; wait for it again by its id")
+        self._closed = True
         for watched in list(self._watched.values()):
-            self._tell_lost(watched, error)
-        tasks = [task for task in (self._scheduler, *self._workers) if task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+            self._tell_lost(watched, _closed_while_running(watched.task))
+        looks = list(self._looks)
+        for look in looks:
+            look.cancel()
+        if looks:
+            await asyncio.wait(looks)
 
     # Planning
 
@@ -190,168 +254,121 @@ class Watcher:
 
     def _plan(self, watched: _Watched, delay: float) -> None:
         watched.due = self._loop.time() + delay
+        if len(self._heap) > 2 * len(self._watched) + BATCH_SIZE:
+            # Entries of those who went early, or were hastened: they must not pile up until their time comes.
+            self._heap = [entry for entry in self._heap if entry[0] == entry[2].due]
+            heapq.heapify(self._heap)
         heapq.heappush(self._heap, (watched.due, next(self._numbers), watched))
         if self._heap[0][2] is watched:
-            self._wake.set()
+            self._set_timer()
+
+    def _again(self, watched: _Watched, delay: float) -> None:
+        """Plan the next look after one."""
+        if watched.look_again:
+            watched.look_again, watched.alone, delay = False, True, 0.0
+        self._plan(watched, delay)
 
     def _forget(self, watched: _Watched) -> None:
         watched.due = math.inf
         if self._watched.get(watched.task.id) is watched:
             del self._watched[watched.task.id]
         if not self._watched:
-            self._wake.set()
+            self._rest()
 
-    def _ensure_scheduler(self) -> None:
-        if self._scheduler is None:
-            self._scheduler = self._spawn(self._run(), "evolink watcher")
-            self._scheduler.add_done_callback(self._scheduler_done)
+    def _rest(self) -> None:
+        """Nobody follows anything: no timer, no look under way."""
+        self._heap.clear()
+        self._set_timer()
+        if not self._loop.is_closed():  # a forgotten wait may be collected after its loop
+            for look in self._looks:
+                look.cancel()  # one of them may be running right now: it has nothing left to wait for
 
-    def _spawn(self, coroutine: Any, name: str) -> asyncio.Task[None]:
-        # An empty context: whoever happened to follow first must not lend his to everybody's looks.
-        return self._loop.create_task(coroutine, name=name, context=contextvars.Context())
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        # With as many looks under way as may be, the first that ends sets it.
+        if self._heap and len(self._looks) < self._workers:
+            moment = max(self._heap[0][0], self._paused_until)
+            # An empty context: whoever happened to follow first must not lend his to everybody's looks.
+            self._timer = self._loop.call_at(moment, self._dispatch, context=contextvars.Context())
 
-    def _scheduler_done(self, task: asyncio.Task[None]) -> None:
-        self._scheduler = None
-        if task.cancelled():
-            return
-        if task.exception() is not None:
-            self._crash(task.exception())
-        if self._watched:  # somebody followed a task just as the scheduler found nothing to do
-            self._ensure_scheduler()
-        else:
-            self._heap.clear()
+    def _dispatch(self) -> None:
+        """Look at what is due, and come back when the next look is due."""
+        try:
+            while len(self._looks) < self._workers and (group := self._next_group()):
+                look = self._loop.create_task(self._look(group), name="evolink poll")
+                self._looks.add(look)
+                look.add_done_callback(functools.partial(self._look_done, group))
+            self._set_timer()
+        except Exception as error:  # noqa: BLE001  (whatever it is, whoever waits must hear of it)
+            self._crash(error)
 
-    def _crash(self, error: BaseException | None) -> None:
-        assert error is not None
-        logger.error("the watcher failed: %r", error)
+    def _look_done(self, group: list[_Watched], look: asyncio.Task[None]) -> None:
+        self._looks.discard(look)
+        if self._probe is group:
+            self._probe = None
+        error = None if look.cancelled() else look.exception()
+        if error is not None:
+            self._crash(error)
+        for watched in group:
+            if watched.looking and watched.followers:  # cut by somebody who cancels every task that he finds
+                watched.looking = False
+                self._again(watched, SHORTEST)
+        self._set_timer()
+
+    def _crash(self, error: BaseException) -> None:
+        """A fault of ours: every follower hears of it, none hangs."""
+        logger.error("the watcher failed", exc_info=error)
         for watched in list(self._watched.values()):
             followers, watched.followers = watched.followers, []
             self._forget(watched)
             for follower in followers:
-                follower.crashed(error)
+                self._tell(follower, follower.crashed, error)
 
-    async def _run(self) -> None:
-        while self._watched:
-            self._wake.clear()
-            now = self._loop.time()
-            due = [] if now + _TICK < self._paused_until else self._take_due(now + _TICK)
-            self._ready.extend(self._grouped(due, now))
-            self._ensure_workers()
-            earliest = self._heap[0][0] if self._heap else math.inf
-            await self._sleep_until(max(earliest, self._paused_until))
+    def _next_group(self) -> list[_Watched]:
+        """What is looked at together now: one task, or a batch where the service has them. Empty: nothing is due."""
+        now = self._loop.time()
+        first = None if now + _TICK < self._paused_until else self._take(now + _TICK)
+        if first is None:
+            return []
+        group = [first]
+        probing = self._learned.batches is None
+        if not first.alone and (self._learned.batches or (probing and self._probe is None)):
+            while len(group) < BATCH_SIZE and (another := self._take(now + _GATHER, for_batch=True)):
+                group.append(another)
+            if probing and len(group) > 1:
+                self._probe = group
+        return group
 
-    async def _sleep_until(self, moment: float) -> None:
-        try:
-            async with asyncio.timeout_at(None if math.isinf(moment) and moment > 0 else moment):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
-
-    def _take_due(self, until: float) -> list[_Watched]:
-        """Pop what is due; entries that were planned anew, or are finished, are left behind in the heap until here."""
-        due = []
+    def _take(self, until: float, *, for_batch: bool = False) -> _Watched | None:
+        """The first in the heap, if it is due; on the way, drop entries of those planned anew or finished."""
         while self._heap and self._heap[0][0] <= until:
-            moment, _, watched = heapq.heappop(self._heap)
-            if watched.due == moment and not watched.looking:
-                watched.looking = True
-                due.append(watched)
-        return due
-
-    def _grouped(self, due: list[_Watched], now: float) -> Iterable[list[_Watched]]:
-        """Single looks, or batches where the service has them."""
-        single = [watched for watched in due if watched.alone]
-        common = [watched for watched in due if not watched.alone]
-        probe = self._batch is None and not self._probing and len(common) > 1
-        if probe:
-            self._probing = True
-            single, common = single + common[BATCH_SIZE:], common[:BATCH_SIZE]
-        elif self._batch and len(common) > 1:
-            if len(common) % BATCH_SIZE:
-                room = BATCH_SIZE - len(common) % BATCH_SIZE
-                common += self._take_soon(now + _GATHER, room)
-        else:
-            single, common = single + common, []
-        groups = [[watched] for watched in single]
-        groups += [common[at : at + BATCH_SIZE] for at in range(0, len(common), BATCH_SIZE)]
-        return groups
-
-    def _take_soon(self, until: float, room: int) -> list[_Watched]:
-        soon: list[_Watched] = []
-        while len(soon) < room and self._heap and self._heap[0][0] <= until:
-            moment, _, watched = heapq.heappop(self._heap)
-            if watched.due == moment and not watched.looking:
-                watched.looking = True
-                soon.append(watched)
-        return soon
-
-    def _ensure_workers(self) -> None:
-        for _ in range(min(len(self._ready), self._workers_max - len(self._workers))):
-            worker = self._spawn(self._work(), "evolink poll")
-            self._workers.add(worker)
-            worker.add_done_callback(self._worker_done)
-
-    def _worker_done(self, task: asyncio.Task[None]) -> None:
-        self._workers.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._crash(task.exception())
-        elif self._ready and self._watched:
-            self._ensure_workers()
-
-    async def _work(self) -> None:
-        while self._ready:
-            group = self._ready.popleft()
-            group = [watched for watched in group if watched.followers]
-            if len(group) > 1:
-                await self._look_at_many(group)
-            elif group:
-                await self._look_at(group[0])
+            moment, _, watched = self._heap[0]
+            valid = watched.due == moment
+            if valid and for_batch and watched.alone:
+                return None
+            heapq.heappop(self._heap)
+            if valid:
+                watched.looking, watched.due = True, math.inf
+                return watched
+        return None
 
     # Looking
 
-    async def _look_at(self, watched: _Watched) -> None:
-        now = self._loop.time()
-        self.requests += 1
-        self.polls += 1
-        answer = await self._ask("GET", f"/v1/tasks/{quote(watched.task.id, safe='')}")
-        watched.looking = False
-        if not watched.followers:
+    async def _look(self, group: list[_Watched]) -> None:
+        group = [watched for watched in group if watched.followers]
+        if not group:
             return
-        if not isinstance(answer, Answer):
-            self._failed(watched, answer)
-        elif not 200 <= answer.status < 300:
-            self._refused(watched, answer)
-        else:
-            try:
-                task = read_task(answer)
-            except ResponseError as error:
-                self._failed(watched, error)
-            else:
-                self._saw(watched, task, now, alone=True)
-
-    async def _look_at_many(self, group: list[_Watched]) -> None:
-        now = self._loop.time()
+        asked_at = self._loop.time()
         self.requests += 1
         self.polls += len(group)
-        answer = await self._ask("POST", BATCH_PATH, {"task_ids": [watched.task.id for watched in group]})
-        tasks = self._batch_tasks(answer)
-        for watched in group:
-            watched.looking = False
-        group = [watched for watched in group if watched.followers]
-        if tasks is None:
-            for watched in group:
-                if self._batch is False:
-                    self._plan(watched, 0.0)
-                else:
-                    self._failed(watched, answer)
-            return
-        for watched in group:
-            task = tasks.get(watched.task.id)
-            if task is None:
-                # Absent means wrong, expired or foreign, and perhaps only "not yet": one answer of its own tells.
-                watched.alone = True
-                self._plan(watched, 0.0)
-            else:
-                self._saw(watched, task, now, alone=False)
+        if len(group) == 1:
+            answer = await self._ask("GET", f"/v1/tasks/{quote(group[0].task.id, safe='')}")
+            self._take_answer(group[0], answer, asked_at)
+        else:
+            answer = await self._ask("POST", BATCH_PATH, {"task_ids": [watched.task.id for watched in group]})
+            self._take_batch(group, answer, asked_at)
 
     async def _ask(self, method: str, path: str, json: Any = None) -> Answer | EvoLinkError:
         try:
@@ -359,125 +376,177 @@ class Watcher:
         except (ConnectionFailedError, ConfigurationError) as error:
             return error
 
-    def _batch_tasks(self, answer: Answer | EvoLinkError) -> dict[str, Task] | None:
-        """The tasks of a batch answer; None if there are none, after deciding whether to ask for batches again."""
-        self._probing = False
-        if not isinstance(answer, Answer):
-            return None
-        if not 200 <= answer.status < 300:
-            if answer.status in _NO_BATCH:
-                self._no_batch(f"HTTP {answer.status}")
-            return None
+    def _take_answer(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
+        watched.looking = False
+        if not watched.followers:
+            return
+        watched.heard = watched.heard or isinstance(answer, Answer)
+        if not isinstance(answer, Answer) or not 200 <= answer.status < 300:
+            self._refused(watched, answer, asked_at)
+            return
         try:
-            value = read_json(answer)
-            rows = value["data"]
-            tasks = [task_from(row) for row in rows if isinstance(row, dict)]
-        except (ResponseError, KeyError, TypeError):
-            self._no_batch("an answer of another shape")
-            return None
-        self._batch = True
-        return {task.id: task for task in tasks}
+            task = read_task(answer)
+            if task.id != watched.task.id:
+                raise ResponseError(f"asked for task {watched.task.id}, the answer is about another")
+        except ResponseError as error:
+            self._failed(watched, error, asked_at)
+        else:
+            self._saw(watched, task, asked_at, alone=True)
 
-    def _no_batch(self, why: str) -> None:
-        logger.info("status in batches is not available (%s): asking for each task by itself", why)
-        self._batch = False
+    def _take_batch(self, group: list[_Watched], answer: Answer | EvoLinkError, asked_at: float) -> None:
+        tasks = self._learned.read_batch(answer) if isinstance(answer, Answer) else None
+        for watched in group:
+            watched.looking = False
+            if not watched.followers:
+                continue
+            watched.heard = watched.heard or isinstance(answer, Answer)
+            if tasks is None and self._learned.batches is not False:
+                self._batch_failed(watched, answer, asked_at)
+            elif tasks is None or watched.task.id not in tasks:
+                # Absent means wrong, expired or foreign, and perhaps only "not yet": one answer of its own tells.
+                watched.alone = True
+                self._again(watched, 0.0)
+            else:
+                self._saw(watched, tasks[watched.task.id], asked_at, alone=False)
+
+    def _batch_failed(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
+        """Perhaps it is only the batch that fails, and for ever: then each task gets a look of its own."""
+        status = answer.status if isinstance(answer, Answer) else None
+        watched.alone = status in _NO_ACCESS or (status != 429 and watched.failures + 1 >= _BATCH_FAILURES)
+        self._refused(watched, answer, asked_at)
 
     # What was seen
 
     def _saw(self, watched: _Watched, task: Task, asked_at: float, *, alone: bool) -> None:
-        if task.id != watched.task.id:
-            self._failed(watched, ResponseError(f"asked for task {watched.task.id}, the answer is about another"))
-            return
-        watched.failures = watched.missing = 0
-        watched.heard = True
-        watched.denied_since = None
+        watched.failures = watched.missing = watched.denied = 0
         watched.last_look = asked_at
         watched.alone = False
+        self._refusals = 0
         if watched.task.is_terminal and not (task.succeeded and has_result(task)):
             task = watched.task  # it ended without a result before, and the first terminal status stands
         if task.is_terminal:
-            self._saw_end(watched, task, alone=alone)
+            self._saw_end(watched, task, asked_at, alone=alone)
             return
-        self._note_unknown_status(task)
+        self._learned.note_status(task)
+        now = self._loop.time()
         watched.task = task
         if watched.estimate is None:
             watched.estimate = task.estimated_time
-        self._again(watched, self._interval(watched, self._loop.time()))
-        for follower in tuple(watched.followers):
-            follower.seen(task)
+        if not watched.aged and task.created is not None:
+            watched.aged, watched.started = True, now - _age_by_wall_clock(task)
+        self._again(watched, self._interval(watched, now))
+        self._tell_seen(watched)
 
-    def _saw_end(self, watched: _Watched, task: Task, *, alone: bool) -> None:
-        watched.empty_looks += alone
-        if task.succeeded and not has_result(task) and watched.empty_looks < _EMPTY_LOOKS:
+    def _saw_end(self, watched: _Watched, task: Task, asked_at: float, *, alone: bool) -> None:
+        if task.succeeded and not has_result(task) and self._awaits_links(watched, asked_at, alone=alone):
             watched.task = task
             watched.alone = True
             self._again(watched, _EMPTY_PAUSE if alone else 0.0)
+            self._tell_seen(watched)
             return
         followers, watched.followers = watched.followers, []
         self._forget(watched)
         for follower in followers:
-            follower.ended(task)
+            self._tell(follower, follower.ended, task)
 
-    def _again(self, watched: _Watched, delay: float) -> None:
-        if watched.look_again:
-            watched.look_again, watched.alone, delay = False, True, 0.0
-        self._plan(watched, delay)
+    def _awaits_links(self, watched: _Watched, asked_at: float, *, alone: bool) -> bool:
+        """Whether to look once more at a task that completed without any link. Looks in batches don't count."""
+        if alone:
+            watched.empty_since = watched.empty_since if watched.empty_looks else asked_at
+            watched.empty_looks += 1
+        return watched.empty_looks < _EMPTY_LOOKS or asked_at - watched.empty_since < _EMPTY_FOR - _TICK
 
-    def _note_unknown_status(self, task: Task) -> None:
-        if not isinstance(task.status, TaskStatus) and task.status not in self._unknown_words:
-            if len(self._unknown_words) < 100:
-                self._unknown_words.add(task.status)
-            logger.warning("unknown task status %r: taken as not finished", task.status[:64])
-
-    def _refused(self, watched: _Watched, answer: Answer) -> None:
+    def _refused(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
+        """There was no answer, or one with an error status."""
+        if isinstance(answer, ConfigurationError):  # the caller's function gives no key
+            self._denied(watched, answer)
+            return
+        if not isinstance(answer, Answer):
+            self._failed(watched, answer, asked_at)
+            return
         error = status_error(answer)
-        now = self._loop.time()
-        if answer.status in _NO_TASK or error.code == "invalid_task_id":
-            self._missing(watched, now)
-        elif answer.status in _NO_ACCESS:
-            if watched.denied_since is None:
-                watched.denied_since = now
-            if now - watched.denied_since >= _ACCESS_PATIENCE:
-                self._tell_lost(watched, error)
-            else:
-                self._again(watched, 10.0)
+        if answer.status in _NO_ACCESS:
+            self._denied(watched, error)
+        elif answer.status in _NO_TASK or error.code == "invalid_task_id":
+            self._missing(watched)
         else:
-            self._failed(watched, answer)
+            self._failed(watched, answer, asked_at)
 
-    def _missing(self, watched: _Watched, now: float) -> None:
+    def _missing(self, watched: _Watched) -> None:
+        now = self._loop.time()
         if watched.missing == 0:
             watched.missing_since = now
         watched.missing += 1
-        if watched.missing >= _LOST_LOOKS and now - watched.missing_since >= _LOST_AFTER:
+        if watched.missing >= _LOST_LOOKS and now - watched.missing_since >= _LOST_AFTER - _TICK:
             message = f"the service no longer knows the task: 404 {watched.missing} times over {_LOST_AFTER:g} s"
             self._tell_lost(watched, TaskLostError(message, task=watched.task))
         else:
             watched.alone = True
             self._again(watched, min(30.0, 2.0**watched.missing))
 
-    def _failed(self, watched: _Watched, trouble: Answer | EvoLinkError) -> None:
+    def _denied(self, watched: _Watched, error: EvoLinkError) -> None:
+        now = self._loop.time()
+        if watched.denied == 0:
+            watched.denied_since = now
+        watched.denied += 1
+        if watched.denied >= _DENIALS and now - watched.denied_since >= _ACCESS_PATIENCE - _TICK:
+            self._tell_lost(watched, error)
+        else:
+            self._again(watched, _DENIED_PAUSE)
+
+    def _failed(self, watched: _Watched, trouble: Answer | EvoLinkError, asked_at: float) -> None:
         """A look that told nothing: the task is as it was."""
         watched.failures += 1
-        hint = None
-        if isinstance(trouble, Answer):
-            watched.heard = True
-            hint = hint_of(trouble)
-            if trouble.status == 429:
-                pause = self._retry.delay(watched.failures, hint, self._random.random())
-                self._paused_until = max(self._paused_until, self._loop.time() + pause)
+        hint = hint_of(trouble) if isinstance(trouble, Answer) else None
+        if isinstance(trouble, Answer) and trouble.status == 429:
+            self._pause(hint, asked_at)
         delay = self._retry.delay(watched.failures, hint, self._random.random())
-        self._again(watched, max(1.0, delay))
+        self._again(watched, max(SHORTEST, delay))
+
+    def _pause(self, hint: float | None, asked_at: float) -> None:
+        """Nobody looks at anything for a while. Looks under way at the last refusal say nothing new."""
+        now = self._loop.time()
+        if asked_at >= self._refused_at:
+            self._refusals += 1
+            self._refused_at = now
+        pause = self._retry.delay(max(1, self._refusals), hint, self._random.random())
+        self._paused_until = max(self._paused_until, now + pause)
+
+    # Telling
+
+    def _tell_seen(self, watched: _Watched) -> None:
+        for follower in tuple(watched.followers):
+            if not self._tell(follower, follower.seen, watched.task):
+                self.unfollow(watched.task.id, follower)
 
     def _tell_lost(self, watched: _Watched, error: EvoLinkError) -> None:
         followers, watched.followers = watched.followers, []
         self._forget(watched)
         for follower in followers:
-            follower.lost(error)
+            # Each its own: an exception raised in two tasks collects the tracebacks and notes of both.
+            self._tell(follower, follower.lost, copy.copy(error))
+
+    def _tell(self, follower: Follower, how: Callable[[Any], None], what: Any) -> bool:
+        """Call a follower; a fault of his is his alone. False: there was one."""
+        try:
+            how(what)
+        except Exception as error:
+            logger.exception("a follower of a task failed")
+            if how != follower.crashed:
+                self._tell(follower, follower.crashed, error)
+            return False
+        return True
 
 
 def has_result(task: Task) -> bool:
     """Whether a completed task has anything to show."""
     return bool(task.urls or task.results or task.result_data)
+
+
+def _closed_while_running(task: Task) -> ClosedError:
+    return ClosedError(
+        f"the client was closed while task {task.id} was running; it goes on: wait for it again by its id"
+    )
 
 
 def _age_by_wall_clock(task: Task) -> float:

@@ -1,25 +1,38 @@
 """One request on its way through a pool.
 
-    state        what is known                         moved on by
-    pulled       read from its source, checked         the pool, when a place is free
-    sending      in the pace's queue, or its POST is   the submitter, with the answer
-                 under way, or waits to be sent again
-    outstanding  the task's id                         the watcher, with the first terminal status
-    untaken      how it ended                          the reader of the iteration, or the caller of `run`
-    handed over  (the pool forgets it)
+    state        where it is                                holds a place  moved on by
+    (source)     in the caller's iterable                   no             the feeder, while there is room
+    pulled       read and checked; waits for a place        no             the pool, when a place is free
+    sending      in the pace's queue; or its POST flies;    yes            the submitter, with the answer
+                 or waits to be sent again
+    outstanding  at the service, its id is known            yes            the watcher, with the first terminal status
+    untaken      how it ended is known                      no             the reader of the iteration, or the caller
+                                                                           of `run`
+    (handed      the pool has forgotten it                  no
+    over)
 
-Only these moves exist, each is one synchronous step, and each is made in one place. A ledger has to make durable: the
-step into `sending` before the first byte, the step into `outstanding` before anyone sees the id, and the last two.
+There is room for one more to be pulled while places held + pulled + untaken < `max_outstanding`. There is a place for
+one more to be sent while places held < `max_outstanding`; a request given to `run` may also have the place of one from
+a source that is still in the pace's queue, which then is pulled again. Every other move goes down the table.
+
+Short cuts to untaken: from pulled, what is wrong or comes when nothing is sent any more; from sending, what was
+refused, taken back or stays unknown; from outstanding, what timed out or was lost. When the block is left, what was
+sent and is not handed over goes to `leftovers`, and what was not sent is dropped.
+
+Each move is one synchronous step and is made in one place: pulled `TaskPool._begin`, sending `_send`, outstanding
+`_accepted`, untaken `_close`. A ledger has to make durable: the step into `sending` before the first byte, the
+step into `outstanding` before anyone sees the id, and the last two.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from evolink_async.errors import EvoLinkError
 from evolink_async.http.submit import Settled, Submission
@@ -43,10 +56,11 @@ class Home(Protocol):
     def _posting(self, record: Record) -> None: ...
     def _held(self, record: Record, error: EvoLinkError) -> None: ...
     def _settled(self, record: Record, settled: Settled) -> None: ...
-    def _seen(self, record: Record, task: Task) -> None: ...
+    def _seen(self, record: Record) -> None: ...
     def _ended(self, record: Record, task: Task) -> None: ...
     def _lost(self, record: Record, error: EvoLinkError) -> None: ...
-    def _crashed(self, error: BaseException) -> None: ...
+    def _crashed(self, record: Record, error: BaseException) -> None: ...
+    def _unwatched(self, error: BaseException) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -61,40 +75,59 @@ class Record:
     waiter: asyncio.Future[Outcome] | None = None  # of the `run` that gave it; None: it came from a source
     state: State = State.PULLED
     idempotency_key: str | None = None
-    submission: Submission | None = None
+    submission: Submission | None = None  # while it is sending
+    attempts: int = 0
     task: Task | None = None
     reserved: Decimal | None = None
-    posts_counted: int = 0
-    deadline: float = float("inf")
     looked: bool = False  # the service has said something about the task since it was submitted or attached
-    submitted_at: datetime | None = None
+    overdue: bool = False  # its time is over, it only gets one last look
+    submitted_at: datetime | None = None  # of the first POST that was not provably in vain
 
-    # As the listener of its submission
+    @property
+    def deserted(self) -> bool:
+        """Whether the caller of `run` has stopped waiting."""
+        return self.waiter is not None and self.waiter.done()
+
+    # As the listener of its submission. A fault in here is reported by the submitter, to `crashed`.
 
     def posting(self, submission: Submission) -> None:
-        self.home._posting(self)
+        if submission is self.submission:
+            self.home._posting(self)
 
     def held(self, submission: Submission, error: EvoLinkError) -> None:
-        self.home._held(self, error)
+        if submission is self.submission:
+            self.home._held(self, error)
 
     def settled(self, submission: Submission, settled: Settled) -> None:
-        self.home._settled(self, settled)
+        if submission is self.submission:
+            self.home._settled(self, settled)
 
-    # As a follower of its task
+    # As a follower of its task. A fault in here would take the watcher down, and with it everybody's tasks.
 
     def seen(self, task: Task) -> None:
         self.task, self.looked = task, True
-        self.home._seen(self, task)
+        self._tell(self.home._seen, self)
 
     def ended(self, task: Task) -> None:
         self.task = task
-        self.home._ended(self, task)
+        self._tell(self.home._ended, self, task)
 
     def lost(self, error: EvoLinkError) -> None:
-        self.home._lost(self, error)
+        self._tell(self.home._lost, self, error)
 
     def crashed(self, error: BaseException) -> None:
-        self.home._crashed(error)
+        if self.state is State.OUTSTANDING:
+            self.home._unwatched(error)
+        else:
+            self.home._crashed(self, error)
+
+    def _tell(self, step: Callable[..., None], *args: Any) -> None:
+        try:
+            step(*args)
+        except Exception as error:  # noqa: BLE001  (it becomes the pool's reason)
+            self.home._crashed(self, error)
+
+    # Its end
 
     def outcome(self, status: OutcomeStatus, error: EvoLinkError | None, finished_at: datetime) -> Outcome:
         """The outcome, if it ends like this."""
@@ -107,9 +140,9 @@ class Record:
             task=self.task,
             error=error,
             credits=self._credits(status),
-            attempts=self.submission.attempts if self.submission else 0,
+            attempts=self.attempts,
             idempotency_key=self.idempotency_key,
-            submitted_at=self.submitted_at,
+            submitted_at=self.submitted_at if self.attempts else None,
             finished_at=finished_at,
         )
 

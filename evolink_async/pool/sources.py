@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, field
 from typing import Any
 
-from evolink_async.errors import InvalidRequestError
+from evolink_async.errors import EvoLinkError, InvalidRequestError
 from evolink_async.requests import GenerationRequest
 
 # A long run of pulls that never waits would keep the loop from everything else.
 _PULLS_IN_A_ROW = 64
 
 
-class Sources:
-    """Pulls items while `has_room()` says so and hands each to `take`, in one asyncio task, and one more for each
-    async iterable. `take` must be plain and must not raise.
+@dataclass(slots=True, eq=False)
+class _Reader:
+    """An async iterable with the task that asks it. It is among the turns unless it is being asked right now."""
 
-    A fault of an iterable goes to `failed` and closes everything; nothing is read on.
+    source: AsyncIterator[Any]
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+
+class Sources:
+    """Pulls an item when `has_room()` says so and hands it to `take`, which must be plain and must not raise.
+
+    One asyncio task, the feeder, decides whose turn it is; each async iterable has one more that asks it, so that one
+    which has nothing to give at the moment keeps nobody else waiting. A fault of an iterable goes to `failed`;
+    `drained` is called when one has come to its end.
     """
 
     def __init__(
@@ -35,157 +45,178 @@ class Sources:
         self._failed = failed
         self._drained = drained
         self._singles: deque[Any] = deque()
-        self._iterators: deque[Iterator[Any]] = deque()
-        self._readers: dict[asyncio.Task[None], AsyncIterator[Any]] = {}
-        self._pending: list[AsyncIterator[Any]] = []
+        self._turns: deque[Iterator[Any] | _Reader] = deque()
+        self._readers: set[_Reader] = set()
         self._feeder: asyncio.Task[None] | None = None
-        self._room = asyncio.Event()
+        self._wake = asyncio.Event()
         self._started = False
         self.closed = False
-        self.total: int | None = 0  # requests in all as far as the sources tell their length
+        self.pulled = 0
+        self.total: int | None = 0  # requests in all, as far as the sources tell their length
 
     def add(self, source: Any) -> None:
-        """A request, an iterable or an async iterable. Raises `InvalidRequestError` for anything else."""
+        """A request, an iterable or an async iterable. Raises `InvalidRequestError` for anything else.
+
+        Once closed, iterables are not touched any more.
+        """
         if isinstance(source, GenerationRequest):
             self._singles.append(source)
             self._count(1)
-        elif isinstance(source, str | bytes | Mapping):
+        elif isinstance(source, str | bytes | Mapping) or not isinstance(source, AsyncIterable | Iterable):
             raise InvalidRequestError(
                 f"a source is a request or an iterable of requests, got {type(source).__name__}; "
                 "make a request out of a dict with GenerationRequest.from_dict"
             )
+        elif self.closed:
+            return
         elif isinstance(source, AsyncIterable):
+            reader = _Reader(aiter(source))
+            self._readers.add(reader)
+            self._turns.append(reader)
             self._count(None)
-            self._pending.append(aiter(source))
-        elif isinstance(source, Iterable):
-            self._count(len(source) if isinstance(source, Sized) else None)
-            self._iterators.append(iter(source))
         else:
-            raise InvalidRequestError(f"a source is a request or an iterable of requests, got {type(source).__name__}")
+            length = len(source) if isinstance(source, Sized) else None
+            self._turns.append(iter(source))
+            self._count(length)
         if self._started:
-            self._ensure()
+            self._ensure_feeder()
 
     def start(self) -> None:
         """Begin to pull. Needs a running loop."""
         self._started = True
-        self._ensure()
+        self._ensure_feeder()
 
     def notice_room(self) -> None:
         """There may be room again."""
-        self._room.set()
+        self._wake.set()
 
     @property
     def exhausted(self) -> bool:
         """Whether nothing is left to pull."""
-        return self.closed or not (self._singles or self._iterators or self._readers or self._pending)
+        return self.closed or not (self._singles or self._turns or self._readers)
 
-    def close(self) -> None:
-        """Read on nothing. Generators are closed; async ones by the tasks that read them, see `aclose`."""
+    def close_iterables(self) -> None:
+        """Read on nothing and close the generators.
+
+        Async generators are closed by the tasks that read them: see `tasks`.
+        """
         if self.closed:
             return
         self.closed = True
-        self._singles.clear()
-        if self._feeder is not None:
-            self._feeder.cancel()
+        self._wake.set()
         for reader in self._readers:
-            reader.cancel()
-        for iterator in self._iterators:
-            # A generator that is running right now (it raised, or closed the pool itself) can't be closed.
-            if inspect.isgenerator(iterator) and not iterator.gi_running:
-                try:
-                    iterator.close()
-                except Exception as error:  # noqa: BLE001  (a generator's clean-up is the caller's code)
-                    self._failed(error)
-        self._iterators.clear()
+            # The one that runs right now (its item made somebody close us) sees `closed` by itself.
+            if reader.task is not None and reader.task is not asyncio.current_task():
+                reader.task.cancel()
+        turns, self._turns = self._turns, deque()
+        for turn in turns:
+            if not isinstance(turn, _Reader):
+                self._close_iterator(turn)
 
-    async def aclose(self) -> None:
-        """Close, and wait until no task of ours is left."""
-        self.close()
-        tasks = [task for task in (self._feeder, *self._readers) if task is not None]
-        if tasks:
-            await asyncio.wait(tasks)
-        for source in self._pending:
-            await _close_async(source)
-        self._pending.clear()
+    def take_singles(self) -> list[Any]:
+        """The single requests that nobody pulled."""
+        singles, self._singles = list(self._singles), deque()
+        self.pulled += len(singles)
+        return singles
+
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """The asyncio tasks of ours that still run: the clean-up of async generators may take its time."""
+        tasks = [self._feeder, *(reader.task for reader in self._readers)]
+        return {task for task in tasks if task is not None}
 
     def _count(self, more: int | None) -> None:
         self.total = None if self.total is None or more is None else self.total + more
 
-    def _ensure(self) -> None:
-        if self.closed:
-            return
-        loop = asyncio.get_running_loop()
-        while self._pending:
-            source = self._pending.pop()
-            reader = loop.create_task(self._read(source), name="evolink source", context=contextvars.copy_context())
-            self._readers[reader] = source
-            reader.add_done_callback(self._reader_done)
-        if (self._singles or self._iterators) and self._feeder is None:
-            self._feeder = loop.create_task(self._feed(), name="evolink feeder")
+    # The feeder
+
+    def _ensure_feeder(self) -> None:
+        if self._feeder is None and not self.exhausted:
+            self._feeder = asyncio.get_running_loop().create_task(self._feed(), name="evolink feeder")
             self._feeder.add_done_callback(self._feeder_done)
-        self._room.set()
+        self._wake.set()
+
+    async def _feed(self) -> None:
+        pulls = 0
+        while not self.exhausted:
+            if not (self._singles or self._turns) or not self._has_room():
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            pulls += 1
+            if self._singles:
+                self._got(self._singles.popleft())
+            elif self._give_turn(self._turns.popleft()) or pulls % _PULLS_IN_A_ROW == 0:
+                await asyncio.sleep(0)
+
+    def _give_turn(self, turn: Iterator[Any] | _Reader) -> bool:
+        """Pull from an iterator, or let a reader ask. True: wait a moment, for an item that is there at once."""
+        if isinstance(turn, _Reader):
+            if turn.task is None:
+                turn.task = asyncio.get_running_loop().create_task(self._read(turn), name="evolink source")
+                turn.task.add_done_callback(lambda task: self._reader_done(turn, task))
+            turn.go.set()
+            return True
+        try:
+            item = next(turn)
+        except StopIteration:
+            return False
+        if self.closed:  # the iterable itself had the pool stopped
+            self._close_iterator(turn)
+        else:
+            self._turns.append(turn)
+        self._got(item)
+        return False
+
+    def _got(self, item: Any) -> None:
+        self.pulled += 1
+        self._take(item)
 
     def _feeder_done(self, task: asyncio.Task[None]) -> None:
         self._feeder = None
-        if not task.cancelled() and task.exception() is not None:
-            self._fault(task.exception())
-        elif self._singles or self._iterators:
-            self._ensure()
-        else:
-            self._drained()
+        self._done(task)
+        if self._started:
+            self._ensure_feeder()
 
-    def _reader_done(self, task: asyncio.Task[None]) -> None:
-        self._readers.pop(task, None)
-        if not task.cancelled() and task.exception() is not None:
-            self._fault(task.exception())
-        else:
-            self._drained()
+    # Async iterables
 
-    def _fault(self, error: BaseException | None) -> None:
-        assert error is not None
-        self._failed(error)
-
-    async def _feed(self) -> None:
-        pulled = 0
-        while self._singles or self._iterators:
-            await self._wait_for_room()
-            if self._singles:
-                self._take(self._singles.popleft())
-            elif self._iterators:
-                self._pull_in_turn()
-            pulled += 1
-            if pulled % _PULLS_IN_A_ROW == 0:
-                await asyncio.sleep(0)
-
-    def _pull_in_turn(self) -> None:
-        iterator = self._iterators.popleft()
+    async def _read(self, reader: _Reader) -> None:
         try:
-            item = next(iterator)
-        except StopIteration:
-            return
-        self._iterators.append(iterator)
-        self._take(item)
-
-    async def _read(self, source: AsyncIterator[Any]) -> None:
-        try:
-            while True:
-                await self._wait_for_room()
+            while not self.closed:
+                await reader.go.wait()
+                reader.go.clear()
                 try:
-                    item = await anext(source)
+                    item = await anext(reader.source)
                 except StopAsyncIteration:
                     return
-                self._take(item)
+                if not self.closed:
+                    self._turns.append(reader)
+                self._got(item)
+                self._wake.set()
         finally:
-            if self.closed:
-                await _close_async(source)
+            close = getattr(reader.source, "aclose", None)
+            if self.closed and close is not None:
+                await close()
 
-    async def _wait_for_room(self) -> None:
-        while not self._has_room():
-            self._room.clear()
-            await self._room.wait()
+    def _reader_done(self, reader: _Reader, task: asyncio.Task[None]) -> None:
+        self._readers.discard(reader)
+        self._wake.set()
+        self._done(task)
 
+    # Ends
 
-async def _close_async(source: AsyncIterator[Any]) -> None:
-    close = getattr(source, "aclose", None)
-    if close is not None:
-        await close()
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            if not self.closed:
+                # To the user it must look like a fault of the iterable, never like a cancellation of himself.
+                self._failed(EvoLinkError("an iterable of requests was cancelled from within: CancelledError"))
+        elif (error := task.exception()) is not None:
+            self._failed(error)
+        self._drained()
+
+    def _close_iterator(self, iterator: Iterator[Any]) -> None:
+        # A generator that runs right now (it had the pool closed) can't be closed; `_give_turn` does it then.
+        if inspect.isgenerator(iterator) and not iterator.gi_running:
+            try:
+                iterator.close()
+            except Exception as error:  # noqa: BLE001  (a generator's clean-up is the caller's code)
+                self._failed(error)

@@ -24,14 +24,12 @@ import httpcore
 import httpx
 import pytest
 
-from evolink_async.http import transport as transport_module
+from evolink_async.http import stream as stream_module
+from evolink_async.http.failures import translate_exception
+from evolink_async.http.foreign import ForeignTransport
 from evolink_async.http.gate import Gate
-from evolink_async.http.transport import (
-    ForeignTransport,
-    SlotTransport,
-    TransportClosed,
-    translate_exception,
-)
+from evolink_async.http.proxies import Proxies
+from evolink_async.http.transport import SlotTransport, TransportClosed
 
 # For localhost and 127.0.0.1, signed by itself, known to nobody: worth nothing outside these tests.
 TEST_CERTIFICATE = """\
@@ -744,7 +742,7 @@ async def test_the_systems_refusals_are_connect_errors(
     async def refuse(*args: object, **options: object) -> None:
         raise failure
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", refuse)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", refuse)
     transport = make(1)
     with pytest.raises(httpx.ConnectError, match=str(failure.args[-1])) as caught:
         await fetch(transport, "http://evolink.invalid")
@@ -866,7 +864,7 @@ async def test_a_connection_that_comes_after_its_cancellation_is_cut() -> None:
         def abort(self) -> None:
             self.cut = True
 
-    stream = transport_module._SocketStream()
+    stream = stream_module.SocketStream()
     stream.abort()
     stream.connection_made(late := Late())
     assert late.cut
@@ -1045,7 +1043,7 @@ async def test_the_context_is_built_once_and_only_for_https(
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    transport_module._build_ssl_context.cache_clear()
+    stream_module._build_ssl_context.cache_clear()
     transports = [SlotTransport(4), SlotTransport(4)]
     try:
         async with serving(always(OK)) as server:
@@ -1056,7 +1054,7 @@ async def test_the_context_is_built_once_and_only_for_https(
                 await asyncio.gather(*(fetch(transport, server.url) for _ in range(5)))
         assert len(built) == 1, "one context for all connections of the process"
     finally:
-        transport_module._build_ssl_context.cache_clear()
+        stream_module._build_ssl_context.cache_clear()
         for transport in transports:
             await transport.aclose()
 
@@ -1226,7 +1224,7 @@ async def test_cancelled_while_the_proxy_thinks(make: Make, proxy_env: ProxyEnv)
     ],
 )
 def test_no_proxy(no_proxy: str, origin: tuple[bytes, bytes, int], direct: bool) -> None:
-    proxies = transport_module._Proxies({"all": "http://proxy:3128", "no": no_proxy})
+    proxies = Proxies({"all": "http://proxy:3128", "no": no_proxy})
     assert (proxies.for_origin(origin) is None) is direct
 
 
@@ -1348,3 +1346,70 @@ async def test_a_client_of_another_family_gets_a_request_of_its_own(other_family
         await response.aread()
         assert [head.rpartition(b"\r\n")[2] for _, head in server.requests] == [b"body", b"ab"]
         assert repr(transport).endswith("read: 0 in use + 0 waiting)>>")
+
+
+# Connecting
+
+
+async def test_a_dead_address_costs_a_quarter_of_a_second_and_not_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first address never answers (a full backlog); the second does."""
+    loop = asyncio.get_running_loop()
+    deaf = socket.socket()
+    deaf.bind(("127.0.0.1", 0))
+    deaf.listen(0)
+    fill = [socket.socket() for _ in range(3)]
+    for filler in fill:
+        filler.setblocking(False)
+        filler.connect_ex(deaf.getsockname())
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    addresses = [(socket.AF_INET, deaf.getsockname()), (socket.AF_INET, server.sockets[0].getsockname())]
+    monkeypatch.setattr(stream_module, "_HAPPY_EYEBALLS_DELAY", 0.01)
+    connected = await stream_module._connect_first(loop, addresses)
+    assert connected.getpeername() == server.sockets[0].getsockname()
+    for one in (connected, deaf, *fill):
+        one.close()
+    server.close()
+    await asyncio.sleep(0)
+
+
+async def test_a_refused_address_is_followed_by_the_next_at_once() -> None:
+    loop = asyncio.get_running_loop()
+    closed = socket.create_server(("127.0.0.1", 0))
+    refused = closed.getsockname()
+    closed.close()
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    started = loop.time()
+    addresses = [(socket.AF_INET, refused), (socket.AF_INET, server.sockets[0].getsockname())]
+    connected = await stream_module._connect_first(loop, addresses)
+    assert loop.time() - started < stream_module._HAPPY_EYEBALLS_DELAY
+    connected.close()
+    server.close()
+    with pytest.raises(ConnectionRefusedError):
+        await stream_module._connect_first(loop, [(socket.AF_INET, refused)] * 2)
+    await asyncio.sleep(0)
+
+
+async def test_cancelling_at_any_moment_of_connecting_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unclosed socket would be a ResourceWarning, and those are errors here."""
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    address = (socket.AF_INET, server.sockets[0].getsockname())
+    loop = asyncio.get_running_loop()
+    for turns in range(12):
+        connecting = asyncio.ensure_future(stream_module._connect_first(loop, [address, address]))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        connecting.cancel()
+        for one in await asyncio.gather(connecting, return_exceptions=True):
+            if isinstance(one, socket.socket):
+                one.close()
+        await asyncio.sleep(0.001)
+        gc.collect()
+    server.close()
+    await asyncio.sleep(0)
+
+
+def test_the_families_of_a_host_take_turns() -> None:
+    found = [(6, 1, 6, "", "a6"), (6, 1, 6, "", "b6"), (2, 1, 6, "", "a4")]
+    assert [address for _, address in stream_module._interleaved(found)] == ["a6", "a4", "b6"]

@@ -1,0 +1,5 @@
+"""`python -m evolink_async.cli`."""
+
+from evolink_async.cli import main
+
+main()

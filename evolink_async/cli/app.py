@@ -1,0 +1,309 @@
+"""The commands: what they are called, what they take, what they say for --help. The work is done next door.
+
+Exit codes: 0 all completed, 1 some not, 2 usage or bad input (nothing was sent), 3 stopped by the account or its
+budget, 130 and 143 interrupted by SIGINT and SIGTERM. Standard output is data, standard error is for people.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from evolink_async import AsyncEvoLink
+    from evolink_async.cli.view import Screen
+
+__all__ = ["app", "start"]
+
+app = typer.Typer(
+    name="evolink-async",
+    help="Run many EvoLink image, video and audio generations. The API key is read from EVOLINK_API_KEY only: "
+    "on the command line every user of the machine could see it.",
+    epilog="Exit codes: 0 all completed, 1 some not, 2 usage or bad input (nothing sent), 3 stopped by the account, "
+    "130/143 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Kind(StrEnum):
+    """What is generated."""
+
+    IMAGE = "image"
+    VIDEO = "video"
+    AUDIO = "audio"
+
+
+class Hint(StrEnum):
+    """How the emulator's 429 says when to come again."""
+
+    SECONDS = "seconds"
+    DATE = "date"
+    MS = "ms"
+    BODY = "body"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options before the command."""
+
+    base_url: str | None = None
+    verbose: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the service is on this machine: plain http is allowed for no other."""
+        return (self.base_url or os.environ.get("EVOLINK_BASE_URL") or "").startswith("http:")
+
+    def client(self, rate: str | None = None) -> AsyncEvoLink:
+        """A client. Raises `ConfigurationError`."""
+        from evolink_async import AsyncEvoLink
+
+        return AsyncEvoLink(base_url=self.base_url, rate_limit=rate)
+
+
+def start() -> NoReturn:
+    """Run the command line and exit."""
+    try:
+        app(prog_name="evolink-async")
+    finally:
+        _flush()
+    sys.exit(0)
+
+
+def _flush() -> None:
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (BrokenPipeError, ValueError):
+        from evolink_async.cli.outputs import silence_stdout
+
+        silence_stdout()
+
+
+def _finish(ctx: typer.Context, work: Callable[[Screen], int]) -> NoReturn:
+    """Do a command's work: whatever it raises becomes one sentence and an exit code, never a traceback."""
+    from evolink_async.cli.inputs import BadInput
+    from evolink_async.cli.outputs import silence_stdout, stopped_by_account
+    from evolink_async.cli.view import Screen
+    from evolink_async.errors import BadRequestError, ConfigurationError, EvoLinkError, InvalidRequestError
+
+    screen = Screen()
+    logger = logging.getLogger("evolink_async")
+    level = logger.level
+    screen.log.setLevel(logging.INFO if ctx.obj.verbose else logging.WARNING)
+    logger.addHandler(screen.log)
+    if ctx.obj.verbose:
+        logger.setLevel(logging.INFO)
+    try:
+        code = work(screen)
+    except EvoLinkError as error:
+        screen.complain(error)
+        usage = isinstance(error, ConfigurationError | InvalidRequestError) and not isinstance(error, BadRequestError)
+        code = 2 if usage else 3 if stopped_by_account(error) else 1
+    except BadInput as error:
+        screen.complain(error)
+        code = 2
+    except KeyboardInterrupt:
+        screen.say("interrupted; nothing was sent")
+        code = 130
+    except BrokenPipeError:
+        silence_stdout()
+        code = 0  # whoever read our output has had enough
+    except OSError as error:
+        where = f" {error.filename}:" if error.filename else ""
+        screen.complain(f"{where} {error.strerror or error}".strip())
+        code = 1
+    finally:
+        logger.removeHandler(screen.log)
+        logger.setLevel(level)
+    raise typer.Exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from evolink_async import __version__
+
+        print(f"evolink-async {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    ctx: typer.Context,
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="The service's address without /v1, else EVOLINK_BASE_URL.", metavar="URL"),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to standard error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    ctx.obj = Settings(base_url, verbose)
+
+
+@app.command()
+def demo(
+    ctx: typer.Context,
+    requests: Annotated[int, typer.Option(min=1, max=10_000, help="How many generations.")] = 60,
+    speed: Annotated[float, typer.Option(min=1, max=1000, help="How much faster than EvoLink.")] = 50,
+    seed: Annotated[int, typer.Option(help="Another seed, other durations and failures.")] = 1,
+) -> None:
+    """See it work, without a key: a local emulator and 60 generations through one pool."""
+    from evolink_async.cli.demo import run_demo
+
+    _finish(ctx, lambda screen: run_demo(screen, requests, speed, seed))
+
+
+@app.command()
+def run(
+    ctx: typer.Context,
+    file: Annotated[str, typer.Argument(help="JSON lines (ours or OpenAI's batch lines) or CSV; - reads stdin.")],
+    out: Annotated[str | None, typer.Option(help="Folder for results.jsonl and errors.jsonl.", metavar="DIR")] = None,
+    model: Annotated[str | None, typer.Option(help="For lines that name no model.")] = None,
+    kind: Annotated[Kind | None, typer.Option(help="For lines that name no kind.")] = None,
+    rate: Annotated[str | None, typer.Option(help="Never send faster, e.g. 5/s or 60/min.")] = None,
+    max_outstanding: Annotated[int, typer.Option(min=1, max=1_000_000, help="Tasks that run at once.")] = 1000,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and say what would be sent; send nothing.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N requests.", metavar="N")] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on without bad lines; they land in errors.jsonl.")
+    ] = False,
+    resend_unsettled: Annotated[
+        bool,
+        typer.Option("--resend-unsettled", help="Send lines again whose tasks may exist: may pay twice."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Each outcome as a JSON line on standard output.")] = False,
+) -> None:
+    """Run every request of a file. The whole file is checked first; nothing is sent if a line is bad."""
+    from evolink_async.cli.job import Job, run_file
+
+    job = Job(
+        file=file,
+        out=out,
+        model=model,
+        kind=kind,
+        rate=rate,
+        max_outstanding=max_outstanding,
+        dry_run=dry_run,
+        limit=limit,
+        skip_bad=skip_bad,
+        resend_unsettled=resend_unsettled,
+        as_json=as_json,
+    )
+    _finish(ctx, lambda screen: run_file(screen, ctx.obj, job))
+
+
+@app.command()
+def generate(
+    ctx: typer.Context,
+    kind: Annotated[Kind, typer.Argument(help="What to generate.", show_default=False)],
+    model: Annotated[str, typer.Option(help="The model's id; see `evolink-async models`.")],
+    prompt: Annotated[str | None, typer.Option(help="The text; - reads it from standard input.")] = None,
+    param: Annotated[
+        list[str] | None, typer.Option(help="A parameter, e.g. n=2; may be repeated.", metavar="NAME=VALUE")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for it.")] = 3600,
+    as_json: Annotated[bool, typer.Option("--json", help="The outcome as a JSON line.")] = False,
+) -> None:
+    """Generate one image, video or audio and print its links, one a line. They die in 24 hours."""
+    from evolink_async.cli.single import generate_one
+
+    _finish(
+        ctx, lambda screen: generate_one(screen, ctx.obj, kind, model, prompt, param or [], timeout, as_json=as_json)
+    )
+
+
+@app.command()
+def status(
+    ctx: typer.Context,
+    ids: Annotated[list[str], typer.Argument(help="Task ids, or @FILE: those in a results.jsonl or errors.jsonl.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Each task as a JSON line.")] = False,
+) -> None:
+    """Say how tasks are doing. Exit code 1 if the service doesn't know one of them."""
+    from evolink_async.cli.single import show_status
+
+    _finish(ctx, lambda screen: show_status(screen, ctx.obj, ids, as_json=as_json))
+
+
+@app.command()
+def wait(
+    ctx: typer.Context,
+    ids: Annotated[list[str], typer.Argument(help="Task ids, or @FILE: the unfinished ones in an errors.jsonl.")],
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds in all.")] = 3600,
+    as_json: Annotated[bool, typer.Option("--json", help="Each task as a JSON line as it ends.")] = False,
+) -> None:
+    """Wait for tasks and print their links, one a line. Interrupting it doesn't end the tasks."""
+    from evolink_async.cli.single import wait_for
+
+    _finish(ctx, lambda screen: wait_for(screen, ctx.obj, ids, timeout, as_json=as_json))
+
+
+@app.command()
+def credits(
+    ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.")] = False
+) -> None:
+    """Say how many credits the account and this key have."""
+    from evolink_async.cli.single import show_credits
+
+    _finish(ctx, lambda screen: show_credits(screen, ctx.obj, as_json=as_json))
+
+
+@app.command()
+def models(
+    ctx: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="For its parameters.", show_default=False)] = None,
+    kind: Annotated[Kind | None, typer.Option(help="Only these.")] = None,
+    legacy: Annotated[bool, typer.Option(help="Also models that are in older documents only.")] = True,
+) -> None:
+    """List the models, or what one of them takes. From public documents; needs no key."""
+    from evolink_async.cli.listing import show_model, show_models
+
+    _finish(ctx, lambda screen: show_models(kind, legacy=legacy) if model is None else show_model(screen, model))
+
+
+@app.command()
+def emulator(
+    ctx: typer.Context,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8085,
+    speed: Annotated[float, typer.Option(min=0.001, help="How much faster than EvoLink.")] = 50,
+    seed: Annotated[int, typer.Option(help="Another seed, other durations, failures and pictures.")] = 1,
+    faults: Annotated[str | None, typer.Option(help="JSON file: what goes wrong.", metavar="FILE")] = None,
+    rate: Annotated[float | None, typer.Option(help="Submissions per second, beyond them 429.")] = None,
+    burst: Annotated[float | None, typer.Option(help="Submissions at once.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Most unfinished tasks, beyond them 429.")] = None,
+    credits: Annotated[float | None, typer.Option(help="Credits at the start, else a million.")] = None,
+    failure_share: Annotated[float, typer.Option(min=0, max=1, help="Share of tasks that fail.")] = 0,
+    idempotency: Annotated[bool, typer.Option(help="Whether the Idempotency-Key header is honoured.")] = True,
+    batch: Annotated[bool, typer.Option(help="Whether POST /v1/tasks/batch exists.")] = True,
+    retry_after: Annotated[Hint, typer.Option(help="How a 429 says when to come again.")] = Hint.SECONDS,
+) -> None:
+    """Serve a local EvoLink until Ctrl-C, for trying things without a key and without costs."""
+    from evolink_async.cli.serving import serve
+
+    options = {
+        "speed": speed,
+        "seed": seed,
+        "rate": rate,
+        "burst": burst,
+        "concurrency": concurrency,
+        "credits": credits,
+        "failure_share": failure_share,
+        "idempotency": idempotency,
+        "batch": batch,
+        "retry_after": None if retry_after is Hint.NONE else str(retry_after),
+    }
+    _finish(ctx, lambda screen: serve(screen, host, port, faults, options))

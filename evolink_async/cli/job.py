@@ -1,0 +1,250 @@
+"""`run`: a file of requests, checked, sent, every outcome written down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evolink_async.cli.inputs import SHOWN, BadInput, Defaults, Input, Report, open_input
+from evolink_async.cli.outputs import (
+    ERRORS,
+    RESULTS,
+    OutputFolder,
+    bad_line,
+    encoded,
+    message_of,
+    result_line,
+)
+from evolink_async.cli.running import Ending, Source, leave_at_once, run_through
+from evolink_async.cli.signals import Interrupts
+from evolink_async.cli.text import amount, counted, duration, shortened
+from evolink_async.http.pace import RateLimit
+from evolink_async.pool import Outcome, OutcomeStatus
+from evolink_async.requests import GenerationRequest
+
+if TYPE_CHECKING:
+    from evolink_async import AsyncEvoLink
+    from evolink_async.cli.app import Settings
+    from evolink_async.cli.view import Screen
+
+FAILURES_SHOWN = 20
+_TOLD_AT_THE_END = (OutcomeStatus.NOT_SUBMITTED, OutcomeStatus.UNFINISHED)
+IDS_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """The options of `run`."""
+
+    file: str
+    out: str | None
+    model: str | None
+    kind: str | None
+    rate: str | None
+    max_outstanding: int
+    dry_run: bool
+    limit: int | None
+    skip_bad: bool
+    resend_unsettled: bool
+    as_json: bool
+
+
+def run_file(screen: Screen, settings: Settings, job: Job) -> int:
+    """Do it; the exit code. Raises `BadInput` and `EvoLinkError` before anything is sent."""
+    rate = None if job.rate is None else RateLimit.parse(job.rate)
+    if job.dry_run:
+        with open_input(job.file, _defaults(settings, job)) as source:
+            report = source.check(job.limit)
+            if not _acceptable(screen, source, report, job):
+                return 2
+            _plan(screen, source, report, rate)
+            return 0
+    if job.out is None:
+        raise BadInput("give --out DIR, the folder for results.jsonl and errors.jsonl (or --dry-run)")
+    client = settings.client(job.rate)
+    with OutputFolder(job.out) as folder, open_input(job.file, _defaults(settings, job)) as source:
+        report = source.check(job.limit)
+        if not _acceptable(screen, source, report, job):
+            return 2
+        return asyncio.run(_sent(_Run(screen, client, job, folder, source, report)))
+
+
+def _defaults(settings: Settings, job: Job) -> Defaults:
+    return Defaults(
+        model=job.model,
+        kind=None if job.kind is None else str(job.kind),
+        lenient_hosts=settings.is_local,
+        resend_unsettled=job.resend_unsettled,
+    )
+
+
+# Before
+
+
+def _acceptable(screen: Screen, source: Input, report: Report, job: Job) -> bool:
+    """Tell what was found; whether to go on."""
+    for warning, count in report.warnings.most_common(SHOWN):
+        lines = f"line {report.warned_first[warning]}" + (f" and {counted(count - 1, 'other')}" if count > 1 else "")
+        screen.say(f"warning: {lines}: {shortened(warning, 500)}", style="yellow")
+    if (more := len(report.warnings) - SHOWN) > 0:
+        screen.say(f"and {counted(more, 'other warning')}", style="yellow")
+    screen.log.without.update(report.warnings)  # the client would say them again
+    for entry in report.bad:
+        screen.say(f"line {entry.line}: {shortened(entry.reason, 500)}", style="red")
+    if (more := report.bad_count - len(report.bad)) > 0:
+        screen.say(f"and {counted(more, 'other bad line')}", style="red")
+    if report.bad_count and not job.skip_bad:
+        of = f"{counted(report.bad_count, 'bad line')} in {source.name}, {report.requests:,} good"
+        screen.say(f"{of}; nothing was sent (--skip-bad goes on without the bad ones)", style="red")
+        return False
+    if not report.requests:
+        screen.complain(f"{source.name} holds no requests that can be sent")
+        return False
+    return True
+
+
+def _plan(screen: Screen, source: Input, report: Report, rate: RateLimit | None) -> None:
+    screen.say(f"{source.name}: {counted(report.requests, 'request')} would be sent, nothing was", style="bold")
+    width = max(len(f"{count:,}") for count in report.models.values())
+    for (kind, model), count in report.models.most_common():
+        screen.say(f"  {count:>{width},}  {model} ({kind})")
+    if report.bad_count:
+        screen.say(f"  {counted(report.bad_count, 'bad line')} left out")
+    if rate is not None:
+        screen.say(f"at {rate.rate:g} in {duration(rate.per)}: {duration(report.requests / rate.per_second)} to send")
+
+
+# Under way
+
+
+class _Run:
+    """One run: takes requests from the file, gives outcomes to the files and to standard output."""
+
+    def __init__(
+        self, screen: Screen, client: AsyncEvoLink, job: Job, folder: OutputFolder, source: Input, report: Report
+    ) -> None:
+        self.screen, self.client, self.job, self.folder = screen, client, job, folder
+        self.source = Source(self._requests(source, report), report.requests)
+        self.total = report.requests
+        self.left_out = 0
+        self.cannot_write = False
+        self._standard = screen.standard() if job.as_json else None
+        self._failures = 0
+
+    def _requests(self, source: Input, report: Report) -> Iterator[GenerationRequest]:
+        for entry in source.read(report.repeated, self.job.limit):
+            if entry.request is not None:
+                yield entry.request
+            else:
+                self.left_out += 1
+                line = bad_line(entry.line, entry.reason, entry.data)
+                self._write(self.folder.refused, line, line)
+            if self.cannot_write:
+                return
+
+    def take(self, outcome: Outcome) -> bool:
+        """Write it down first, then tell. False: nothing more should be sent, as it could not be written down."""
+        self._write(self.folder.take, outcome, result_line(outcome))
+        if self._standard is not None:
+            self._standard.json(result_line(outcome))
+        if outcome.error is not None and outcome.status not in _TOLD_AT_THE_END:
+            self._tell(outcome)
+        return not self.cannot_write
+
+    def _write(self, write: Callable[[Any], None], what: Any, line: Mapping[str, Any]) -> None:
+        """Write to the folder; where that fails (a full disk), what is paid for is at least told."""
+        try:
+            write(what)
+        except OSError as error:
+            if not self.cannot_write:
+                self.cannot_write = True
+                why = error.strerror or error
+                self.screen.complain(
+                    f"cannot write into {self.folder.path}: {why}; nothing more is sent, the rest is here:"
+                )
+            self.screen.verbatim(encoded(line).decode())
+
+    def _tell(self, outcome: Outcome) -> None:
+        self._failures += 1
+        if self._failures <= FAILURES_SHOWN:
+            assert outcome.error is not None
+            name = outcome.key if outcome.key is not None else f"request {outcome.index}"
+            task = f" (task {outcome.task.id})" if outcome.task else ""
+            why = shortened(message_of(outcome.error), 300)
+            code = f"{outcome.error.code}: " if outcome.error.code else ""
+            self.screen.say(f"{shortened(name, 60)} {_words(outcome.status)}: {code}{why}{task}", style="red")
+        elif self._failures == FAILURES_SHOWN + 1:
+            self.screen.say(f"more that did not complete is in {self.folder.path / ERRORS}", style="red")
+
+
+async def _sent(run: _Run) -> int:
+    screen = run.screen
+
+    def stopping() -> None:
+        screen.say(
+            "stopping: nothing more is sent; up to 5 s for answers that are on their way (once more: at once)",
+            style="yellow",
+        )
+
+    with Interrupts(stopping) as interrupts:
+        return await interrupts.run(_sent_until(run, interrupts))
+
+
+async def _sent_until(run: _Run, interrupts: Interrupts) -> int:
+    async with run.client as client:
+        ending = await run_through(
+            client, run.source, run.take, run.screen, interrupts, max_outstanding=run.job.max_outstanding
+        )
+        _sum_up(run, ending)
+        if interrupts.count > 1 and interrupts.code is not None:
+            leave_at_once(interrupts.code)
+    return max(ending.code, 1 if run.left_out or run.cannot_write else 0)
+
+
+# Afterwards
+
+
+def _sum_up(run: _Run, ending: Ending) -> None:
+    screen, stats, folder = run.screen, ending.stats, run.folder.path
+    completed = ending.counts[OutcomeStatus.COMPLETED]
+    others = [
+        f"{count:,} {_words(status)}" for status, count in ending.counts.items() if status != "completed" and count
+    ]
+    if run.left_out:
+        others.append(counted(run.left_out, "bad line") + " left out")
+    if ending.cut_short or run.cannot_write:
+        others.append("the rest was not read")
+    so = ", ".join([f"{completed:,} of {run.total:,} completed", *others])
+    spent = f"{amount(stats.credits_spent)} credits" + (" spent" if not ending.running else " spent so far")
+    screen.say(f"{so}; {spent}, {duration(stats.elapsed)}", style="green" if not others else "bold")
+    if ending.reason is not None:
+        screen.complain(f"ended early: {ending.reason}")
+    if completed:
+        screen.say(f"links (they die in 24 hours): {folder / RESULTS}")
+    if others:
+        screen.say(f"what did not complete, as lines for another run: {folder / ERRORS}")
+    if ending.unknown:
+        screen.say(
+            f"{counted(ending.unknown, 'request')} got no answer and may be running and paid for: "
+            "`run` refuses those lines unless you give --resend-unsettled",
+            style="yellow",
+        )
+    if ending.running:
+        tell_running(screen, ending.running, f"@{folder / ERRORS}")
+
+
+def tell_running(screen: Screen, ids: list[str], file: str | None = None) -> None:
+    """Name tasks that go on and the command that waits for them."""
+    screen.say(f"{counted(len(ids), 'task')} still running at the service, and paid for:", style="yellow")
+    for task_id in ids[:IDS_SHOWN]:
+        screen.verbatim(f"  {task_id}")
+    if (more := len(ids) - IDS_SHOWN) > 0:
+        screen.say(f"  and {more:,} more" + (f" in {file[1:]}" if file else ""))
+    screen.say("wait for them with:")
+    screen.verbatim(f"  evolink-async wait {file if file and len(ids) > 3 else ' '.join(ids)}")
+
+
+def _words(status: str) -> str:
+    return {"completed": "completed", "unknown": "unanswered"}.get(status, status.replace("_", " "))

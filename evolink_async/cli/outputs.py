@@ -1,0 +1,223 @@
+"""Writing outcomes down: results.jsonl, errors.jsonl, and one JSON object a line on standard output."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from decimal import Decimal
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic_core import to_json
+
+from evolink_async.errors import APIStatusError, ConfigurationError, EvoLinkError
+from evolink_async.pool import Outcome
+from evolink_async.requests import GenerationRequest
+from evolink_async.types import Task
+
+RESULTS, ERRORS = "results.jsonl", "errors.jsonl"
+
+
+class OutputFolder:
+    """A folder that takes each outcome as it arrives: completed ones in results.jsonl, all others in errors.jsonl.
+
+    Every line is one write to the file, so what was written stays whatever happens to the process. A line of
+    errors.jsonl is a request line with the field `error`, and can be given to `run` again.
+
+    Raises `ConfigurationError` on entering if the folder cannot be used or holds such files already.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.path = Path(folder)
+        self._files = ExitStack()
+        self._made = False
+
+    def __enter__(self) -> Self:
+        try:
+            self._made = not self.path.exists()
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in (RESULTS, ERRORS):
+                if (self.path / name).exists():
+                    raise ConfigurationError(
+                        f"{self.path / name} exists already, and running again could pay again for what is in it: "
+                        f"choose a new folder (give {self.path / ERRORS} as the file to send only what went wrong)"
+                    )
+            self._results = self._files.enter_context(open(self.path / RESULTS, "xb", buffering=0))
+            self._errors = self._files.enter_context(open(self.path / ERRORS, "xb", buffering=0))
+        except OSError as error:
+            self._files.close()
+            raise ConfigurationError(f"cannot write into {self.path}: {error.strerror or error}") from None
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._files.close()
+        if not self._written(RESULTS) and not self._written(ERRORS):
+            # Nothing happened, so nothing should stand in the way of trying again.
+            for name in (RESULTS, ERRORS):
+                (self.path / name).unlink(missing_ok=True)
+            if self._made:
+                self.path.rmdir()
+
+    def take(self, outcome: Outcome) -> None:
+        """Write an outcome down. Raises `OSError`, e.g. when the disk is full."""
+        if outcome.ok:
+            _write(self._results, result_line(outcome))
+        else:
+            _write(self._errors, error_line(outcome))
+
+    def refused(self, line: Mapping[str, Any]) -> None:
+        """Write down a line that was not sent."""
+        _write(self._errors, line)
+
+    def _written(self, name: str) -> bool:
+        try:
+            return (self.path / name).stat().st_size > 0
+        except OSError:
+            return True  # whatever is the matter, removing files is not the answer
+
+
+def result_line(outcome: Outcome) -> dict[str, Any]:
+    """What results.jsonl and --json say of an outcome."""
+    request, task = outcome.request, outcome.task
+    line: dict[str, Any] = {
+        "key": outcome.key,
+        "index": outcome.index,
+        "identity": outcome.identity,
+        "status": outcome.status,
+        "model": request.model if request else task.model if task else None,
+        "task_id": task.id if task else None,
+        "urls": outcome.urls,
+        "credits": _number(outcome.credits),
+        "attempts": outcome.attempts,
+        "submitted_at": outcome.submitted_at,
+        "finished_at": outcome.finished_at,
+        "metadata": request.metadata if request else {},
+    }
+    if outcome.error is not None:
+        line["error"] = error_fields(outcome)
+    return line
+
+
+def error_line(outcome: Outcome) -> dict[str, Any]:
+    """A request line that `run` accepts again, with what went wrong."""
+    assert outcome.request is not None
+    return request_line(outcome.request) | {"error": error_fields(outcome)}
+
+
+def request_line(request: GenerationRequest) -> dict[str, Any]:
+    """A request as a line of ours."""
+    key = {} if request.key is None else {"key": request.key}
+    metadata = {"metadata": request.metadata} if request.metadata else {}
+    return key | {"kind": request.kind} | request.body() | metadata
+
+
+def bad_line(line: int, reason: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """A line that `run` refused, as it was, with the reason; what an earlier run said of it stays."""
+    earlier = data.get("error")
+    if isinstance(earlier, Mapping) and "status" in earlier:
+        return {**data, "line": line}
+    error = {"status": "rejected", "code": "bad_line", "message": reason, "task_id": None, "idempotency_key": None}
+    return {**data, "line": line, "error": error}
+
+
+def error_fields(outcome: Outcome) -> dict[str, Any]:
+    """The object `error` of a line."""
+    error = outcome.error
+    return {
+        "status": outcome.status,
+        "code": error.code if error else None,
+        "message": message_of(error) if error else None,
+        "task_id": outcome.task.id if outcome.task else None,
+        "idempotency_key": outcome.idempotency_key if outcome.attempts else None,
+        "index": outcome.index,
+    }
+
+
+def message_of(error: BaseException) -> str:
+    """The sentence of an error, for a line that holds its code and ids beside it."""
+    return error.message if isinstance(error, EvoLinkError) else str(error)
+
+
+def task_line(task: Task) -> dict[str, Any]:
+    """What --json says of a task."""
+    return {
+        "task_id": task.id,
+        "status": task.status,
+        "progress": task.progress,
+        "kind": task.kind,
+        "model": task.model,
+        "urls": task.urls,
+        "credits": _number(task.usage.credits_used),
+        "created": task.created,
+        "error": {"code": task.error.code, "message": task.error.message} if task.error else None,
+    }
+
+
+def stopped_by_account(error: BaseException | None) -> bool:
+    """Whether it is the account, not the request, that the service refuses (exit code 3)."""
+    return isinstance(error, APIStatusError) and error.status_code in (401, 402, 403)
+
+
+def encoded(line: Mapping[str, Any]) -> bytes:
+    """One line of JSON, in UTF-8."""
+    return to_json(line, serialize_unknown=True) + b"\n"
+
+
+def _number(credits: Decimal | None) -> float | int | None:
+    """Credits as a JSON number (pydantic writes decimals as text)."""
+    if credits is None:
+        return None
+    return int(credits) if credits == credits.to_integral_value() else float(credits)
+
+
+def _write(file: Any, line: Mapping[str, Any]) -> None:
+    rest = memoryview(encoded(line))
+    while rest:  # one write as long as the disk takes it whole
+        rest = rest[file.write(rest) :]
+
+
+class Standard:
+    """Standard output: data, in UTF-8 whatever the console's encoding, and silence once nobody reads it.
+
+    `instead`: where the data goes while a live view has the same terminal, as it would tear the picture.
+    """
+
+    def __init__(self, instead: Callable[[str], object] | None = None) -> None:
+        self.broken = sys.stdout is None or sys.stdout.closed
+        self._instead = instead
+
+    def line(self, text: str) -> None:
+        """Write a line."""
+        self._write(text.encode("utf-8", "backslashreplace") + b"\n")
+
+    def json(self, line: Mapping[str, Any]) -> None:
+        """Write an object as a line of JSON."""
+        self._write(encoded(line))
+
+    def _write(self, data: bytes) -> None:
+        if self._instead is not None:
+            self._instead(data.decode().removesuffix("\n"))
+            return
+        if self.broken:
+            return
+        try:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except (BrokenPipeError, ValueError):
+            self.broken = True
+            silence_stdout()
+
+
+def silence_stdout() -> None:
+    """Point standard output at nothing, so that the interpreter's last flush doesn't complain about a closed pipe."""
+    try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)
+    except (OSError, ValueError, AttributeError):
+        pass  # no real file stands behind it: there is nothing to flush into

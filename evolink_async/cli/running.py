@@ -1,0 +1,166 @@
+"""Requests through a pool, every outcome handed to whoever wants it, up to the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from evolink_async.cli.outputs import stopped_by_account
+from evolink_async.cli.signals import Interrupts
+from evolink_async.cli.view import Screen, pool_picture, pool_sentence
+from evolink_async.errors import NotSubmittedError
+from evolink_async.pool import Outcome, OutcomeStatus, PoolStats
+from evolink_async.requests import GenerationRequest
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from evolink_async import AsyncEvoLink
+
+REST_IN_A_ROW = 500  # requests written down between two looks at the signals
+
+
+class Source:
+    """Numbers requests as the pool pulls them and remembers those without an outcome.
+
+    No generator, as a pool closes those: what it leaves unread must still be written down as not sent.
+    """
+
+    def __init__(self, requests: Iterator[GenerationRequest], count: int) -> None:
+        self._requests = requests
+        self._count = count
+        self._pulled = 0
+        self.open: dict[int, GenerationRequest] = {}
+
+    def __iter__(self) -> Source:
+        return self
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __next__(self) -> GenerationRequest:
+        request = next(self._requests)
+        self.open[self._pulled] = request
+        self._pulled += 1
+        return request
+
+    def withdrawn(self) -> list[Outcome]:
+        """Outcomes for what was pulled and has none."""
+        return [_not_sent(index, request) for index, request in self.open.items()]
+
+    def unread(self) -> Iterator[Outcome]:
+        """Outcomes for what was never pulled."""
+        for request in self:
+            yield _not_sent(self._pulled - 1, request)
+
+
+@dataclass(slots=True)
+class Ending:
+    """How it ended: counts by status, what ended it early, ids of tasks that go on, and the last numbers."""
+
+    stats: PoolStats
+    counts: Counter[str] = field(default_factory=Counter)
+    reason: BaseException | None = None
+    running: list[str] = field(default_factory=list)
+    unknown: int = 0
+    cut_short: bool = False  # by a second signal: what was never read was not written down either
+
+    @property
+    def code(self) -> int:
+        """The exit code, if no signal came."""
+        if stopped_by_account(self.reason):
+            return 3
+        return 0 if self.reason is None and set(self.counts) <= {OutcomeStatus.COMPLETED} else 1
+
+
+async def run_through(
+    client: AsyncEvoLink,
+    source: Source,
+    take: Callable[[Outcome], bool | None],
+    screen: Screen,
+    interrupts: Interrupts,
+    *,
+    max_outstanding: int = 1000,
+    task_timeout: float | None = 3600,
+) -> Ending:
+    """Run all of the source. Each request comes to `take` exactly once, also after a signal or an early end.
+
+    The first signal (a cancellation) ends the pool: nothing more is sent and POSTs under way have 5 s. The second cuts
+    that short. Where `take` says False nothing more is sent, and what runs is waited for.
+    """
+    pool = client.pool(source, max_outstanding=max_outstanding, task_timeout=task_timeout)
+    ending = Ending(pool.stats)
+
+    def handed(outcome: Outcome) -> None:
+        if outcome.index is not None:
+            source.open.pop(outcome.index, None)
+        ending.counts[outcome.status] += 1
+        if outcome.status is OutcomeStatus.UNFINISHED and outcome.task is not None:
+            ending.running.append(outcome.task.id)
+        ending.unknown += outcome.status is OutcomeStatus.UNKNOWN
+        if take(outcome) is False:
+            pool.stop()
+
+    def picture() -> RenderableType:
+        return pool_picture(pool.stats, screen.console)
+
+    try:
+        async with screen.following(picture, lambda: pool_sentence(pool.stats)), pool:
+            async for outcome in pool:
+                handed(outcome)
+    except asyncio.CancelledError:
+        if interrupts.code is None:
+            raise
+    except Exception as error:
+        if error is not pool.reason:
+            raise
+    ending.stats = pool.stats
+    ending.reason = pool.reason
+    for outcome in pool.leftovers:
+        handed(outcome)
+    for outcome in source.withdrawn():
+        handed(outcome)
+    for number, outcome in enumerate(source.unread()):
+        handed(outcome)
+        if number % REST_IN_A_ROW == 0:
+            await _signals_may_come(interrupts)
+            if interrupts.count > 1:
+                ending.cut_short = True
+                break
+    return ending
+
+
+async def _signals_may_come(interrupts: Interrupts) -> None:
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        if interrupts.code is None:
+            raise
+
+
+def _not_sent(index: int, request: GenerationRequest) -> Outcome:
+    error = NotSubmittedError("nothing was sent for this request: the run ended before its turn")
+    identity = request.key if request.key is not None else f"item-{index}"
+    return Outcome(
+        index=index,
+        key=request.key,
+        identity=identity,
+        request=request,
+        status=OutcomeStatus.NOT_SUBMITTED,
+        error=error,
+    )
+
+
+def leave_at_once(code: int) -> None:
+    """End the process without waiting for anything; all that matters was written."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass
+    os._exit(code)

@@ -1,0 +1,295 @@
+"""`generate`, `status`, `wait` and `credits`: one generation, and tasks that exist already."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic_core import from_json
+from rich.console import Console
+from rich.text import Text
+
+from evolink_async.cli.inputs import BadInput, Defaults, convert, request_from
+from evolink_async.cli.job import tell_running
+from evolink_async.cli.outputs import Standard, result_line, stopped_by_account, task_line
+from evolink_async.cli.running import Source, leave_at_once, run_through
+from evolink_async.cli.signals import Interrupts
+from evolink_async.cli.text import amount, clean, counted, duration
+from evolink_async.cli.view import STATUS_STYLES, to_terminal
+from evolink_async.errors import EvoLinkError, TaskError, TaskTimeoutError
+from evolink_async.pool import Outcome
+from evolink_async.requests import GenerationRequest
+from evolink_async.types import Task
+
+if TYPE_CHECKING:
+    from evolink_async import AsyncEvoLink
+    from evolink_async.cli.app import Settings
+    from evolink_async.cli.view import Screen
+
+T = TypeVar("T")
+
+
+# One generation
+
+
+def generate_one(
+    screen: Screen,
+    settings: Settings,
+    kind: str,
+    model: str,
+    prompt: str | None,
+    params: list[str],
+    timeout: float,
+    *,
+    as_json: bool,
+) -> int:
+    """Generate one and print its links. Raises `InvalidRequestError` before anything is sent."""
+    fields: dict[str, Any] = {"kind": str(kind), "model": model}
+    if prompt is not None:
+        fields["prompt"] = _standard_input() if prompt == "-" else prompt
+    for param in params:
+        name, equals, value = param.partition("=")
+        if not equals or not name:
+            raise BadInput(f"--param reads NAME=VALUE, such as size=1024x1024, got {param!r}")
+        fields[name] = convert(model, name, value)
+    request, warnings = request_from(fields, Defaults(lenient_hosts=settings.is_local))
+    for warning in warnings:
+        screen.say(f"warning: {warning}", style="yellow")
+    screen.log.without.update(warnings)
+    return asyncio.run(_generated(screen, settings.client(), request, timeout, as_json=as_json))
+
+
+def _standard_input() -> str:
+    if sys.stdin is None or sys.stdin.closed:
+        raise BadInput("standard input is closed; give the prompt as --prompt TEXT")
+    return sys.stdin.read().strip()
+
+
+async def _generated(
+    screen: Screen, client: AsyncEvoLink, request: GenerationRequest, timeout: float, *, as_json: bool
+) -> int:
+    standard = screen.standard()
+
+    def take(outcome: Outcome) -> None:
+        if as_json:
+            standard.json(result_line(outcome))
+        else:
+            for url in outcome.urls:
+                standard.line(url)
+        if outcome.error is not None and outcome.status != "unfinished":
+            screen.complain(outcome.error)
+
+    async def work() -> int:
+        async with client:
+            source = Source(iter([request]), 1)
+            ending = await run_through(client, source, take, screen, interrupts, task_timeout=timeout)
+            if ending.running:
+                tell_running(screen, ending.running)
+            elif ending.code == 0:
+                spent, elapsed = amount(ending.stats.credits_spent), duration(ending.stats.elapsed)
+                screen.say(f"completed in {elapsed}, {spent} credits", style="green")
+            if interrupts.count > 1 and interrupts.code is not None:
+                leave_at_once(interrupts.code)
+        return ending.code
+
+    with Interrupts(lambda: screen.say("stopping (once more: at once)", style="yellow")) as interrupts:
+        return await interrupts.run(work())
+
+
+# Tasks that exist
+
+
+def show_status(screen: Screen, settings: Settings, arguments: list[str], *, as_json: bool) -> int:
+    """What the service says of them; 1 if it doesn't know one."""
+    ids = _ids(arguments, unfinished=False)
+
+    async def work(client: AsyncEvoLink) -> dict[str, Task]:
+        return await client.tasks.get_many(ids)
+
+    found = _asked(settings, work)
+    standard = Standard()
+    if as_json:
+        for task_id in ids:
+            standard.json(task_line(found[task_id]) if task_id in found else {"task_id": task_id, "status": None})
+    elif to_terminal():
+        console = Console(markup=False, emoji=False, highlight=False)
+        for task_id in ids:
+            console.print(_task_text(task_id, found.get(task_id)), soft_wrap=True)
+    else:
+        for task_id in ids:
+            standard.line("\t".join(_task_cells(task_id, found.get(task_id))))
+    missing = [task_id for task_id in ids if task_id not in found]
+    if missing:
+        names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        screen.complain(f"the service doesn't know {counted(len(missing), 'task')}: {names}")
+    return 1 if missing else 0
+
+
+def _task_cells(task_id: str, task: Task | None) -> list[str]:
+    if task is None:
+        return [task_id, "not known", "", "", ""]
+    what = "; ".join(task.urls) or (task.error.message if task.error else "")
+    return [clean(cell) for cell in (task.id, task.status, f"{task.progress} %", task.model or "", what)]
+
+
+def _task_text(task_id: str, task: Task | None) -> Text:
+    """A line about the task and one for each link, at home in any width."""
+    name, status, progress, model, _ = _task_cells(task_id, task)
+    text = Text(f"{name}  ").append(status, STATUS_STYLES.get(status, "yellow" if task is None else "cyan"))
+    if task is not None:
+        text.append(f"  {model}" if task.is_terminal else f"  {progress}  {model}")
+        for url in task.urls:
+            text.append(f"\n  {clean(url)}")
+        if task.error is not None:
+            text.append(f"\n  {clean(task.error.code)}: {clean(task.error.message)}", "red")
+    return text
+
+
+def wait_for(screen: Screen, settings: Settings, arguments: list[str], timeout: float, *, as_json: bool) -> int:
+    """Wait for all of them and print links as they end."""
+    ids = _ids(arguments, unfinished=True)
+    return asyncio.run(_Waiting(screen, ids, timeout, as_json=as_json).run(settings.client()))
+
+
+class _Waiting:
+    """Some tasks that are waited for."""
+
+    def __init__(self, screen: Screen, ids: list[str], timeout: float, *, as_json: bool) -> None:
+        self._screen, self._ids, self._timeout, self._as_json = screen, ids, timeout, as_json
+        self._standard = screen.standard()
+        self._running: dict[str, Task | None] = dict.fromkeys(ids)
+        self._code = 0
+
+    async def run(self, client: AsyncEvoLink) -> int:
+        with Interrupts() as interrupts:
+            code = await interrupts.run(self._work(client))
+        if self._running:
+            tell_running(self._screen, list(self._running))
+        return code
+
+    async def _work(self, client: AsyncEvoLink) -> int:
+        async with client, self._screen.following(self._picture, self._sentence):
+            await self._refused_account(client)
+            await asyncio.gather(*(self._one(client, task_id) for task_id in self._ids))
+        return self._code
+
+    async def _refused_account(self, client: AsyncEvoLink) -> None:
+        """Ask once first: a wait is patient with a refused key, the one who gave it wants to hear at once."""
+        try:
+            await client.tasks.get(self._ids[0])
+        except EvoLinkError as error:
+            if stopped_by_account(error):
+                self._running.clear()
+                raise
+
+    async def _one(self, client: AsyncEvoLink, task_id: str) -> None:
+        def progressed(task: Task) -> None:
+            self._running[task_id] = task
+
+        try:
+            task = await client.tasks.wait(task_id, timeout=self._timeout, on_progress=progressed)
+        except TaskTimeoutError:
+            self._screen.complain(f"{task_id} is still running after {duration(self._timeout)}")
+            self._code = max(self._code, 1)
+        except EvoLinkError as error:
+            self._screen.complain(error)
+            if isinstance(error, TaskError):
+                self._running.pop(task_id, None)
+                self._tell(error.task)
+            self._code = max(self._code, 3 if stopped_by_account(error) else 1)
+        else:
+            self._running.pop(task_id, None)
+            self._tell(task)
+
+    def _tell(self, task: Task) -> None:
+        if self._as_json:
+            self._standard.json(task_line(task))
+        else:
+            for url in task.urls:
+                self._standard.line(url)
+
+    def _sentence(self) -> str:
+        ended = len(self._ids) - len(self._running)
+        if len(self._ids) == 1:
+            task = next(iter(self._running.values()), None)
+            return "waiting" if task is None else f"{task.status}, {task.progress} %"
+        return f"{ended:,} of {len(self._ids):,} ended"
+
+    def _picture(self) -> Text:
+        lines = [self._sentence()] if len(self._ids) > 1 else []
+        seen = [(task_id, task) for task_id, task in self._running.items()][:5]
+        for task_id, task in seen:
+            lines.append(f"{task_id}: " + ("waiting" if task is None else f"{clean(task.status)}, {task.progress} %"))
+        return Text("\n".join(lines) or " ", style="cyan")
+
+
+def _ids(arguments: Iterable[str], *, unfinished: bool) -> list[str]:
+    """The ids, each once; `@FILE` stands for those in a file that `run` wrote."""
+    ids: dict[str, None] = {}
+    for argument in arguments:
+        if argument.startswith("@"):
+            ids.update(dict.fromkeys(_ids_in(argument[1:], unfinished=unfinished)))
+        else:
+            ids[argument] = None
+    if not ids:
+        raise BadInput("no task ids there" + (" that are unfinished" if unfinished else ""))
+    return list(ids)
+
+
+def _ids_in(name: str, *, unfinished: bool) -> list[str]:
+    ids: list[str] = []
+    try:
+        with open(name, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = from_json(line, allow_inf_nan=False)
+                except ValueError:
+                    raise BadInput(f"{name}, line {number} is not JSON") from None
+                about = row.get("error") or row if isinstance(row, dict) else {}
+                task_id = about.get("task_id")
+                if isinstance(task_id, str) and (not unfinished or about.get("status") in ("unfinished", "lost")):
+                    ids.append(task_id)
+    except OSError as error:
+        raise BadInput(f"cannot read {name}: {error.strerror or error}") from None
+    return ids
+
+
+# Credits
+
+
+def show_credits(screen: Screen, settings: Settings, *, as_json: bool) -> int:
+    """The account's and the key's credits."""
+
+    async def work(client: AsyncEvoLink) -> Any:
+        return await client.credits()
+
+    found = _asked(settings, work)
+    standard = Standard()
+    if as_json:
+        user, key = found.user, found.key
+        standard.json(
+            {
+                "user": {"remaining": float(user.remaining), "used": float(user.used)},
+                "key": {"remaining": float(key.remaining), "used": float(key.used), "unlimited": key.unlimited},
+            }
+        )
+        return 0
+    of_key = "unlimited" if found.key.unlimited else f"{amount(found.key.remaining)} credits left"
+    standard.line(f"account: {amount(found.user.remaining)} credits left, {amount(found.user.used)} used")
+    standard.line(f"this key: {of_key}, {amount(found.key.used)} used")
+    return 0
+
+
+def _asked(settings: Settings, work: Callable[[AsyncEvoLink], Coroutine[Any, Any, T]]) -> T:
+    """The answer to a question that costs nothing, so that Ctrl-C may just end it."""
+    client = settings.client()
+
+    async def asked() -> T:
+        async with client:
+            return await work(client)
+
+    return asyncio.run(asked())

@@ -1,0 +1,48 @@
+"""Words for people: foreign text made harmless, numbers made short. Pure."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+# Escape sequences whole, so that their letters don't stay behind: CSI, OSC and the like, two-character ones.
+_SEQUENCES = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_].*?(?:\x1b\\|\x07|\Z)|\x1b[ -/]*[0-~]|\x9b[0-?]*[ -/]*[@-~]", re.S
+)
+# What else moves the cursor or turns the reading direction.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
+
+
+def clean(text: object) -> str:
+    """One line without terminal escapes, control characters and direction marks."""
+    return _CONTROLS.sub(" ", _SEQUENCES.sub("", str(text)))
+
+
+def shortened(text: object, most: int) -> str:
+    """`clean`, cut to `most` characters."""
+    line = clean(text).strip()
+    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
+
+
+def duration(seconds: float) -> str:
+    """`8.2 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def amount(credits: Decimal | float) -> str:
+    """Credits with at most two decimals: `12`, `2.5`, `0.11`; grouped by thousands."""
+    text = f"{credits:,.2f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 request`, `2 requests`, `12,000 requests`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

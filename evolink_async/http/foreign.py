@@ -1,0 +1,131 @@
+"""Sending through a client that the user made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from typing import Any, cast
+
+import httpx
+
+from evolink_async.http.gate import Gate, Lane
+from evolink_async.http.transport import lane_of, pass_gate
+
+_PLAIN_EXTENSIONS = ("http_version", "reason_phrase")
+
+
+class ForeignTransport(httpx.AsyncBaseTransport):
+    """Sends through a client that the user made, with our gate in front. Never closes that client.
+
+    The request goes out as we built it: the client's cookies, default headers, auth and redirects stay out; its
+    transport, proxies, certificates and event hooks apply. Any client of httpx's shape will do: one of another
+    family (httpx2) gets a request of its own family, and its exceptions come through untranslated.
+
+    The request extensions are those of `SlotTransport`, with one difference: nobody but that client knows when
+    the first byte is written, so "on_bytes" is called before the client is. Called may mean unsent; not called
+    never means sent.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, gate: Gate) -> None:
+        self._client = client
+        self._gate = gate
+        self._family = _family_of(client)
+
+    @property
+    def gate(self) -> Gate:
+        """The gate in front of the client."""
+        return self._gate
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send one request through the client; the response is httpx's, whatever the client's family."""
+        extensions = request.extensions
+        timeouts: Mapping[str, float | None] = extensions.get("timeout") or {}
+        lane = lane_of(request)
+        await pass_gate(self._gate, lane, timeouts.get("pool"))
+        try:
+            for name in ("on_slot", "on_bytes"):
+                if extensions.get(name) is not None:
+                    extensions[name]()
+            response = await self._client.send(self._adopt(request), stream=True, auth=None, follow_redirects=False)
+        except BaseException:
+            self._gate.release(lane)
+            raise
+        return httpx.Response(
+            status_code=response.status_code,
+            headers=_headers_of(response),
+            stream=_ForeignBody(response, self._gate, lane),
+            extensions=_plain_extensions(response),
+        )
+
+    def _adopt(self, request: httpx.Request) -> httpx.Request:
+        if self._family is None:
+            return request
+        try:
+            content: bytes | AsyncIterable[bytes] = request.content
+        except httpx.RequestNotRead:
+            content = cast("AsyncIterable[bytes]", request.stream)
+        adopted = self._family.Request(
+            request.method,
+            str(request.url),
+            headers=request.headers.raw,
+            content=content,
+            extensions=dict(request.extensions),
+        )
+        return cast(httpx.Request, adopted)
+
+    async def aclose(self) -> None:
+        """Does nothing: the client is the user's."""
+
+    def __repr__(self) -> str:
+        kind = type(self._client)
+        return f"<ForeignTransport {kind.__module__}.{kind.__qualname__}, {self._gate!r}>"
+
+
+def _headers_of(response: httpx.Response) -> list[tuple[bytes, bytes]]:
+    """The headers that fit the body we get: one that was read already (by an event hook, or made with its content, as
+    by `httpx.MockTransport`) comes decoded."""
+    decoded = response.is_stream_consumed
+    return [pair for pair in response.headers.raw if not (decoded and pair[0].lower() == b"content-encoding")]
+
+
+def _plain_extensions(response: httpx.Response) -> dict[str, Any]:
+    return {name: response.extensions[name] for name in _PLAIN_EXTENSIONS if name in response.extensions}
+
+
+def _family_of(client: object) -> Any:
+    """The package of httpx's shape that the client comes from; None if that is httpx itself, or unknown."""
+    for base in type(client).__mro__:
+        package = sys.modules.get(base.__module__.partition(".")[0])
+        if package is not httpx and base.__name__ == "AsyncClient" and hasattr(package, "Request"):
+            return package
+    return None
+
+
+class _ForeignBody(httpx.AsyncByteStream):
+    """The body of a user's client's response; holds its place of the gate until it is closed."""
+
+    def __init__(self, response: httpx.Response, gate: Gate, lane: Lane) -> None:
+        self._response = response
+        self._gate = gate
+        self._lane: Lane = lane
+        self._open = True
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            if self._response.is_stream_consumed:
+                yield self._response.content
+                return
+            async for part in self._response.aiter_raw():
+                yield part
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        try:
+            await self._response.aclose()
+        finally:
+            self._gate.release(self._lane)

@@ -1,0 +1,127 @@
+"""Which proxy the environment asks for, as httpx reads it, and the tunnel through it."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import httpcore
+import httpx
+
+from evolink_async.http.stream import SocketStream
+
+DEFAULT_PORTS = {b"http": 80, b"https": 443}
+
+Origin = tuple[bytes, bytes, int]  # scheme, host, port
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    scheme: bytes
+    host: bytes
+    port: int
+    authorization: bytes | None = field(repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> Proxy:
+        """Read a proxy's URL. No error shows it, because it may hold a password."""
+        try:
+            parsed = httpx.URL(url if "://" in url else f"http://{url}")
+        except httpx.InvalidURL:
+            parsed = httpx.URL()
+        if not parsed.host:
+            raise httpx.ProxyError("the environment's proxy URL isn't valid (not shown: it may hold a password)")
+        if parsed.scheme not in ("http", "https"):
+            raise httpx.UnsupportedProtocol(
+                f"the environment asks for a {parsed.scheme!r} proxy; only http and https proxies are supported"
+            )
+        authorization = None
+        if parsed.username or parsed.password:
+            pair = f"{parsed.username}:{parsed.password}".encode()
+            authorization = b"Basic " + base64.b64encode(pair)
+        port = parsed.port or DEFAULT_PORTS[parsed.raw_scheme]
+        return cls(parsed.raw_scheme, parsed.raw_host, port, authorization)
+
+    @property
+    def place(self) -> str:
+        return place_of(self.host, self.port)
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [] if self.authorization is None else [(b"Proxy-Authorization", self.authorization)]
+
+
+class Proxies:
+    """HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, and the system's settings on macOS and Windows; read once."""
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        self._urls = {scheme: settings[scheme] for scheme in ("http", "https", "all") if settings.get(scheme)}
+        entries = (entry.strip().lower() for entry in settings.get("no", "").split(","))
+        self._exceptions = [entry for entry in entries if entry]
+
+    @classmethod
+    def from_environment(cls) -> Proxies:
+        return cls(urllib.request.getproxies())
+
+    def for_origin(self, origin: Origin) -> Proxy | None:
+        scheme, host = origin[0].decode("ascii"), origin[1].decode("ascii")
+        url = self._urls.get(scheme) or self._urls.get("all")
+        if url is None or any(_is_excepted(entry, scheme, host, origin[2]) for entry in self._exceptions):
+            return None
+        return Proxy.parse(url)
+
+
+def _is_excepted(entry: str, scheme: str, host: str, port: int) -> bool:
+    """Whether an entry of NO_PROXY covers the origin: `*`, name, `.name`, `name:port`, address or network."""
+    if entry == "*":
+        return True
+    if "://" in entry:
+        wanted_scheme, _, entry = entry.partition("://")
+        if wanted_scheme not in ("all", scheme):
+            return False
+    name, wanted_port = _split_port(entry)
+    if wanted_port is not None and wanted_port != str(port):
+        return False
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False)
+    except ValueError:  # one of them is a name
+        bare = name.removeprefix("*")
+        return host.endswith(bare) if bare.startswith(".") else host == bare or host.endswith(f".{bare}")
+
+
+def _split_port(entry: str) -> tuple[str, str | None]:
+    if entry.startswith("["):  # [::1] or [::1]:8080
+        name, _, rest = entry[1:].partition("]")
+        return name, rest.removeprefix(":") or None
+    if entry.count(":") == 1:
+        name, _, port = entry.partition(":")
+        return name, port
+    return entry, None
+
+
+def place_of(host: bytes, port: int) -> str:
+    name = host.decode("ascii")
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+
+
+async def open_tunnel(stream: SocketStream, origin: Origin, proxy: Proxy) -> None:
+    """Ask the proxy to connect us through to `origin`."""
+    _, host, port = origin
+    authority = place_of(host, port).encode("ascii")
+    request = httpcore.Request(
+        method=b"CONNECT",
+        url=httpcore.URL(scheme=proxy.scheme, host=proxy.host, port=proxy.port, target=authority),
+        headers=[(b"Host", authority), (b"Accept", b"*/*"), *proxy.headers],
+    )
+    next_hop = httpcore.Origin(proxy.scheme, proxy.host, proxy.port)
+    try:
+        response = await httpcore.AsyncHTTP11Connection(next_hop, stream).handle_async_request(request)
+    except (httpcore.NetworkError, httpcore.ProtocolError) as exc:
+        # Not what they would mean elsewhere: our own request wasn't even begun.
+        raise httpx.ProxyError(f"the proxy {proxy.place} did not open a tunnel: {exc}") from exc
+    if not 200 <= response.status <= 299:
+        reason = response.extensions.get("reason_phrase", b"").decode("ascii", errors="replace")
+        raise httpx.ProxyError(f"the proxy {proxy.place} refused the tunnel: {response.status} {reason}")

@@ -1,0 +1,312 @@
+"""A TCP or TLS connection over an asyncio protocol, with the interface that httpcore asks for.
+
+It can be cut synchronously at any moment, which is what makes cancellation safe: no clean-up ever has to wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ipaddress
+import itertools
+import os
+import select
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import httpcore
+import httpx
+
+from evolink_async.http.failures import describe
+
+_HAPPY_EYEBALLS_DELAY = 0.25
+"""Seconds before the next address is tried as well (RFC 8305)."""
+
+_HIGH_WATER = 256 * 1024
+"""Bytes received and not yet read at which the peer is made to wait."""
+
+
+def shared_ssl_context(verify: ssl.SSLContext | bool, trust_env: bool) -> ssl.SSLContext:
+    """The context for `verify`, one per process and setting: building one costs 20-40 ms."""
+    if isinstance(verify, ssl.SSLContext):
+        context = verify
+    else:
+        files = tuple(os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")) if trust_env else ()
+        context = _build_ssl_context(verify, trust_env, files)
+    # Whatever the context offered before: we speak nothing but HTTP/1.1.
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+@functools.lru_cache(maxsize=8)
+def _build_ssl_context(verify: bool, trust_env: bool, files: tuple[str | None, ...]) -> ssl.SSLContext:
+    return httpx.create_ssl_context(verify=verify, trust_env=trust_env)
+
+
+_Address = tuple[int, Any]  # family and socket address
+
+
+async def _addresses(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[_Address]:
+    try:
+        number = ipaddress.ip_address(host)
+    except ValueError:
+        return _interleaved(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP))
+    return [(socket.AF_INET if number.version == 4 else socket.AF_INET6, (host, port))]  # no need to ask anybody
+
+
+def _interleaved(found: Sequence[tuple[Any, ...]]) -> list[_Address]:
+    """The addresses of a host, the resolver's favourite first, families in turn (RFC 8305)."""
+    by_family: dict[int, list[_Address]] = {}
+    for family, _, _, _, address in found:
+        by_family.setdefault(family, []).append((family, address))
+    rounds = itertools.zip_longest(*by_family.values())
+    return [address for turn in rounds for address in turn if address is not None]
+
+
+async def _connect_first(loop: asyncio.AbstractEventLoop, addresses: list[_Address]) -> socket.socket:
+    """A connected socket: each further address is tried as soon as the one before failed or took its time.
+
+    asyncio's own happy eyeballs lose a socket when they are cancelled (3.11), and uvloop has none.
+    """
+    attempts: set[asyncio.Task[socket.socket]] = set()
+    trouble: OSError | None = None
+    winner: socket.socket | None = None
+    try:
+        for position, address in enumerate(addresses):
+            attempts.add(loop.create_task(_connect_one(loop, address), name="evolink connect"))
+            last = position == len(addresses) - 1
+            while attempts and winner is None:
+                patience = None if last else _HAPPY_EYEBALLS_DELAY
+                done, _ = await asyncio.wait(attempts, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                for attempt in done:
+                    attempts.discard(attempt)
+                    failure = attempt.exception()
+                    if failure is None and winner is None:
+                        winner = attempt.result()
+                    elif failure is None:
+                        attempt.result().close()
+                    elif not isinstance(failure, OSError):
+                        raise failure
+                    else:
+                        trouble = trouble or failure
+                if not last:
+                    break
+            if winner is not None:
+                return winner
+        raise trouble or OSError("the host has no address")
+    finally:
+        for attempt in attempts:
+            attempt.cancel()
+            attempt.add_done_callback(_close_late)
+
+
+async def _connect_one(loop: asyncio.AbstractEventLoop, address: _Address) -> socket.socket:
+    connecting = socket.socket(address[0], socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        connecting.setblocking(False)
+        await loop.sock_connect(connecting, address[1])
+    except BaseException:
+        connecting.close()
+        raise
+    return connecting
+
+
+def _close_late(attempt: asyncio.Task[socket.socket]) -> None:
+    """An attempt that won a race nobody runs any more."""
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().close()
+
+
+class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
+    """A connection as httpcore wants it, on an asyncio transport.
+
+    asyncio reads all the time, so a connection that the server closes while idle is noticed without a request.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._ended = False  # no more bytes will come
+        self._failure: Exception | None = None
+        self._aborted = False
+        self._reading_paused = False
+        self._reader: asyncio.Future[None] | None = None
+        self._writing_paused = False
+        self._writer: asyncio.Future[None] | None = None
+        self._untouched = False  # nothing of the current request is written yet
+        self._on_first_byte: Callable[[], object] | None = None
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if self._aborted:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if len(self._received) > _HIGH_WATER and self._transport is not None:
+            self._transport.pause_reading()
+            self._reading_paused = True
+        self._wake(self._reader)
+
+    def eof_received(self) -> None:
+        # Returning None makes asyncio close its side: nothing further can be asked on this connection.
+        self._ended = True
+        self._wake(self._reader)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended = True
+        self._failure = self._failure or exc
+        self._wake(self._reader)
+        self._wake(self._writer)
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        self._wake(self._writer)
+
+    # What httpcore calls.
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if not self._received and not self._ended:
+            self._reader = self._loop.create_future()
+            await self._wait(self._reader, timeout, httpcore.ReadTimeout, "no bytes came")
+        if not self._received and self._failure is not None:
+            raise httpcore.ReadError(describe(self._failure)) from self._failure
+        return self._take(max_bytes)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if not buffer:
+            return
+        if self._untouched:
+            self._touch()
+        if self._transport is None or self._ended:
+            raise httpcore.WriteError(describe(self._failure))
+        self._transport.write(buffer)
+        while self._writing_paused and not self._ended:
+            self._writer = self._loop.create_future()
+            await self._wait(self._writer, timeout, httpcore.WriteTimeout, "the peer took no bytes")
+
+    async def aclose(self) -> None:
+        self.abort()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        # asyncio would wait for the handshake of a connection that is gone already.
+        if self._transport is None or self._ended or self._received:
+            raise httpcore.ConnectError(describe(self._failure))
+        async with asyncio.timeout(timeout):
+            secured = await self._loop.start_tls(self._transport, self, ssl_context, server_hostname=server_hostname)
+        if secured is None:  # asyncio's answer if the connection was cut without an error
+            raise httpcore.ConnectError(describe(self._failure))
+        self._transport = secured
+        return self
+
+    def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable":
+            return self._is_readable()
+        names = {"client_addr": "sockname", "server_addr": "peername"}
+        return None if self._transport is None else self._transport.get_extra_info(names.get(info, info))
+
+    # What the slot calls.
+
+    async def connect(self, host: str, port: int) -> None:
+        """Open the TCP connection, to whichever of the host's addresses answers first."""
+        connected = await _connect_first(self._loop, await _addresses(self._loop, host, port))
+        try:
+            await self._loop.create_connection(lambda: self, sock=connected)
+        except BaseException:
+            connected.close()
+            raise
+
+    def begin_exchange(self, on_first_byte: Callable[[], object] | None) -> None:
+        """A request follows; the callback is called right before its first byte is written, or never."""
+        self._untouched = True
+        self._on_first_byte = on_first_byte
+
+    def abort(self) -> None:
+        """Cut the connection now. Needs no await, can be repeated, never fails."""
+        if self._aborted:
+            return
+        self._aborted = self._ended = True
+        self._failure = self._failure or ConnectionAbortedError("the connection was closed on our side")
+        if self._transport is not None:
+            try:
+                self._transport.abort()
+            except RuntimeError:  # the loop is closed, and nothing but letting go can close the socket
+                self._transport = None
+        self._wake(self._reader)
+        self._wake(self._writer)
+
+    # Inside.
+
+    def _touch(self) -> None:
+        """Right before a request's first byte: the last chance to find that it can't get through."""
+        self._untouched = False
+        # A server that closed the idle connection, or wrote into it ("408 Request Timeout" is common), did not
+        # mean this request. Raised as a failure to connect, because nothing of it was sent.
+        if self._ended or self._received:
+            raise httpcore.ConnectError("the server closed the connection before the request was written")
+        tell, self._on_first_byte = self._on_first_byte, None
+        if tell is not None:
+            tell()
+
+    def _take(self, max_bytes: int) -> bytes:
+        data = bytes(self._received[:max_bytes])
+        del self._received[:max_bytes]
+        if self._reading_paused and not self._received and self._transport is not None:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        return data
+
+    def _is_readable(self) -> bool:
+        if self._ended or self._received or self._transport is None:
+            return True
+        # What arrived since the loop last looked.
+        return _is_socket_readable(self._transport.get_extra_info("socket").fileno())
+
+    @staticmethod
+    def _wake(waiter: asyncio.Future[None] | None) -> None:
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def _wait(
+        self,
+        waiter: asyncio.Future[None],
+        timeout: float | None,
+        error: type[httpcore.TimeoutException],
+        what: str,
+    ) -> None:
+        # Cheaper than asyncio.timeout(), which every read of every poll would pay for.
+        timer = None
+        if timeout is not None:
+            timer = self._loop.call_later(timeout, _expire, waiter, error, f"{what} for {timeout:g} s")
+        try:
+            await waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+
+def _expire(waiter: asyncio.Future[None], error: type[httpcore.TimeoutException], message: str) -> None:
+    if not waiter.done():
+        waiter.set_exception(error(message))
+
+
+def _is_socket_readable(descriptor: int) -> bool:
+    if descriptor < 0:
+        return True
+    if sys.platform == "win32":
+        return bool(select.select([descriptor], [], [], 0)[0])
+    # Not select(): it cannot look at descriptors above 1023.
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))

@@ -1,0 +1,288 @@
+"""`run` as a process, against an emulator over TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_process import command, ended, environment, images, lines_of, started, until, write_lines
+
+from evolink_async.emulator import Emulator
+
+FAST = ("--rate", "100/s")
+
+
+@asynccontextmanager
+async def service(api_key: str, **options: Any) -> AsyncIterator[Any]:
+    async with Emulator(**{"speed": 100, "seed": 1, "api_key": api_key} | options).serve() as server:
+        yield server
+
+
+def posts(server: Any) -> list[Any]:
+    """What the service accepted."""
+    return server.emulator.book()["posts"]
+
+
+async def test_every_request_is_in_one_of_the_files_and_stdout_stays_empty(emulator: Any, tmp_path: Path) -> None:
+    rows = [*images(3), {"custom_id": "film", "url": "/v1/videos/generations", "body": {"model": "veo3.1-fast-beta"}}]
+    rows[3]["body"]["prompt"] = "waves"
+    file = write_lines(tmp_path / "in.jsonl", *rows)
+    result = await command("run", file, "--out", tmp_path / "out", "--rate", "50/s", server=emulator)
+    assert (result.code, result.stdout) == (0, "")
+    lines = lines_of(tmp_path / "out/results.jsonl")
+    assert {line["key"] for line in lines} == {"k0", "k1", "k2", "film"}
+    assert {line["task_id"] for line in lines} == {post["task_id"] for post in posts(emulator)}
+    assert all(line["urls"] and line["status"] == "completed" and line["credits"] > 0 for line in lines)
+    assert (tmp_path / "out/errors.jsonl").read_bytes() == b""
+    assert "4 of 4 completed" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+async def test_json_gives_one_object_for_each_outcome(emulator: Any, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(3, metadata={"row": 7}))
+    result = await command("run", file, "--out", tmp_path / "out", "--json", server=emulator)
+    assert result.stdout.encode() == (tmp_path / "out/results.jsonl").read_bytes()
+    assert [line["metadata"] for line in lines_of(tmp_path / "out/results.jsonl")] == [{"row": 7}] * 3
+
+
+async def test_one_bad_line_and_nothing_is_sent(emulator: Any, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(2), {"model": "gpt-4o-image", "prompt": "a", "n": 3})
+    result = await command("run", file, "--out", tmp_path / "out", server=emulator)
+    assert result.code == 2
+    assert "line 3: n: 3 is not accepted" in result.stderr
+    assert "nothing was sent" in result.stderr
+    assert not posts(emulator)
+    assert not (tmp_path / "out").exists()
+
+
+async def test_bad_lines_are_skipped_when_asked_and_kept(emulator: Any, tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    write_lines(file, *images(2), {"model": "gpt-4o-image", "prompt": "a", "n": 3})
+    file.write_bytes(file.read_bytes() + b"{nonsense\n")
+    result = await command("run", file, "--out", tmp_path / "out", "--skip-bad", server=emulator)
+    assert result.code == 1
+    assert len(lines_of(tmp_path / "out/results.jsonl")) == 2
+    wrong, nonsense = lines_of(tmp_path / "out/errors.jsonl")
+    assert (wrong["n"], wrong["line"], wrong["error"]["status"]) == (3, 3, "rejected")
+    assert (nonsense["text"], nonsense["line"]) == ("{nonsense", 4)
+
+
+async def test_standard_input_is_read(emulator: Any, tmp_path: Path) -> None:
+    result = await command(
+        "run", "-", "--out", tmp_path / "out", "--model", "krea-2-turbo", given=b"prompt\na\nb\nc\n", server=emulator
+    )
+    assert result.code == 0
+    assert len(posts(emulator)) == 3
+
+
+async def test_a_limit_leaves_the_rest_alone(emulator: Any, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(5))
+    result = await command("run", file, "--out", tmp_path / "out", "--limit", 2, server=emulator)
+    assert result.code == 0
+    assert [line["key"] for line in lines_of(tmp_path / "out/results.jsonl")] in (["k0", "k1"], ["k1", "k0"])
+
+
+async def test_a_folder_with_results_is_refused(emulator: Any, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(1))
+    (tmp_path / "out").mkdir()
+    write_lines(tmp_path / "out/results.jsonl", {"key": "k0"})
+    result = await command("run", file, "--out", tmp_path / "out", server=emulator)
+    assert result.code == 2
+    assert "choose a new folder" in " ".join(result.stderr.split())
+    assert lines_of(tmp_path / "out/results.jsonl") == [{"key": "k0"}]
+    assert not posts(emulator)
+
+
+async def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_sent(emulator: Any, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(1))
+    result = await command("run", file, "--out", file, server=emulator)
+    assert result.code == 2
+    assert "cannot write into" in result.stderr
+    assert not posts(emulator)
+
+
+async def test_a_dry_run_needs_no_key_and_sends_nothing(emulator: Any, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(3), {"model": "unheard-of", "kind": "image", "prompt": "a"})
+    env = environment(emulator, EVOLINK_API_KEY=None)
+    result = await command("run", file, "--dry-run", "--rate", "60/min", env=env)
+    assert (result.code, result.stdout) == (0, "")
+    assert "4 requests would be sent" in result.stderr
+    assert "3  krea-2-turbo (image)" in result.stderr
+    assert "warning: line 4" in result.stderr
+    assert "4.0 s to send" in result.stderr
+    assert not posts(emulator)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--out", "out"], "no API key"),
+        ([], "give --out DIR"),
+        (["--out", "out", "--rate", "fast"], "a rate limit reads like"),
+        (["--out", "out", "--max-outstanding", "0"], "max-outstanding"),
+    ],
+)
+async def test_what_cannot_work_is_one_sentence(arguments: list[str], said: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(1))
+    env = environment(EVOLINK_API_KEY=None)
+    result = await command("run", file, *arguments, env=env, cwd=tmp_path)
+    assert result.code == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+async def test_without_credits_everything_comes_back_to_be_sent_later(api_key: str, tmp_path: Path) -> None:
+    rows = images(40, metadata={"row": 1})
+    file = write_lines(tmp_path / "in.jsonl", *rows)
+    async with service(api_key, credits=12) as server:  # five pictures
+        result = await command("run", file, "--out", tmp_path / "out", "--max-outstanding", 5, server=server)
+        paid = len(posts(server))
+    assert result.code == 3
+    results, errors = lines_of(tmp_path / "out/results.jsonl"), lines_of(tmp_path / "out/errors.jsonl")
+    assert len(results) == paid < 40
+    assert {line["key"] for line in results + errors} == {row["key"] for row in rows}
+    assert len(results + errors) == 40
+    assert all(line["error"]["status"] == "not_submitted" and line["metadata"] == {"row": 1} for line in errors)
+    assert "Top up" in result.stderr
+    async with service(api_key) as server:
+        again = await command("run", tmp_path / "out/errors.jsonl", "--out", tmp_path / "out2", *FAST, server=server)
+        assert len(posts(server)) == len(errors)
+    assert again.code == 0
+
+
+async def test_a_refused_key_is_told_and_never_shown(emulator: Any, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(2))
+    env = environment(emulator, EVOLINK_API_KEY="sk-another-one")
+    result = await command("--verbose", "run", file, "--out", tmp_path / "out", env=env)
+    assert result.code == 3
+    assert "sk-another-one" not in result.stderr
+    assert "Check the API key" in result.stderr
+
+
+async def test_what_failed_is_a_line_that_is_accepted_again(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(4))
+    async with service(api_key, failure_share=1) as server:
+        result = await command("run", file, "--out", tmp_path / "out", server=server)
+    assert result.code == 1
+    errors = lines_of(tmp_path / "out/errors.jsonl")
+    assert {line["error"]["status"] for line in errors} == {"failed"}
+    assert all(line["error"]["code"] and line["error"]["task_id"] for line in errors)
+    async with service(api_key) as server:
+        again = await command("run", tmp_path / "out/errors.jsonl", "--out", tmp_path / "out2", server=server)
+    assert again.code == 0
+    assert {line["key"] for line in lines_of(tmp_path / "out2/results.jsonl")} == {"k0", "k1", "k2", "k3"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_one_signal_ends_it_in_order(number: int, code: int, api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(30))
+    async with service(api_key, speed=1) as server:
+        options = ("--max-outstanding", 4, "--rate", "100/s")
+        async with started("run", file, "--out", tmp_path / "out", *options, server=server) as process:
+            await until(lambda: len(posts(server)) == 4)
+            process.send_signal(number)
+            result = await ended(process)
+        running = {post["task_id"] for post in posts(server)}
+        assert (result.code, len(running)) == (code, 4)
+        errors = lines_of(tmp_path / "out/errors.jsonl")
+        assert len(errors) == 30
+        unfinished = [line["error"]["task_id"] for line in errors if line["error"]["status"] == "unfinished"]
+        assert set(unfinished) == running
+        assert all(task_id in result.stderr for task_id in running)
+        assert f"evolink-async wait @{tmp_path / 'out/errors.jsonl'}" in result.stderr
+
+        again = await command("run", tmp_path / "out/errors.jsonl", "--out", tmp_path / "out2", server=server)
+        assert again.code == 2
+        assert "was sent already: task" in again.stderr
+        assert len(posts(server)) == 4
+
+
+async def test_the_line_that_resumes_gives_the_links(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(6))
+    async with service(api_key, speed=20) as server:
+        async with started("run", file, "--out", tmp_path / "out", *FAST, server=server) as process:
+            await until(lambda: len(posts(server)) == 6)
+            process.send_signal(signal.SIGINT)
+            assert (await ended(process)).code == 130
+        result = await command("wait", f"@{tmp_path / 'out/errors.jsonl'}", server=server)
+        assert result.code == 0
+        assert len(result.stdout.splitlines()) == 6
+        assert len(posts(server)) == 6
+
+
+async def test_a_post_under_way_is_awaited_after_one_signal(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(1))
+    slow = {"method": "POST", "path": "/v1/images", "delay": 2.0}
+    async with service(api_key, speed=1, faults=[slow]) as server:
+        async with started("run", file, "--out", tmp_path / "out", server=server) as process:
+            await until(lambda: len(posts(server)) == 1)
+            process.send_signal(signal.SIGINT)
+            result = await ended(process)
+        (line,) = lines_of(tmp_path / "out/errors.jsonl")
+        assert result.code == 130
+        assert line["error"]["status"] == "unfinished"
+        assert line["error"]["task_id"] == posts(server)[0]["task_id"]
+
+
+async def test_two_signals_end_it_at_once_and_name_what_is_unanswered(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(3))
+    slow = {"method": "POST", "path": "/v1/images", "delay": 60.0}
+    async with (
+        service(api_key, speed=1, faults=[slow]) as server,
+        started("run", file, "--out", tmp_path / "out", server=server) as process,
+    ):
+        await until(lambda: len(posts(server)) == 3)
+        process.send_signal(signal.SIGINT)
+        assert b"stopping" in await asyncio.wait_for(process.stderr.readline(), 20)
+        process.send_signal(signal.SIGINT)
+        result = await asyncio.wait_for(ended(process), 4)  # the grace is 5 s
+    errors = lines_of(tmp_path / "out/errors.jsonl")
+    assert result.code == 130
+    assert {line["error"]["status"] for line in errors} == {"unknown"}
+    assert all(line["error"]["idempotency_key"].startswith("ea-") for line in errors)
+    assert "--resend-unsettled" in result.stderr
+
+
+async def test_a_reader_that_goes_away_stops_nothing(emulator: Any, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(5))
+    async with started("run", file, "--out", tmp_path / "out", "--json", server=emulator) as process:
+        process.stdout._transport.close()
+        await asyncio.wait_for(process.wait(), 30)
+        stderr = (await process.stderr.read()).decode()
+    assert process.returncode == 0
+    assert len(lines_of(tmp_path / "out/results.jsonl")) == 5
+    assert "Broken" not in stderr
+
+
+async def test_a_full_disk_loses_no_outcome(api_key: str, tmp_path: Path) -> None:
+    def small_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    file = write_lines(tmp_path / "in.jsonl", *images(30))
+    async with service(api_key) as server:
+        result = await command(
+            "run", file, "--out", tmp_path / "out", "--max-outstanding", 4, server=server, preexec_fn=small_disk
+        )
+        accepted = {post["task_id"] for post in posts(server)}
+    assert result.code == 1
+    assert len(accepted) < 30
+    assert "nothing more is sent" in result.stderr
+    told = (tmp_path / "out/results.jsonl").read_text() + result.stderr
+    assert all(task_id in told for task_id in accepted)
+
+
+async def test_foreign_text_neither_colours_nor_moves_anything(api_key: str, tmp_path: Path) -> None:
+    rows = [{"key": "[red]\x1b[31mk\x1b]0;title\x07", "model": "gpt-4o-image", "prompt": "[bold]a\x1b[2J"}]
+    file = write_lines(tmp_path / "in.jsonl", *rows)
+    async with service(api_key, failure_share=1) as server:
+        result = await command("run", file, "--out", tmp_path / "out", server=server)
+    assert "\x1b" not in result.stderr
+    assert "[red]k failed" in result.stderr
+    assert lines_of(tmp_path / "out/errors.jsonl")[0]["key"] == rows[0]["key"]

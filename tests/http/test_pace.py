@@ -1,0 +1,416 @@
+"""When the next paid request may be sent, on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import itertools
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from evolink_async import ConfigurationError, RateLimit, RetryPolicy
+from evolink_async.emulator.limits import TokenBucket
+from evolink_async.http.pace import ModelPace, Pace, Ticket, Urgency
+
+pytestmark = pytest.mark.looptime
+
+POLICY = RetryPolicy()
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@dataclass
+class Let:
+    at: float
+    model: str
+    party: Hashable
+    name: Any
+
+
+@dataclass
+class Service:
+    """Lets tickets go and answers them after a while; `refuse(at)` gives None, or a hint, or -1 for none."""
+
+    pace: Pace
+    latency: float = 0.1
+    refuse: Callable[[float], float | None] = lambda at: None
+    let: list[Let] = field(default_factory=list)
+    refused: list[Let] = field(default_factory=list)
+    accepted: int = 0
+    most_under_way: int = 0
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+    _under_way: int = 0
+
+    def add(
+        self, model: str = "m", party: Hashable = "p", urgency: Urgency = Urgency.SOURCE, name: Any = None
+    ) -> Ticket:
+        def go() -> None:
+            let = Let(now(), model, party, name)
+            self.let.append(let)
+            self._under_way += 1
+            self.most_under_way = max(self.most_under_way, self._under_way)
+            hint = self.refuse(let.at)
+            asyncio.get_running_loop().call_later(self.latency, answer, let, hint)
+
+        def answer(let: Let, hint: float | None) -> None:
+            self._under_way -= 1
+            if hint is None:
+                self.accepted += 1
+                self.pace.accepted(model, now())
+            else:
+                self.refused.append(let)
+                self.pace.refused(model, now(), let.at, None if hint < 0 else hint)
+                self.add(model, party, Urgency.RETURNED, name)
+            self.pace.finished()
+            self.answered.set()
+
+        ticket = Ticket(model, party, urgency, go)
+        self.pace.enqueue(ticket)
+        return ticket
+
+    async def drain(self, count: int) -> None:
+        """Until `count` were accepted."""
+        async with asyncio.timeout(1e6):
+            while self.accepted < count:
+                self.answered.clear()
+                await self.answered.wait()
+
+    @property
+    def times(self) -> list[float]:
+        return [let.at for let in self.let]
+
+
+def service(limit: str | RateLimit | None, parallel: int = 10_000, seed: int = 1, **options: Any) -> Service:
+    parsed = None if limit is None else RateLimit.parse(limit)
+    return Service(Pace(parsed, parallel, POLICY, {}, random.Random(seed)), **options)
+
+
+def most_in_a_window(times: list[float], per: float) -> int:
+    return max(bisect.bisect_right(times, at + per * (1 - 1e-9)) - index for index, at in enumerate(times))
+
+
+# -- The limit of the user ------------------------------------------------------------------------------
+
+LIMITS = [
+    RateLimit(5),
+    RateLimit(60, 60),
+    RateLimit(1000, 3600),
+    RateLimit(2000),
+    RateLimit(0.5),
+    RateLimit(1),
+    RateLimit(3, 10),
+    RateLimit(5, 0.001),
+    RateLimit(100_000, 60),
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("limit", LIMITS, ids=str)
+async def test_no_window_sees_more_than_the_rate_and_one(limit: RateLimit, seed: int) -> None:
+    rng = random.Random(f"{limit} {seed}")
+    wanted = 300
+    second = 1 / limit.per_second
+    room = service(limit, seed=seed, latency=second)
+    room.refuse = lambda at: rng.choice([-1.0, 0.0, 3 * second]) if rng.random() < 0.03 else None
+    withdrawn = 0
+    for number in range(wanted):
+        ticket = room.add(f"m{rng.randrange(4)}", rng.randrange(3), rng.choice(list(Urgency)), number)
+        if rng.random() < 0.05:
+            room.pace.withdraw(ticket)
+            withdrawn += not any(let.name == number for let in room.let)
+        if rng.random() < 0.1:
+            await asyncio.sleep(rng.expovariate(1) * 5 * second)
+    await room.drain(wanted - withdrawn)
+    assert most_in_a_window(room.times, limit.per) <= limit.rate + 1
+
+
+@pytest.mark.parametrize("limit", LIMITS[:5], ids=str)
+async def test_the_rate_is_reached(limit: RateLimit) -> None:
+    room = service(limit)
+    count = int(max(20, 3 * limit.rate))
+    for _ in range(count):
+        room.add()
+    await room.drain(count)
+    assert count / (room.times[-1] + 1 / limit.per_second) == pytest.approx(limit.per_second, rel=0.06)
+
+
+async def test_a_limiter_that_is_waited_for_ends_when_nothing_waits() -> None:
+    room = service("1/h")
+    room.add()
+    await asyncio.sleep(1)
+    ticket = room.add()
+    await asyncio.sleep(1)
+    room.pace.withdraw(ticket)
+    await asyncio.sleep(0.01)
+    assert room.pace._task is None
+    other = room.add()
+    await asyncio.sleep(4000)
+    assert len(room.let) == 2
+    assert not other.withdrawn
+
+
+async def test_two_models_share_a_limit_in_turns() -> None:
+    room = service("5/s")
+    for _ in range(50):
+        room.add("a")
+        room.add("b")
+    await room.drain(100)
+    assert Counter(let.model for let in room.let[:50]) == {"a": 25, "b": 25}
+
+
+BAD_LIMITS = ["", "5", "5/", "/s", "-5/s", "0/s", "5/day", "1e3/s", "nan/s", "５/s", "5/s/s", 5, None, b"5/s"]
+
+
+@pytest.mark.parametrize("text", BAD_LIMITS, ids=repr)
+async def test_a_limit_that_reads_like_none_is_refused(text: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        RateLimit.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("5/s", RateLimit(5)),
+        (" 60 / min ", RateLimit(60, 60)),
+        ("1000/h", RateLimit(1000, 3600)),
+        ("0.5/s", RateLimit(0.5)),
+        ("60 per minute", RateLimit(60, 60)),
+    ],
+)
+async def test_limits_as_text(text: str, limit: RateLimit) -> None:
+    assert RateLimit.parse(text) == limit
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "5", True, None], ids=repr)
+async def test_a_rate_must_be_a_positive_number(value: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        RateLimit(value)
+    with pytest.raises(ConfigurationError):
+        RateLimit(5, value)
+
+
+# -- Without a limit ------------------------------------------------------------------------------------
+
+
+async def test_ten_at_once_then_five_a_second_and_upwards() -> None:
+    room = service(None)
+    for _ in range(500):
+        room.add()
+    await asyncio.sleep(0.01)
+    assert len(room.let) == 10
+    await asyncio.sleep(2)
+    assert 10 + 8 <= len(room.let) <= 10 + 25
+    before = len(room.let)
+    await asyncio.sleep(10)
+    assert len(room.let) - before > 80
+    await room.drain(500)
+
+
+async def test_single_calls_far_apart_do_not_raise_the_rate() -> None:
+    room = service(None)
+    for _ in range(500):
+        room.add()
+        await asyncio.sleep(2)
+    assert room.pace.rate_of({"m"}) < 20  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("hint", [0.5, 7.0, 60.0, 0.0])
+async def test_nobody_asks_a_model_before_the_hint_and_the_others_go_on(hint: float) -> None:
+    room = service("50/s")
+    room.refuse = lambda at: hint if at == 0 else None
+    for _ in range(50):
+        room.add("a")
+    await asyncio.sleep(1)
+    for _ in range(50):
+        room.add("b")
+    await room.drain(100)
+    refused = room.refused[0]
+    told = refused.at + room.latency
+    assert all(let.at >= told + hint for let in room.let if let.model == refused.model and let.at > told)
+    others = [let.at for let in room.let if let.model == "b"]
+    assert others[-1] <= 3.2
+
+
+async def test_after_a_refusal_it_is_slower_and_recovers() -> None:
+    pace = ModelPace(50.0, 1, 0.0)
+    for number in range(500):
+        pace.accepted(number / 50)
+    fast = pace.rate
+    pace.refused(10.0, 9.9, 1.0, POLICY, 0.5)
+    assert pace.ready_at(10.0) >= 11.0
+    slow = pace.rate
+    assert slow < 50 < fast
+    for number in range(2000):
+        pace.accepted(11 + number / slow)
+    assert pace.rate > slow
+
+
+async def test_the_refusals_of_one_volley_are_one_refusal() -> None:
+    pace = ModelPace(50.0, 1, 0.0)
+    for _ in range(50):
+        pace.refused(0.1, 0.0, None, POLICY, 1.0)
+    assert pace.cool_until <= 0.1 + 0.5
+    assert pace.rate >= 50 * 0.7
+
+
+async def test_a_learned_rate_survives_its_loop() -> None:
+    memory: dict[str, float] = {}
+    pace = Pace(None, 10, POLICY, memory)
+    room = Service(pace, refuse=lambda at: 1.0 if at < 0.3 else None)
+    for _ in range(30):
+        room.add()
+    await room.drain(30)
+    learned = pace.rate_of({"m"})
+    assert memory == {"m": learned}
+    assert Pace(None, 10, POLICY, memory)._lane("m", 0.0).pace.rate == learned
+
+
+async def simulate(limit: str | None, count: int, refuse: Callable[[float], float | None]) -> tuple[float, float]:
+    """Seconds it took, and the share of requests that were refused."""
+    room = service(limit, parallel=75, refuse=refuse)
+    for _ in range(count):
+        room.add()
+    await room.drain(count)
+    return room.times[-1], len(room.refused) / len(room.let)
+
+
+@pytest.mark.parametrize("hint", [1.0, -1.0], ids=["hint", "no-hint"])
+async def test_one_percent_of_refusals_by_chance_is_no_collapse(hint: float) -> None:
+    rng = random.Random(3)
+    seconds, _ = await simulate("500/s", 5000, lambda at: hint if rng.random() < 0.01 else None)
+    assert seconds < 400
+
+
+@pytest.mark.parametrize("hinted", [True, False])
+async def test_a_hidden_limit_is_found_with_few_refusals(hinted: bool) -> None:
+    bucket = TokenBucket(50, 50)
+
+    def refuse(at: float) -> float | None:
+        wait = bucket.take(at)
+        return None if wait == 0 else max(1, math.ceil(wait)) if hinted else -1
+
+    seconds, share = await simulate(None, 5000, refuse)
+    assert share < 0.02
+    assert 5000 / seconds > 0.85 * 50
+
+
+# -- Fairness -------------------------------------------------------------------------------------------
+
+
+async def test_parties_take_turns_and_a_single_call_is_not_starved() -> None:
+    room = service("10/s")
+    for _ in range(1000):
+        room.add(party="pool")
+    await asyncio.sleep(1)
+    room.add(party="calls", urgency=Urgency.CALLER)
+    await asyncio.sleep(0.3)
+    assert "calls" in {let.party for let in room.let}
+    for _ in range(20):
+        room.add(party="calls")
+    before = len(room.let)
+    await asyncio.sleep(2)
+    assert Counter(let.party for let in room.let[before:])["calls"] == pytest.approx(10, abs=1)
+    await room.pace.aclose()
+
+
+async def test_within_a_party_the_urgent_go_first_and_then_the_order_given() -> None:
+    room = service("10/s")
+    room.add(name="first")
+    for urgency in (Urgency.SOURCE, Urgency.CALLER, Urgency.RETURNED):
+        for number in range(3):
+            room.add(urgency=urgency, name=(urgency, number))
+    await room.drain(10)
+    names = [let.name for let in room.let]
+    assert names[0] == (Urgency.RETURNED, 0)  # nothing had been let go yet when all were there
+    assert [name for name in names if name != "first"] == [(urgency, n) for urgency in Urgency for n in range(3)]
+
+
+async def test_not_more_than_parallel_are_under_way() -> None:
+    room = service("1000/s", parallel=7, latency=1.0)
+    for _ in range(50):
+        room.add()
+    await room.drain(50)
+    assert room.most_under_way == 7
+    assert now() == pytest.approx(8, abs=0.5)
+
+
+async def test_its_task_exists_only_while_something_waits() -> None:
+    room = service("10/s")
+    assert room.pace._task is None
+    for _ in range(5):
+        room.add()
+    await asyncio.sleep(0)
+    assert room.pace._task is not None
+    await asyncio.sleep(1)
+    assert room.pace._task is None
+    room.add()
+    await room.drain(6)
+    assert room.pace._task is None
+
+
+async def test_a_ticket_is_not_let_go_before_its_time() -> None:
+    room = service("10/s")
+    let: list[float] = []
+    for delay in (5.0, 2.0):
+        ticket = Ticket("m", "p", Urgency.RETURNED, lambda: let.append(now()), not_before=now() + delay)
+        room.pace.enqueue(ticket)
+    room.pace.withdraw(ticket)
+    await asyncio.sleep(10)
+    assert let == [pytest.approx(5, abs=0.01)]
+
+
+async def test_while_the_service_cannot_be_reached_one_finds_out_for_all() -> None:
+    room = service("1000/s")
+    knocks: list[float] = []
+
+    def knock() -> None:
+        knocks.append(now())
+        asyncio.get_running_loop().call_later(0.5, failed, now())
+
+    def failed(sent_at: float) -> None:
+        room.pace.unreachable(now(), sent_at)
+        room.pace.finished()
+        room.pace.enqueue(Ticket("m", "p", Urgency.RETURNED, knock))
+
+    for _ in range(20):
+        room.pace.enqueue(Ticket("m", "p", Urgency.SOURCE, knock))
+    await asyncio.sleep(300)
+    pauses = [b - a for a, b in itertools.pairwise(knocks[20:])]
+    assert len(knocks) < 20 + 20
+    assert min(pauses) > 0.5
+    assert max(pauses) > 15
+    room.pace.reachable()
+    await asyncio.sleep(0.1)
+    assert room.pace._places() > 1
+    await room.pace.aclose()
+
+
+async def test_closing_ends_the_dispatcher_and_tells_those_who_wait() -> None:
+    room = service("1/h")
+    failures: list[BaseException] = []
+    for _ in range(2):
+        room.pace.enqueue(Ticket("m", "p", Urgency.SOURCE, lambda: None, failed=failures.append))
+    await asyncio.sleep(1)
+    await room.pace.aclose()
+    assert [type(error) for error in failures] == [asyncio.CancelledError]
+
+
+async def test_a_ticket_that_cannot_be_started_harms_no_other() -> None:
+    room = service("10/s", parallel=1)
+    failures: list[BaseException] = []
+
+    def broken() -> None:
+        raise RuntimeError("a bug")
+
+    room.pace.enqueue(Ticket("m", "p", Urgency.SOURCE, broken, failed=failures.append))
+    room.add()
+    await room.drain(1)
+    assert [type(error) for error in failures] == [RuntimeError]

@@ -1,0 +1,697 @@
+"""The watcher, in virtual time, over a service that each test describes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import logging
+import random
+from typing import Any
+
+import pytest
+from watching import (
+    LINK,
+    Ear,
+    FakeReader,
+    answer,
+    done,
+    follow,
+    fresh,
+    our_tasks,
+    refusal,
+    running,
+    watching,
+)
+
+from evolink_async.errors import (
+    AuthenticationError,
+    ClosedError,
+    ConfigurationError,
+    ConnectionFailedError,
+    PermissionDeniedError,
+    TaskLostError,
+)
+from evolink_async.polling import watcher as watcher_module
+from evolink_async.polling.schedule import EstimateSchedule, Sighting
+from evolink_async.polling.watcher import Learned
+from evolink_async.types import Task
+
+pytestmark = pytest.mark.looptime
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def done_at(moment: float, **results: Any) -> Any:
+    """A service where every task completes at one moment."""
+    return lambda id_: done(id_, **results) if now() >= moment else running(id_)
+
+
+async def turns(count: int = 5) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+# -- One look for all, and nothing when nobody follows ---------------------------------------------
+
+
+async def test_one_look_serves_everyone_who_follows_the_task() -> None:
+    reader = FakeReader(done_at(62))
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh()] * 5)
+        tasks = await asyncio.gather(*(ear.over for ear in ears))
+    assert [ear.told for ear in ears] == [1] * 5
+    assert {task.urls for task in tasks} == {(LINK,)}
+    assert reader.times() == pytest.approx([25, 60.0, 65], abs=0.1)
+
+
+async def test_nothing_exists_before_anything_is_followed_nor_afterwards() -> None:
+    reader = FakeReader(done_at(30))
+    async with watching(reader) as watcher:
+        assert not our_tasks()
+        assert watcher._timer is None
+        for _ in range(3):  # and it wakes up again for the next one
+            (ear,) = follow(watcher, [fresh()])
+            await ear.over
+            await turns()
+            assert not our_tasks()
+            assert watcher._timer is None
+            assert not watcher._heap
+            assert len(watcher) == 0
+
+
+async def test_when_one_of_two_followers_leaves_the_other_is_still_told() -> None:
+    reader = FakeReader(done_at(62))
+    async with watching(reader) as watcher:
+        first, second = follow(watcher, [fresh()] * 2)
+        await asyncio.sleep(30)
+        watcher.unfollow("task-1", first)
+        assert (await second.over).succeeded
+        assert first.told == 0
+
+
+async def test_when_the_last_follower_leaves_during_a_look_the_look_is_cut_and_nobody_is_told() -> None:
+    reader = FakeReader(done_at(0), latency=10)
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        await asyncio.sleep(26)
+        assert reader.under_way == 1
+        watcher.unfollow("task-1", ear)
+        await turns()
+        assert reader.under_way == 0
+        assert not our_tasks()
+        await asyncio.sleep(100)
+        assert ear.told == 0
+        assert len(reader.calls) == 1
+
+
+async def test_a_task_followed_anew_during_the_look_of_those_who_left_gets_its_own_answer() -> None:
+    reader = FakeReader(done_at(0), latency=10)
+    async with watching(reader) as watcher:
+        ear, other = follow(watcher, [fresh(), fresh("task-2", 10_000)])
+        await asyncio.sleep(26)
+        watcher.unfollow("task-1", ear)
+        (again,) = follow(watcher, [Task(id="task-1")], age=None)
+        assert (await again.over).succeeded
+        assert now() == pytest.approx(36, abs=0.1)
+        assert (ear.told, other.told) == (0, 0)
+
+
+async def test_whoever_follows_again_from_within_the_news_of_the_end_is_served() -> None:
+    reader = FakeReader(done_at(0))
+    async with watching(reader) as watcher:
+        ear = Ear()
+
+        class Chain(Ear):
+            def ended(self, task: Task) -> None:
+                super().ended(task)
+                watcher.follow(fresh("task-2"), ear, age=0.0)
+
+        watcher.follow(fresh(), Chain(), age=0.0)
+        assert (await asyncio.wait_for(ear.over, 100)).id == "task-2"
+
+
+async def test_looks_run_in_an_empty_context() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")
+    seen = []
+
+    def single(id_: str) -> Any:
+        seen.append(variable.get())
+        return running(id_) if len(seen) < 4 else done(id_)
+
+    async with watching(FakeReader(single)) as watcher:
+        variable.set("a secret of the first caller")
+        (ear,) = follow(watcher, [fresh()])
+        await ear.over
+    assert seen == ["nothing"] * 4
+
+
+async def test_no_more_looks_are_under_way_than_workers() -> None:
+    reader = FakeReader(done_at(0), latency=1)
+    async with watching(reader, workers=7, learned=Learned(batches=False)) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(100)])
+        await asyncio.gather(*(ear.over for ear in ears))
+    assert reader.most_under_way == 7
+    assert now() == pytest.approx(25 + 100 / 7, abs=1.1)
+
+
+# -- When ------------------------------------------------------------------------------------------
+
+
+async def test_a_bare_id_is_looked_at_at_once_and_its_age_is_then_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    created = 1_800_000_000
+    monkeypatch.setattr(watcher_module.time, "time", lambda: created + 80.0)
+    reader = FakeReader(
+        lambda id_: running(id_, created=created, task_info={"estimated_time": 100}) if now() < 11 else done(id_)
+    )
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [Task(id="task-1")], age=None)
+        await ear.over
+    assert reader.times() == pytest.approx([0, 5, 10, 15], abs=0.1)
+
+
+async def test_an_old_task_from_elsewhere_is_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher_module.time, "time", lambda: 1_800_000_000.0)
+    reader = FakeReader(done_at(0))
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh(created=1_800_000_000 - 3600)], age=None)
+        await ear.over
+    assert now() < 0.1
+
+
+@pytest.mark.parametrize("skew", [-3600, 2 * 86_400, 10**12])
+async def test_a_wrong_wall_clock_changes_only_the_pace(monkeypatch: pytest.MonkeyPatch, skew: float) -> None:
+    monkeypatch.setattr(watcher_module.time, "time", lambda: 1_800_000_000.0 + skew)
+    reader = FakeReader(done_at(62))
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh(created=1_800_000_000)], age=None)
+        await ear.over
+    assert len(reader.calls) < 20
+    assert now() < 67
+
+
+async def test_a_hint_hastens_a_look_at_most_once_a_second() -> None:
+    reader = FakeReader(running)
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh(estimate=3600.0)])
+        await asyncio.sleep(10)
+        for _ in range(30):
+            watcher.notify("task-1")
+            watcher.notify("task-unknown")
+            await asyncio.sleep(0.1)
+        assert reader.times() == pytest.approx([10, 11, 12], abs=0.05)
+        watcher.unfollow("task-1", ear)
+
+
+async def test_a_hint_during_a_look_brings_one_more_look_after_it() -> None:
+    reader = FakeReader(done_at(28.5), latency=3)
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        await asyncio.sleep(26)
+        watcher.notify("task-1")
+        await ear.over
+    assert reader.times() == pytest.approx([25, 28], abs=0.05)
+
+
+# -- Batches ---------------------------------------------------------------------------------------
+
+
+def whole_batch(ids: list[str]) -> Any:
+    return {"data": [running(id_) if now() < 60 else done(id_) for id_ in ids]}
+
+
+async def test_where_the_service_answers_for_fifty_it_is_asked_for_fifty() -> None:
+    reader = FakeReader(running, whole_batch)
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(120)])
+        await asyncio.gather(*(ear.over for ear in ears))
+    assert max(len(ids) for _, method, ids in reader.calls if method == "POST") == 50
+    assert reader.kinds().count("GET") <= 70  # while the probe was out
+    assert reader.calls[-1][1] == "POST"
+    assert watcher.requests == len(reader.calls)
+    assert watcher.polls == sum(len(ids) for *_, ids in reader.calls)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405])
+async def test_a_refused_batch_means_single_looks_for_the_clients_life(status: int) -> None:
+    reader = FakeReader(done_at(62), lambda ids: refusal(status))
+    learned = Learned()
+    async with watching(reader, learned=learned) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(30)])
+        await asyncio.gather(*(ear.over for ear in ears))
+    assert reader.kinds().count("POST") == 1
+    assert max(ear.told for ear in ears) == 1
+    async with watching(reader, learned=learned) as watcher:  # the client's next loop
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(30)])
+        await asyncio.gather(*(ear.over for ear in ears))
+    assert reader.kinds().count("POST") == 1
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"data": None},
+        {"tasks": []},
+        [],
+        "text",
+        {"data": "text"},
+        {"data": {"a": 1}},
+        {"data": [{"no": "id"}]},
+        {"data": ["x"]},
+        {"error": {"code": "x", "message": "y"}},
+        b"<html>",
+        b"",
+    ],
+)
+async def test_a_malformed_batch_means_single_looks(shape: Any) -> None:
+    reader = FakeReader(done_at(62), lambda ids: answer(200, shape))
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(10)])
+        await asyncio.gather(*(ear.over for ear in ears))
+    assert reader.kinds().count("POST") == 1
+
+
+@pytest.mark.parametrize("trouble", [refusal(429), refusal(500), refusal(503), ConnectionFailedError("cut")])
+async def test_passing_trouble_with_a_batch_does_not_end_batches(trouble: Any) -> None:
+    reader = FakeReader(running, lambda ids: trouble if now() < 26 else whole_batch(ids))
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(10)])
+        await asyncio.gather(*(ear.over for ear in ears))
+        assert watcher._learned.batches is True
+    assert reader.calls[-1][1] == "POST"
+
+
+async def test_a_batch_that_fails_for_ever_does_not_keep_tasks_from_being_seen() -> None:
+    reader = FakeReader(done_at(62), lambda ids: refusal(500))
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(10)])
+        await asyncio.wait_for(asyncio.gather(*(ear.over for ear in ears)), 80)
+
+
+async def test_a_batch_that_alone_needs_more_rights_does_not_lose_a_task() -> None:
+    reader = FakeReader(done_at(150), lambda ids: refusal(401))
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(10)])
+        await asyncio.wait_for(asyncio.gather(*(ear.over for ear in ears)), 170)
+
+
+async def test_who_is_missing_in_a_batch_or_completed_without_links_gets_a_look_of_its_own() -> None:
+    def batch(ids: list[str]) -> Any:
+        rows: list[Any] = [done(id_) for id_ in ids if id_ not in ("task-0", "task-1")]
+        return {"data": [*rows, None, *([done("task-1", results=[])] if "task-1" in ids else [])]}
+
+    reader = FakeReader(done_at(0), batch)
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(10)])
+        tasks = await asyncio.gather(*(ear.over for ear in ears))
+    assert [(method, len(ids)) for _, method, ids in reader.calls] == [("POST", 10), ("GET", 1), ("GET", 1)]
+    assert all(task.urls for task in tasks)
+    assert now() < 25.1
+
+
+async def test_batches_are_probed_once_at_a_time_and_again_when_the_probe_found_nobody_left() -> None:
+    reader = FakeReader(running, lambda ids: {"data": [running(id_) for id_ in ids]}, latency=5)
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(60)])
+        (stays,) = follow(watcher, [fresh("stays", 10_000)])
+        await asyncio.sleep(26)
+        assert reader.kinds().count("POST") == 1
+        for n, ear in enumerate(ears):
+            watcher.unfollow(f"task-{n}", ear)
+        for look in our_tasks():
+            look.cancel()
+        await turns()
+        assert watcher._learned.batches is None
+        later = follow(watcher, [fresh(f"later-{n}") for n in range(5)])
+        await asyncio.sleep(35)
+        assert reader.kinds().count("POST") == 2
+        assert watcher._learned.batches is True
+        for n, ear in enumerate(later):
+            watcher.unfollow(f"later-{n}", ear)
+        watcher.unfollow("stays", stays)
+
+
+# -- What ends a task, and what does not -----------------------------------------------------------
+
+
+TROUBLES: list[Any] = [
+    refusal(500),
+    refusal(503, headers={"retry-after": "2"}),
+    refusal(408),
+    answer(502, b"<html>bad gateway</html>"),
+    answer(302, b"", {"location": "https://elsewhere.example"}),
+    ConnectionFailedError("took longer than 15 s"),
+    answer(200, b"not json"),
+    answer(200, b""),
+    answer(200, {"error": {"code": "x", "message": "y"}}),
+    answer(200, {"status": "completed"}),
+    answer(200, done("task-of-somebody-else")),
+    answer(200, [1]),
+    answer(200, {"id": 7}),
+]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+async def test_a_look_that_fails_changes_nothing_about_the_task(trouble: Any) -> None:
+    reader = FakeReader(lambda id_: trouble if 20 < now() < 1000 else done(id_) if now() > 1000 else running(id_))
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh(estimate=20.0)])
+        assert (await ear.over).id == "task-1"
+    assert ear.told == 1
+    assert 1000 < now() < 1000 + 31
+    assert all(task.id == "task-1" and not task.is_terminal for task in ear.sightings)
+    assert len(reader.calls) < 100
+
+
+async def test_a_new_id_that_is_not_found_yet_is_waited_for() -> None:
+    reader = FakeReader(lambda id_: refusal(404) if now() < 50 else done(id_))
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh(estimate=10.0)])
+        assert (await ear.over).succeeded
+
+
+@pytest.mark.parametrize("status", [404, 410, 400])
+async def test_an_id_is_lost_after_three_looks_over_a_minute(status: int) -> None:
+    reader = FakeReader(lambda id_: refusal(status, "invalid_task_id"))
+    async with watching(reader) as watcher:
+        first, second = follow(watcher, [fresh(estimate=10.0)] * 2)
+        with pytest.raises(TaskLostError) as caught:
+            await first.over
+        assert second.over.exception() is not caught.value
+        assert isinstance(second.over.exception(), TaskLostError)
+    assert caught.value.task.id == "task-1"
+    assert len(reader.calls) >= 3
+    assert 60 <= reader.times()[-1] - reader.times()[0] < 61
+
+
+async def test_an_id_that_is_found_in_between_is_not_lost() -> None:
+    reader = FakeReader(lambda id_: running(id_) if 30 < now() < 40 else refusal(404) if now() < 200 else done(id_))
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh(estimate=20.0)])
+        with pytest.raises(TaskLostError):
+            await ear.over
+    assert now() > 100
+
+
+@pytest.mark.parametrize("flap", ["failed", "cancelled"])
+async def test_the_first_terminal_status_wins(flap: str) -> None:
+    looks = []
+
+    def single(id_: str) -> Any:
+        looks.append(now())
+        return [done(id_, results=[]), running(id_), {"id": id_, "status": flap}, done(id_)][len(looks) - 1]
+
+    async with watching(FakeReader(single)) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        task = await ear.over
+    assert task.status == "completed"
+    assert ear.told == 1
+    assert looks == pytest.approx([25, 30, 35], abs=0.1)
+    assert not any(task.status == "failed" for task in ear.sightings)
+
+
+async def test_completed_without_a_link_is_looked_at_three_times_in_ten_seconds() -> None:
+    reader = FakeReader(done_at(0, results=[]))
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        task = await ear.over
+    assert task.succeeded
+    assert task.urls == ()
+    assert reader.times() == pytest.approx([25, 30, 35], abs=0.1)
+
+
+async def test_hints_do_not_shorten_the_wait_for_links() -> None:
+    reader = FakeReader(lambda id_: done(id_, results=[] if now() < 34 else [LINK]))
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        await asyncio.sleep(25.5)
+        for _ in range(8):
+            watcher.notify("task-1")
+            await asyncio.sleep(1.1)
+        assert (await ear.over).urls == (LINK,)
+
+
+async def test_links_that_come_late_are_delivered() -> None:
+    reader = FakeReader(lambda id_: done(id_, results=[] if now() < 28 else [LINK]))
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        assert (await ear.over).urls == (LINK,)
+    assert now() == pytest.approx(30, abs=0.1)
+
+
+async def test_a_result_that_is_no_link_is_a_result() -> None:
+    reader = FakeReader(lambda id_: {"id": id_, "status": "completed", "result_data": {"voice_id": "v"}})
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        await ear.over
+    assert len(reader.calls) == 1
+
+
+@pytest.mark.parametrize(("status", "error"), [(401, AuthenticationError), (403, PermissionDeniedError)])
+async def test_without_access_for_a_minute_nobody_looks_any_more(status: int, error: type[Exception]) -> None:
+    reader = FakeReader(lambda id_: refusal(status))
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        with pytest.raises(error):
+            await ear.over
+    assert 60 <= reader.times()[-1] - reader.times()[0] < 71
+
+
+async def test_access_that_comes_back_within_a_minute_costs_nothing() -> None:
+    reader = FakeReader(lambda id_: refusal(401) if now() < 70 else done(id_))
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        assert (await ear.over).succeeded
+
+
+async def test_a_key_function_that_fails_counts_as_no_access() -> None:
+    reader = FakeReader(lambda id_: ConfigurationError("the api_key function raised OSError"))
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        with pytest.raises(ConfigurationError):
+            await ear.over
+    assert 84 < now() < 100
+
+
+async def test_an_unknown_status_is_kept_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    reader = FakeReader(lambda id_: {"id": id_, "status": "moderated"} if now() < 200 else done(id_))
+    with caplog.at_level(logging.WARNING, "evolink_async.polling"):
+        async with watching(reader) as watcher:
+            ears = follow(watcher, [fresh(f"task-{n}") for n in range(3)])
+            await asyncio.gather(*(ear.over for ear in ears))
+    assert ears[0].sightings[0].status == "moderated"
+    assert len([record for record in caplog.records if "moderated" in record.getMessage()]) == 1
+
+
+async def test_a_thousand_different_unknown_statuses_do_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    learned = Learned()
+    with caplog.at_level(logging.WARNING, "evolink_async.polling"):
+        for n in range(1000):
+            learned.note_status(Task(id="task-1", status=f"odd-{n}" * 50))
+    assert len(caplog.records) == 100
+    assert max(len(record.getMessage()) for record in caplog.records) < 200
+
+
+# -- 429 on looks ----------------------------------------------------------------------------------
+
+
+async def test_a_429_on_a_look_pauses_all_looks_for_as_long_as_the_hint_says() -> None:
+    def single(id_: str) -> Any:
+        return refusal(429, headers={"retry-after": "40"}) if now() < 26 else done(id_)
+
+    reader = FakeReader(single, latency=0.1)
+    async with watching(reader, workers=4, learned=Learned(batches=False)) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(100)])
+        await asyncio.gather(*(ear.over for ear in ears))
+    early = [at for at in reader.times() if at < 60]
+    assert len(early) == 4  # those under way at that moment
+    assert min(at for at in reader.times() if at > 60) >= 65.1
+
+
+async def test_429s_without_a_hint_back_off_together_until_one_look_succeeds() -> None:
+    reader = FakeReader(lambda id_: refusal(429) if now() < 200 else done(id_), latency=0.1)
+    async with watching(reader, workers=10, learned=Learned(batches=False)) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(50)])
+        await asyncio.gather(*(ear.over for ear in ears))
+    assert sum(at < 200 for at in reader.times()) < 200  # some 15 rounds of 10, not 50 times every half second
+
+
+async def test_many_refusals_of_the_same_moment_count_as_one() -> None:
+    reader = FakeReader(lambda id_: refusal(429) if now() < 25.4 else done(id_), latency=0.3)
+    async with watching(reader, workers=50, learned=Learned(batches=False)) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(50)])
+        await asyncio.gather(*(ear.over for ear in ears))
+    assert now() < 28
+
+
+# -- Faults ----------------------------------------------------------------------------------------
+
+
+class Broken(EstimateSchedule):
+    """Fails after so many looks."""
+
+    def __init__(self, good: int) -> None:
+        self.good = good
+
+    def next_look(self, sighting: Sighting, random: float) -> float:
+        self.good -= 1
+        if self.good < 0:
+            raise ZeroDivisionError("a bug")
+        return super().next_look(sighting, random)
+
+
+async def test_a_fault_in_a_look_reaches_every_follower_and_the_watcher_goes_on_with_the_next() -> None:
+    reader = FakeReader(running, whole_batch)
+    async with watching(reader, schedule=Broken(20)) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(20)])
+        await asyncio.sleep(26)
+        assert [type(ear.over.exception()) for ear in ears] == [ZeroDivisionError] * 20
+        assert [ear.told for ear in ears] == [1] * 20
+        await turns()
+        assert not our_tasks()
+        assert watcher._timer is None
+        watcher._schedule = EstimateSchedule()
+        (ear,) = follow(watcher, [fresh()])
+        watcher.notify("task-1")
+        await asyncio.sleep(61)
+        watcher.unfollow("task-1", ear)
+        assert ear.told == 0
+        assert len(ear.sightings) == 3
+
+
+@pytest.mark.parametrize("where", ["_next_group", "_take", "_look", "_take_answer", "_saw", "_set_timer"])
+async def test_a_fault_anywhere_leaves_nobody_hanging(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = FakeReader(running)
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(3)])
+        await asyncio.sleep(24)
+
+        def broken(*args: Any, **more: Any) -> Any:
+            if len(watcher):
+                raise ZeroDivisionError("a bug")
+
+        monkeypatch.setattr(watcher, where, broken)
+        await asyncio.sleep(2)
+        assert [type(ear.over.exception()) for ear in ears] == [ZeroDivisionError] * 3
+        monkeypatch.undo()
+
+
+async def test_a_follower_that_raises_hurts_nobody_else() -> None:
+    class Bad(Ear):
+        def seen(self, task: Task) -> None:
+            raise ZeroDivisionError("in a pool")
+
+    class Worse(Ear):
+        def ended(self, task: Task) -> None:
+            raise ZeroDivisionError("in a pool")
+
+        crashed = ended  # type: ignore[assignment]
+
+    reader = FakeReader(done_at(62))
+    async with watching(reader) as watcher:
+        bad, worse = Bad(), Worse()
+        watcher.follow(fresh(), bad, age=0.0)
+        watcher.follow(fresh(), worse, age=0.0)
+        (good,) = follow(watcher, [fresh()])
+        assert (await good.over).succeeded
+        assert isinstance(bad.over.exception(), ZeroDivisionError)
+        assert bad.told == 1
+
+
+async def test_whoever_cancels_every_task_he_finds_only_delays_the_looks() -> None:
+    reader = FakeReader(done_at(62), latency=0.5)
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(3)])
+        for _ in range(60):
+            await asyncio.sleep(1.25)
+            for look in our_tasks():
+                look.cancel()
+        await asyncio.wait_for(asyncio.gather(*(ear.over for ear in ears)), 60)
+
+
+async def test_a_look_cancelled_before_it_began_is_made_again() -> None:
+    reader = FakeReader(done_at(0))
+    async with watching(reader, learned=Learned(batches=False)) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        await asyncio.sleep(24)
+        watcher._timer.cancel()  # type: ignore[union-attr]
+        await asyncio.sleep(2)
+        watcher._dispatch()
+        (look,) = our_tasks()
+        look.cancel()
+        assert (await asyncio.wait_for(ear.over, 10)).succeeded
+
+
+async def test_closing_tells_every_follower_which_task_goes_on() -> None:
+    reader = FakeReader(running, latency=10)
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(3)])
+        await asyncio.sleep(27)
+        await watcher.aclose()
+        for n, ear in enumerate(ears):
+            with pytest.raises(ClosedError, match=f"task-{n}"):
+                await ear.over
+        assert not our_tasks()
+        (late,) = follow(watcher, [fresh()])
+        with pytest.raises(ClosedError):
+            await late.over
+        assert len(watcher) == 0
+        assert watcher._timer is None
+
+
+# -- Long lives ------------------------------------------------------------------------------------
+
+
+async def test_hints_and_comings_and_goings_do_not_pile_up_in_the_heap() -> None:
+    async with watching(FakeReader(running)) as watcher:
+        (stays,) = follow(watcher, [fresh("stays", 3600.0)])
+        for n in range(5000):
+            (ear,) = follow(watcher, [fresh(f"task-{n}", 3600.0)])
+            watcher.notify(f"task-{n}")
+            watcher.unfollow(f"task-{n}", ear)
+        assert len(watcher._heap) < 200
+        for _ in range(500):
+            watcher.notify("stays")
+            await asyncio.sleep(1.01)
+            assert len(watcher._heap) < 200
+        watcher.unfollow("stays", stays)
+
+
+class Quiet(Ear):
+    """Keeps nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def seen(self, task: Task) -> None:
+        pass
+
+
+async def test_ten_thousand_tasks_and_a_hundred_thousand_looks_leave_no_growth() -> None:
+    def batch(ids: list[str]) -> Any:
+        return {"data": [running(id_) for id_ in ids]}
+
+    async with watching(FakeReader(running, batch), learned=Learned(batches=True)) as watcher:
+        quiet = [Quiet() for _ in range(10_000)]
+        dice = random.Random(1)
+        watcher._random.random = dice.random  # type: ignore[method-assign]
+        for n, ear in enumerate(quiet):
+            watcher.follow(fresh(f"task-{n}"), ear, age=0.0)
+
+        async def looks(count: int) -> int:
+            goal = watcher.polls + count
+            while watcher.polls < goal:  # noqa: ASYNC110
+                await asyncio.sleep(1)
+            watcher._reader.calls.clear()  # type: ignore[attr-defined]
+            gc.collect()
+            return len(gc.get_objects())
+
+        before = await looks(30_000)
+        after = await looks(70_000)
+        assert len(watcher._heap) <= 10_000 + 10_000 + 50
+        assert after - before < 1000
+        for n, ear in enumerate(quiet):
+            watcher.unfollow(f"task-{n}", ear)
+        assert not watcher._heap
