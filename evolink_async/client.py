@@ -543,7 +543,6 @@ class AsyncEvoLink:
             raise
         finally:
             session.watcher.unfollow(task.id, waiter)
-            waiter.leave()
 
     async def _read(self, method: str, path: str, timeout: float | None, json: Any = None) -> Any:
         seconds = checked_seconds(timeout, "timeout")
@@ -746,11 +745,6 @@ class _Waiter:
             fault = EvoLinkError(f"a fault of this client while task {self.task.id} was running: {error!r}; wait again")
             fault.__cause__ = error
             self.future.set_exception(fault)
-
-    def leave(self) -> None:
-        """Nobody waits any more; an error that came at the same moment is not missed."""
-        if self.future.done() and not self.future.cancelled():
-            self.future.exception()
 
 
 def _is_over(task: Task) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -45,14 +44,13 @@ from evolink_async.types import TASK_ID, Task, TaskStatus
 if TYPE_CHECKING:
     from evolink_async.client import AsyncEvoLink
 
-__all__ = ["TaskPool", "run_many"]
+__all__ = ["TaskPool"]
 
 logger = logging.getLogger("evolink_async.pool")
 
 Source = GenerationRequest | Iterable[GenerationRequest] | AsyncIterable[GenerationRequest]
 
 WARN_WITHOUT_LEDGER_AT = 100
-_IDS_IN_A_NOTE = 20
 
 
 class TaskPool:
@@ -103,6 +101,7 @@ class TaskPool:
         self._identities = Identities()
         self._entered = self._stopped = self._left = False
         self._reason: BaseException | None = None
+        self._broken: BaseException | None = None  # a fault of ours
         self._refusals = Refusals(stop_after_rejections)
         self._block = Block()
 
@@ -514,6 +513,9 @@ class TaskPool:
         if task.is_terminal and (has_result(task) or not task.succeeded):
             self._conclude(record, task)
             return
+        if self._broken is not None:
+            self._give_up(record, self._broken)
+            return
         self._session.watcher.follow(task, record, age=age)
         self._timeouts.start(record)
 
@@ -606,13 +608,18 @@ class TaskPool:
         self._end_early(error)
 
     def _crashed(self, record: Record, error: BaseException) -> None:
-        """A worker failed over this record: that is the reason; the record comes back as far as it is known."""
+        """A worker failed over this record: that is the reason, and nothing of this pool is trusted any more."""
         logger.error("a worker of the pool failed: %r", error)
-        self._end_early(error)
+        self._break_down(error)
         self._give_up(record, error)
 
     def _unwatched(self, error: BaseException) -> None:
-        """The watcher failed: that is the reason, and everything outstanding comes back with its id."""
+        """The watcher failed."""
+        self._break_down(error)
+
+    def _break_down(self, error: BaseException) -> None:
+        """Everything outstanding comes back with its id now, what is on the wire as soon as it is answered."""
+        self._broken = self._broken or error
         self._end_early(error)
         for record in list(self._active):
             if record.state is State.OUTSTANDING:
@@ -768,27 +775,6 @@ class TaskPool:
     def _note_progress(self) -> None:
         if self._entered and not self._left:
             self._progress.changed()
-
-
-async def run_many(pool: TaskPool) -> list[Outcome]:
-    """All outcomes of a pool in the order given; its reason is raised with `.outcomes`."""
-    outcomes: list[Outcome] = []
-    try:
-        async with pool:
-            async for outcome in pool:
-                outcomes.append(outcome)
-    except BaseException as error:
-        if error is pool.reason:
-            error.outcomes = _in_order(outcomes)  # type: ignore[attr-defined]
-        elif running := [outcome.task.id for outcome in pool.leftovers if outcome.task is not None]:
-            shown = ", ".join(running[:_IDS_IN_A_NOTE]) + (", ..." if len(running) > _IDS_IN_A_NOTE else "")
-            error.add_note(f"{len(running)} evolink tasks go on, their ids are in the log: {shown}")
-        raise
-    return _in_order(outcomes)
-
-
-def _in_order(outcomes: list[Outcome]) -> list[Outcome]:
-    return sorted(outcomes, key=lambda outcome: math.inf if outcome.index is None else outcome.index)
 
 
 def _not_submitted(reason: BaseException | None) -> NotSubmittedError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -252,6 +253,22 @@ async def test_an_end_that_comes_in_the_same_moment_as_the_deadline_is_given() -
         asyncio.get_running_loop().call_at(30, follower.ended, over)
         assert await waiting is over
         assert now() == pytest.approx(30)
+
+
+@pytest.mark.looptime
+async def test_an_error_that_comes_with_a_cancellation_is_no_noise(caplog: pytest.LogCaptureFixture) -> None:
+    async with canned(lambda request: {"id": "task-1", "status": "processing"}) as client:
+        waiting = asyncio.create_task(client.tasks.wait("task-1"))
+        await asyncio.sleep(1)
+        assert client._session is not None
+        (follower,) = client._session.watcher._watched["task-1"].followers
+        follower.lost(TaskLostError("gone", task=Task(id="task-1")))
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        del follower, waiting
+        gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 # -- How tasks end ---------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ import gc
 import multiprocessing
 import os
 import pickle
+import queue
 import threading
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -310,29 +311,46 @@ async def test_a_forgotten_client_is_a_resource_warning_and_others_are_not(api_k
 # -- Loops, threads, processes ---------------------------------------------------------------------
 
 
-def test_a_closed_loop_is_replaced_and_what_was_learned_is_kept(api_key: str) -> None:
-    client = AsyncEvoLink(api_key)
+@pytest.fixture
+def elsewhere(api_key: str) -> Iterator[str]:
+    """The address of an emulator that lives in a thread of its own, and so outlives the test's loops."""
+    address: queue.Queue[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
 
-    async def run(server_key: str) -> tuple[int, Any]:
+    async def serve() -> None:
         async with Emulator(speed=200, api_key=api_key).serve() as server:
-            client._options.base_url = server.base_url
-            await asyncio.gather(*(client.run(PICTURE) for _ in range(3)))
-            assert client._session is not None
-            return len(our_tasks()), client._session
+            over = asyncio.Event()
+            address.put((server.base_url, asyncio.get_running_loop(), over))
+            await over.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    base_url, loop, over = address.get(timeout=10)
+    yield base_url
+    loop.call_soon_threadsafe(over.set)
+    thread.join()
+
+
+def test_a_closed_loop_is_replaced_and_what_was_learned_is_kept(elsewhere: str) -> None:
+    client = AsyncEvoLink(base_url=elsewhere)
+    transports: list[SlotTransport] = []
+
+    async def use() -> None:
+        await asyncio.gather(*(client.run(PICTURE) for _ in range(3)))
+        assert client._session is not None
+        assert isinstance(client._session.transport, SlotTransport)
+        transports.append(client._session.transport)
+        assert client._session.transport.idle > 0  # sockets that are still open when their loop is closed
+        assert client._session.downloads.idle == 0
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sessions = []
         for _ in range(3):
-            left, session = asyncio.run(run(api_key))
-            sessions.append(session)
-            rates = dict(client._learned_rates)
-            assert rates["gpt-4o-image"] > 5
+            asyncio.run(use())
+            assert client._learned_rates["gpt-4o-image"] > 5
             assert client._learned_reads.batches is True
-        assert len(set(map(id, sessions))) == 3
-        assert not left
+        assert [transport.is_closed for transport in transports] == [True, True, False]
         asyncio.run(client.aclose())  # its loop is gone: there is only something to let go of
-        del session, sessions
+        assert transports[-1].is_closed
         gc.collect()
     assert "closed" in repr(client)
 
@@ -515,6 +533,22 @@ async def test_a_close_that_is_cancelled_leaves_nothing_running() -> None:
                         await client.aclose()
             (end,) = await _ends_soon(submitting)
             assert isinstance(end, SubmitOutcomeUnknownError)
+
+
+async def test_a_close_that_is_cancelled_closes_every_connection(api_key: str) -> None:
+    emulator = Emulator(api_key=api_key, faults=[{"path": "/v1/images", "delay": 30}])
+    async with emulator.serve() as server:
+        client = AsyncEvoLink(base_url=server.base_url)
+        submitting = asyncio.create_task(client.submit(PICTURE))
+        while not emulator.book()["posts"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        session = client._open()
+        connections = (session.transport, session.downloads)
+        with anyio.move_on_after(0.1):
+            await client.aclose()
+        assert all(transport.is_closed for transport in connections)  # type: ignore[union-attr]
+        with pytest.raises(SubmitOutcomeUnknownError):
+            await submitting
 
 
 # -- For the saving room ---------------------------------------------------------------------------

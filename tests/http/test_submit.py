@@ -804,3 +804,56 @@ async def test_idempotency_keys_have_the_documented_form() -> None:
     assert len(key) == 35
     assert checked_idempotency_key(key) == key
     assert checked_idempotency_key(None) != key
+
+
+# -- What a listener does while it is told ----------------------------------------------------------------
+
+
+async def test_who_withdraws_others_while_told_of_one_has_none_of_them_sent_again() -> None:
+    """As a pool does that ends early: the first of the parked ones that is given up takes the others along."""
+    room = Room(ScriptedTransport(choose=first_lost(lambda sent, n: Say(after=5.0))))
+    submissions: list[Submission] = []
+
+    class Ending(Listener):
+        def settled(self, submission: Submission, settled: Settled) -> None:
+            super().settled(submission, settled)
+            if settled.ending == "unknown":
+                for other in submissions:
+                    room.submitter.withdraw(other)
+
+    submissions += [room.start(Ending()) for _ in range(8)]
+    await asyncio.sleep(2000)
+    assert len(room.transport.sent) == 8 + 3
+    assert not room.submitter._parked
+    listeners = [submission.listener for submission in submissions]
+    # Three were settled by their replays, one was given up, and who was withdrawn is told nothing.
+    assert sorted(len(listener.ends) for listener in listeners if isinstance(listener, Listener)) == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize("say", [refusal(429, retry_after="5"), unsent(after=1), lost(after=1)])
+async def test_the_last_try_of_a_request_that_is_under_way_is_its_last(say: Say) -> None:
+    """As a pool asks for when it stops: the answer is waited for, and nothing is sent after it."""
+    room, listener = Room(ScriptedTransport(say)), Listener()
+    submission = room.start(listener)
+    await asyncio.sleep(0.01)
+    submission.last_try = True
+    await listener.done.wait()
+    assert listener.ends[0].ending == ("not_submitted" if say.error is None or say.unsent else "unknown")
+    await asyncio.sleep(100)
+    assert len(room.transport.knocks) == 1
+
+
+async def test_a_listener_that_stops_everything_when_held_is_not_sent_again() -> None:
+    """As a pool does when the service asks for a pause of more than an hour."""
+    room = Room(ScriptedTransport(refusal(429, retry_after="7200")))
+    ends: list[Settled] = []
+
+    class Stopping(Listener):
+        def held(self, submission: Submission, error: EvoLinkError) -> None:
+            assert submission.post is None
+            ends.append(room.submitter.withdraw(submission))
+
+    room.start(Stopping())
+    await asyncio.sleep(10_000)
+    assert [end.ending for end in ends] == ["not_submitted"]
+    assert len(room.transport.sent) == 1
