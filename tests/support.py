@@ -36,3 +36,10 @@ async def virtual_service(api_key: str, **options: Any) -> AsyncIterator[tuple[E
     emulator = Emulator(clock=asyncio.get_running_loop().time, api_key=api_key, **options)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)) as http_client:  # type: ignore[arg-type]
         yield emulator, http_client
+
+
+class Odd:
+    """An object of a class that nobody knows, whose name is the same in every process."""
+
+    def __repr__(self) -> str:
+        return "<odd>"

@@ -18,6 +18,7 @@ import anyio
 import httpx
 import pytest
 from canned import BASE, canned, error, our_tasks
+from support import Odd
 
 from evolink_async import (
     AsyncEvoLink,
@@ -90,7 +91,7 @@ WRONG: list[dict[str, Any]] = [
     {"validate": None},
     {"http_client": httpx.Client},
     {"http_client": httpx.AsyncClient},
-    {"http_client": object()},
+    {"http_client": Odd()},
     {"http_client": "client"},
     {"allow_private_hosts": "no"},
     {"allow_private_hosts": 1},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from email.utils import formatdate
 
 import pytest
@@ -33,6 +34,17 @@ def test_all_three_date_forms_mean_the_same(text: str) -> None:
     later = formatdate(NOW - 3 * 86_400 + 60, usegmt=True)
     assert retry_after({"retry-after": later, "date": server}, now=NOW) == 60
     assert retry_after({"retry-after": text, "date": "nonsense"}, now=NOW) == 60
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the zone of a process can't be changed here")
+def test_a_date_without_a_zone_is_utc_wherever_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert retry_after({"retry-after": "Sun Nov  6 08:50:37 1994"}, now=NOW) == 60
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_milliseconds() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from pool_world import answering, drain, image, images, now, world
+from support import Odd
 
 from evolink_async import (
     ClosedError,
@@ -46,7 +47,7 @@ pytestmark = pytest.mark.looptime
         {"prices": {}},
         {"save_to": "out"},
         {"retry_failed": 1},
-        {"callbacks": object()},
+        {"callbacks": Odd()},
     ],
 )
 async def test_wrong_options_are_refused_at_the_call(api_key: str, options: dict[str, Any]) -> None:
