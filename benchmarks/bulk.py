@@ -34,7 +34,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import httpx
 
 from evolink_async import AsyncEvoLink, ImageRequest, __version__
-from evolink_async import client as client_module
+from evolink_async import session as session_module
 from evolink_async.emulator import Emulator, Fault, Server
 from evolink_async.http.answers import Answer
 from evolink_async.http.exchange import Exchange
@@ -132,9 +132,9 @@ class Canned(Exchange):
 
 async def through_canned(count: int, most: int) -> dict[str, Any]:
     logging.disable(logging.INFO)
-    client_module.Exchange = Canned  # type: ignore[attr-defined]
+    session_module.Exchange = Canned  # type: ignore[attr-defined]
     async with AsyncEvoLink("sk-canned", base_url="http://127.0.0.1") as client:
-        client._learned_rates[MODEL] = 1e6
+        client._memory.rates[MODEL] = 1e6
         cpu, start = time.process_time(), time.perf_counter()
         done = 0
         async with client.pool(requests(count), max_outstanding=most) as pool:

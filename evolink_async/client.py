@@ -3,56 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import inspect
 import logging
-import math
 import os
 import re
 import warnings
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
-from urllib.parse import urlencode, urlsplit
+from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import urlsplit
 
-import anyio
-
+from evolink_async.checks import checked_count, checked_seconds, one_of
 from evolink_async.errors import (
-    BadRequestError,
     ClosedError,
     ConfigurationError,
     ConnectionFailedError,
     EvoLinkError,
     InvalidRequestError,
-    NotFoundError,
     NotSubmittedError,
     ResponseError,
     SubmitOutcomeUnknownError,
-    TaskCancelledError,
-    TaskError,
-    TaskFailedError,
-    TaskTimeoutError,
 )
-from evolink_async.http.answers import Answer, excerpt, read_json, status_error, task_from
-from evolink_async.http.exchange import AnswerLost, Exchange, Flight, NotSent, checked_base_url
-from evolink_async.http.foreign import ForeignTransport
-from evolink_async.http.gate import Gate
+from evolink_async.http.answers import Answer, excerpt, read_json, status_error
+from evolink_async.http.exchange import AnswerLost, Flight, NotSent, checked_base_url
 from evolink_async.http.keys import ApiKey, KeySource
-from evolink_async.http.pace import Pace, RateLimit
-from evolink_async.http.reads import Reader
-from evolink_async.http.retry import Replays, RetryPolicy
-from evolink_async.http.submit import Submitter, checked_idempotency_key, submit_and_wait
-from evolink_async.http.transport import SlotTransport
-from evolink_async.polling.schedule import EstimateSchedule, Schedule
-from evolink_async.polling.watcher import BATCH_PATH, BATCH_SIZE, WORKERS, Learned, Watcher, has_result
-from evolink_async.requests import (
-    AudioRequest,
-    GenerationRequest,
-    ImageRequest,
-    VideoRequest,
-    encode_json,
-)
-from evolink_async.types import TASK_ID, CreditBalance, Credits, KeyCredits, Task, TaskFailure, TaskStatus
+from evolink_async.http.pace import RateLimit
+from evolink_async.http.retry import RetryPolicy
+from evolink_async.http.submit import checked_idempotency_key, submit_and_wait
+from evolink_async.polling.endings import conclude, is_over, still_running
+from evolink_async.requests import AudioRequest, GenerationRequest, ImageRequest, VideoRequest, encode_json
+from evolink_async.session import CLOSED, SUBMIT_TIMEOUT, Memory, Options, Session, Validate
+from evolink_async.tasks import Tasks, Waiter
+from evolink_async.types import CreditBalance, Credits, KeyCredits, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,129 +49,8 @@ logger = logging.getLogger("evolink_async")
 
 DEFAULT_BASE_URL = "https://api.evolink.ai"
 DEFAULT_FILES_URL = "https://files-api.evolink.ai"
-SUBMIT_TIMEOUT, POLL_TIMEOUT = 30.0, 15.0
 MOST_CONNECTIONS = 10_000
-DOWNLOAD_CONNECTIONS = 32
-LIST_PAGE = 50
-_READERS = 8  # single GETs at once of one `get_many`
-_PAGES_WITHOUT_NEWS = 20
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-_ENDLESS = 1e9  # seconds; more is no number of seconds but a mistake
-_CLOSED = "this client is closed; make a new one"
-_LIST_STATUSES = ("processing", "completed", "failed", "cancelled")
-
-Validate = bool | Literal["warn"]
-_T = TypeVar("_T")
-
-
-class _Session:
-    """What belongs to one event loop: connections, pace, watcher. Built at the first call, dropped with its loop."""
-
-    def __init__(self, client: AsyncEvoLink) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.pid = os.getpid()
-        options = client._options
-        self.transport = _transport(options.http_client, options.max_connections)
-        self.exchange = Exchange(self.transport, options.base_url)
-        self.files_exchange = Exchange(self.transport, options.files_url)
-        self._downloads: SlotTransport | None = None
-        self._calls: set[asyncio.Timeout] = set()
-        self._closed = False
-        gate = self.transport.gate
-        self.pace = Pace(options.rate_limit, gate.lane_limit, options.retry, client._learned_rates)
-        self.submitter = Submitter(
-            self.exchange,
-            options.api_key,
-            self.pace,
-            options.retry,
-            client._replays,
-            hold=options.on_lost_response == "hold",
-            request_timeout=options.request_timeout or SUBMIT_TIMEOUT,
-        )
-        self.reader = Reader(
-            self.exchange, options.api_key, options.retry, request_timeout=options.request_timeout or POLL_TIMEOUT
-        )
-        workers = min(WORKERS, gate.lane_limit)
-        self.watcher = Watcher(self.reader, client._schedule, options.retry, client._learned_reads, workers=workers)
-
-    @property
-    def downloads(self) -> SlotTransport:
-        """Connections for result files, which never carry the key and never starve polls."""
-        if self._closed:
-            raise ClosedError(_CLOSED)
-        if self._downloads is None:
-            self._downloads = SlotTransport(DOWNLOAD_CONNECTIONS)
-        return self._downloads
-
-    async def until_closed(self, call: Awaitable[_T]) -> _T:
-        """The result of a call that raises only errors of this library; `ClosedError` if the client is closed first."""
-        limit = asyncio.timeout(None)
-        self._calls.add(limit)
-        try:
-            async with limit:
-                return await call
-        except TimeoutError as error:
-            if isinstance(error, EvoLinkError):
-                raise
-            raise ClosedError("the client was closed during this call") from None
-        finally:
-            self._calls.discard(limit)
-
-    async def aclose(self) -> None:
-        self._closed = True
-        for limit in self._calls:
-            limit.reschedule(-math.inf)
-        try:
-            await self.watcher.aclose()
-            await self.submitter.aclose()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self.pace.aclose()
-                if self._downloads is not None:
-                    await self._downloads.aclose()
-                await self.transport.aclose()
-
-    def abandon(self) -> None:
-        """Let go of what a closed loop has left behind; nothing can be awaited any more."""
-        for transport in (self.transport, self._downloads):
-            if isinstance(transport, SlotTransport):
-                transport.abandon()
-
-
-def _transport(http_client: httpx.AsyncClient | None, max_connections: int) -> SlotTransport | ForeignTransport:
-    if http_client is not None:
-        return ForeignTransport(http_client, Gate(max_connections))
-    return SlotTransport(max_connections)
-
-
-class _Options:
-    """The checked options of a client."""
-
-    __slots__ = (
-        "allow_private_hosts",
-        "api_key",
-        "base_url",
-        "files_url",
-        "http_client",
-        "max_connections",
-        "on_lost_response",
-        "rate_limit",
-        "request_timeout",
-        "retry",
-        "validate",
-    )
-
-    api_key: ApiKey
-    base_url: str
-    files_url: str
-    rate_limit: RateLimit | None
-    max_connections: int
-    request_timeout: float | None
-    retry: RetryPolicy
-    on_lost_response: str
-    validate: Validate
-    http_client: httpx.AsyncClient | None
-    allow_private_hosts: bool
 
 
 class AsyncEvoLink:
@@ -239,9 +99,9 @@ class AsyncEvoLink:
         http_client: httpx.AsyncClient | None = None,
         allow_private_hosts: bool = False,
     ) -> None:
-        self._session: _Session | None = None
+        self._session: Session | None = None
         self._closed = False
-        options = self._options = _Options()
+        options = self._options = Options()
         if api_key is None:
             api_key = os.environ.get("EVOLINK_API_KEY")
             if api_key is None:
@@ -256,20 +116,16 @@ class AsyncEvoLink:
             files_url = os.environ.get("EVOLINK_FILES_BASE_URL") or _files_url_beside(options.base_url)
         options.files_url = checked_base_url(files_url, "files_url")
         options.rate_limit = None if rate_limit is None else RateLimit.parse(rate_limit)
-        options.max_connections = _whole(max_connections, "max_connections", 1, MOST_CONNECTIONS)
+        options.max_connections = checked_count(max_connections, "max_connections", 1, MOST_CONNECTIONS)
         options.request_timeout = checked_seconds(request_timeout, "request_timeout")
         options.retry = RetryPolicy() if retry is None else retry
         if not isinstance(options.retry, RetryPolicy):
             raise ConfigurationError(f"retry must be a RetryPolicy, got {type(retry).__name__}")
-        options.on_lost_response = _one_of(on_lost_response, "on_lost_response", ("replay", "hold"))
-        options.validate = _one_of(validate, "validate", (True, False, "warn"))
+        options.on_lost_response = one_of(on_lost_response, "on_lost_response", ("replay", "hold"))
+        options.validate = one_of(validate, "validate", (True, False, "warn"))
         options.http_client = _checked_http_client(http_client)
-        options.allow_private_hosts = _one_of(allow_private_hosts, "allow_private_hosts", (True, False))
-        # What was learned outlives a loop.
-        self._learned_rates: dict[str, float] = {}
-        self._learned_reads = Learned()
-        self._replays = Replays()
-        self._schedule: Schedule = EstimateSchedule()
+        options.allow_private_hosts = one_of(allow_private_hosts, "allow_private_hosts", (True, False))
+        self._memory = Memory()
         self._warned: set[str] = set()
         self.images = Generations(self, ImageRequest)
         self.videos = Generations(self, VideoRequest)
@@ -372,7 +228,7 @@ class AsyncEvoLink:
         return read_json(answer) if answer.body or answer.problem else None
 
     async def _send_once(
-        self, session: _Session, method: str, path: str, content: bytes | None, deadline: float | None
+        self, session: Session, method: str, path: str, content: bytes | None, deadline: float | None
     ) -> Answer:
         flight = Flight()
         try:
@@ -397,7 +253,7 @@ class AsyncEvoLink:
 
     async def __aenter__(self) -> Self:
         if self._closed:
-            raise ClosedError(_CLOSED)
+            raise ClosedError(CLOSED)
         return self
 
     async def __aexit__(
@@ -438,10 +294,10 @@ class AsyncEvoLink:
 
     # Inside
 
-    def _open(self) -> _Session:
+    def _open(self) -> Session:
         """The session of the running loop."""
         if self._closed:
-            raise ClosedError(_CLOSED)
+            raise ClosedError(CLOSED)
         session = self._session
         if session is not None:
             # A closed loop is replaced, but not in a forked child, which shares its sockets with the parent.
@@ -449,10 +305,10 @@ class AsyncEvoLink:
                 self._refuse_elsewhere(session)
                 return session
             session.abandon()
-        self._session = session = _Session(self)
+        self._session = session = Session(self._options, self._memory)
         return session
 
-    def _refuse_elsewhere(self, session: _Session) -> None:
+    def _refuse_elsewhere(self, session: Session) -> None:
         """Raise unless this is the process and the loop that the session lives in."""
         if session.pid != os.getpid():
             raise ConfigurationError("this client was used before a fork; make a new one in each process")
@@ -517,14 +373,14 @@ class AsyncEvoLink:
         age: float | None = None,
         on_progress: Callable[[Task], object] | None = None,
     ) -> Task:
-        if _is_over(task):
+        if is_over(task):
             return conclude(task)
         try:
             session = self._open()
         except ClosedError:
             message = f"the client is closed, and task {task.id} goes on: wait for it by its id with another one"
             raise ClosedError(message) from None
-        waiter = _Waiter(session.loop.create_future(), task, on_progress)
+        waiter = Waiter(session.loop.create_future(), task, on_progress)
         session.watcher.follow(task, waiter, age=age)
         try:
             async with asyncio.timeout_at(deadline):
@@ -590,203 +446,6 @@ class Generations:
         return await self._client.submit(request, timeout=timeout, idempotency_key=idempotency_key)
 
 
-class Tasks:
-    """`client.tasks`: what the service says of its tasks."""
-
-    def __init__(self, client: AsyncEvoLink) -> None:
-        self._client = client
-
-    async def get(self, task_id: str, *, timeout: float | None = 60) -> Task:
-        """The task now. Raises `NotFoundError` for an id that the service doesn't know. timeout: seconds in all."""
-        task = task_from(await self._client._read("GET", f"/v1/tasks/{_checked_id(task_id)}", timeout))
-        if task.id != task_id:
-            raise ResponseError(f"asked for task {task_id}, the answer is about another")
-        return task
-
-    async def get_many(self, task_ids: Iterable[str], *, timeout: float | None = 60) -> dict[str, Task]:
-        """The tasks now, by id; ids the service doesn't know are left out.
-
-        Asks for 50 at once where the service can (the vendor's client does; it isn't documented), else one by one.
-        timeout: seconds in all, retries included; raises what stood in the way last when they are over.
-        """
-        if isinstance(task_ids, str):
-            raise InvalidRequestError("task_ids are several ids; for one use get", param="task_ids")
-        ids = list(dict.fromkeys(map(_checked_id, task_ids)))
-        deadline = self._client._deadline(timeout)
-        found: dict[str, Task] = {}
-        for start in range(0, len(ids), BATCH_SIZE):
-            chunk = ids[start : start + BATCH_SIZE]
-            if len(chunk) > 1 and self._client._learned_reads.batches is not False:
-                found.update(await self._get_batch(chunk, deadline))
-        await self._get_each([task_id for task_id in ids if task_id not in found], found, deadline)
-        return {task_id: found[task_id] for task_id in ids if task_id in found}
-
-    async def _get_batch(self, ids: list[str], deadline: float | None) -> dict[str, Task]:
-        """Those that one batch could tell all about; none where the service has no batches, or not now."""
-        session = self._client._open()
-        try:
-            async with asyncio.timeout_at(deadline):
-                answer = await session.until_closed(session.reader.attempt("POST", BATCH_PATH, {"task_ids": ids}))
-        except (TimeoutError, ConnectionFailedError):
-            return {}  # whether it is the batch or everything that fails: the single GETs find out
-        tasks = self._client._learned_reads.read_batch(answer) or {}
-        return {task.id: task for task in tasks.values() if task.id in ids and (has_result(task) or not task.succeeded)}
-
-    async def _get_each(self, ids: list[str], found: dict[str, Task], deadline: float | None) -> None:
-        queue = iter(ids)
-
-        async def work() -> None:
-            for task_id in queue:
-                try:
-                    found[task_id] = await self.get(task_id, timeout=self._left(deadline))
-                except (NotFoundError, BadRequestError) as error:
-                    if not isinstance(error, NotFoundError) and error.code != "invalid_task_id":
-                        raise
-
-        workers = [asyncio.ensure_future(work()) for _ in range(min(_READERS, len(ids)))]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            if workers:
-                await asyncio.wait(workers)
-
-    def _left(self, deadline: float | None) -> float | None:
-        # A hair of time is left for the call to say what it would have done.
-        return None if deadline is None else max(1e-3, deadline - self._client._open().loop.time())
-
-    async def list(
-        self, *, status: str | None = None, model: str | None = None, timeout: float | None = 60
-    ) -> AsyncIterator[Task]:
-        """The account's tasks, newest first, as an async iterator; rows carry no result links.
-
-        status: processing (pending ones included), completed, failed or cancelled. timeout: seconds for each page.
-        The endpoint is in the vendor's client, not in the public pages: a service without it raises `NotFoundError`.
-        """
-        if status is not None and status not in _LIST_STATUSES:
-            message = f"status must be one of {', '.join(_LIST_STATUSES)}, got {status!r}"
-            raise InvalidRequestError(message, param="status")
-        filters = {name: value for name, value in (("status", status), ("model", model)) if value is not None}
-        seen: set[str] = set()  # pages shift while tasks are added, so that rows come again
-        known_pages = 0
-        page = 1
-        while known_pages < _PAGES_WITHOUT_NEWS:
-            query = urlencode({"page": page, "page_size": LIST_PAGE} | filters)
-            rows = _rows_of_page(await self._client._read("GET", f"/v1/tasks?{query}", timeout), page)
-            known_pages += 1
-            for task in map(task_from, rows):
-                if task.id not in seen:
-                    seen.add(task.id)
-                    known_pages = 0
-                    yield task
-            if len(rows) < LIST_PAGE:
-                return
-            page += 1
-        raise ResponseError(f"the pages of tasks repeat: nothing new on {known_pages} of them")
-
-    async def wait(
-        self,
-        task_or_id: Task | str,
-        *,
-        timeout: float | None = 3600,
-        on_progress: Callable[[Task], object] | None = None,
-    ) -> Task:
-        """Wait for a task, also one from another process: the completed task.
-
-        timeout: seconds in all, None: for ever. on_progress: called with the task at every look that finds it running.
-        Raises `TaskFailedError`, `TaskCancelledError`, `TaskLostError`; `TaskTimeoutError` when the time is over (the
-        task goes on and is paid: wait again); `ConnectionFailedError` if the service could not be reached at all.
-        Cancelling it stops the waiting, not the task.
-        """
-        client = self._client
-        deadline = client._deadline(timeout)
-        if on_progress is not None and (not callable(on_progress) or inspect.iscoroutinefunction(on_progress)):
-            raise ConfigurationError("on_progress must be a plain function")
-        if isinstance(task_or_id, Task):
-            _checked_id(task_or_id.id)
-            task = task_or_id
-        else:
-            task = Task(id=_checked_id(task_or_id))
-        return await client._wait(task, deadline, timeout, on_progress=on_progress)
-
-
-class _Waiter:
-    """The follower of one wait."""
-
-    __slots__ = ("_context", "_on_progress", "future", "task")
-
-    def __init__(self, future: asyncio.Future[Task], task: Task, on_progress: Callable[[Task], object] | None) -> None:
-        self.future = future
-        self.task = task
-        self._on_progress = on_progress
-        self._context = contextvars.copy_context()  # the watcher has none of its own
-
-    def seen(self, task: Task) -> None:
-        self.task = task
-        if self._on_progress is None or task.is_terminal or self.future.done():
-            return
-        try:
-            self._context.run(self._on_progress, task)
-        except Exception:
-            logger.exception("on_progress raised; the waiting goes on")
-
-    def ended(self, task: Task) -> None:
-        self.task = task
-        if not self.future.done():
-            self.future.set_result(task)
-
-    def lost(self, error: EvoLinkError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def crashed(self, error: BaseException) -> None:
-        if not self.future.done():
-            fault = EvoLinkError(f"a fault of this client while task {self.task.id} was running: {error!r}; wait again")
-            fault.__cause__ = error
-            self.future.set_exception(fault)
-
-
-def _is_over(task: Task) -> bool:
-    """Whether there is nothing left to wait for."""
-    return task.is_terminal and (has_result(task) or not task.succeeded)
-
-
-def conclude(task: Task) -> Task:
-    """The completed task. Raises `TaskFailedError` or `TaskCancelledError` for one that ended otherwise."""
-    error = failure_of(task)
-    if error is not None:
-        raise error
-    return task
-
-
-def failure_of(task: Task) -> TaskError | None:
-    """The error that a terminal task stands for, None if it completed."""
-    if task.succeeded:
-        return None
-    failure = task.error or TaskFailure()
-    message = failure.message or "the service gave no reason"
-    if task.status == TaskStatus.CANCELLED:
-        return TaskCancelledError(f"the task was cancelled: {message}", task=task)
-    return TaskFailedError(message, task=task, code=failure.code)
-
-
-def still_running(task: Task, timeout: float | None) -> TaskTimeoutError:
-    """The error of a wait that ended before its task."""
-    after = "" if timeout is None else f" after {timeout:g} s"
-    message = f"still {task.status}{after}; it goes on and is paid for: wait again with client.tasks.wait({task.id!r})"
-    return TaskTimeoutError(message, task=task)
-
-
-def checked_seconds(value: float | None, name: str) -> float | None:
-    """A positive number of seconds, or None."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _ENDLESS:
-        raise ConfigurationError(f"{name} must be a positive number of seconds or None, got {value!r}")
-    return float(value)
-
-
 def _files_url_beside(base_url: str) -> str:
     """EvoLink's own file service; the host of any other service, which is the only one that may see its key."""
     if base_url == DEFAULT_BASE_URL:
@@ -822,35 +481,6 @@ def _checked_call(method: str, path: str, json: Any) -> str:
     if method != "GET" and "/generations" in resource:
         raise InvalidRequestError("generations cost money: use client.submit, which sends none twice on a guess")
     return method
-
-
-def _rows_of_page(value: Any, page: int) -> list[Any]:
-    """The rows of one page of tasks. Raises `ResponseError` if it is none, or another one than was asked for."""
-    rows = value.get("data") if isinstance(value, dict) else None
-    if not isinstance(rows, list):
-        raise ResponseError("the answer about tasks is not a page of tasks")
-    if value.get("page", page) != page or value.get("page_size", LIST_PAGE) != LIST_PAGE:
-        raise ResponseError(f"asked for page {page} of {LIST_PAGE} tasks each, the answer is another page")
-    return rows
-
-
-def _whole(value: int, name: str, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ConfigurationError(f"{name} must be a whole number from {least} to {most}, got {value!r}")
-    return value
-
-
-def _one_of(value: Any, name: str, allowed: tuple[Any, ...]) -> Any:
-    if not isinstance(value, str | bool) or value not in allowed:
-        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    return value
-
-
-def _checked_id(task_id: str) -> str:
-    if not isinstance(task_id, str) or not TASK_ID.fullmatch(task_id) or not task_id.strip("."):
-        message = f"no task id: {task_id!r}; ids look like task-unified-1774857405-abc123"
-        raise InvalidRequestError(message, param="task_id")
-    return task_id
 
 
 def _credits(data: Mapping[str, Any]) -> Credits:

@@ -1,37 +1,37 @@
 """Every error that evolink_async raises, as one family.
 
-    EvoLinkError
-    ├── ConfigurationError                       bad key or option; nothing was sent
-    ├── ClosedError (also RuntimeError)          client or pool is closed or stopped
-    ├── InvalidRequestError                      the request itself is wrong; .param
-    ├── ConnectionFailedError                    provably never sent
-    ├── ResponseError                            unreadable, oversized or impossible answer
-    ├── SubmitOutcomeUnknownError                lost response: a task may or may not exist
-    ├── NotSubmittedError                        nothing was sent; the cause is the reason
-    ├── APIStatusError                           the service answered with an error status
-    │   ├── BadRequestError (also InvalidRequestError)    400 413 415 422
-    │   ├── AuthenticationError                  401
-    │   ├── QuotaExhaustedError                  402
-    │   ├── PermissionDeniedError                403
-    │   ├── NotFoundError                        404
-    │   ├── RateLimitError                       429; .retry_after
-    │   └── ServerError                          5xx
-    ├── TaskError                                .task
-    │   ├── TaskFailedError                      .code .retryable
-    │   ├── TaskCancelledError
-    │   ├── TaskLostError                        the service no longer knows the id
-    │   └── TaskTimeoutError (also TimeoutError) still running: resume with its id
-    ├── BudgetExceededError
-    ├── LedgerError
-    └── DownloadError
-        └── ResultExpiredError
+EvoLinkError
+├── ConfigurationError                       bad key or option; nothing was sent
+├── ClosedError (also RuntimeError)          client or pool is closed or stopped
+├── InvalidRequestError                      the request itself is wrong; .param
+├── ConnectionFailedError                    provably never sent
+├── ResponseError                            unreadable, oversized or impossible answer
+├── SubmitOutcomeUnknownError                lost response: a task may or may not exist
+├── NotSubmittedError                        nothing was sent; the cause is the reason
+├── APIStatusError                           the service answered with an error status
+│   ├── BadRequestError (also InvalidRequestError)    400 413 415 422
+│   ├── AuthenticationError                  401
+│   ├── QuotaExhaustedError                  402
+│   ├── PermissionDeniedError                403
+│   ├── NotFoundError                        404
+│   ├── RateLimitError                       429; .retry_after
+│   └── ServerError                          5xx
+├── TaskError                                .task
+│   ├── TaskFailedError                      .code .retryable
+│   ├── TaskCancelledError
+│   ├── TaskLostError                        the service no longer knows the id
+│   └── TaskTimeoutError (also TimeoutError) still running: resume with its id
+├── BudgetExceededError
+├── LedgerError
+└── DownloadError
+    └── ResultExpiredError
 
-    try:
-        task = await client.images.generate(model="gpt-4o-image", prompt="a lighthouse")
-    except evolink_async.TaskTimeoutError as error:
-        later = error.task.id                    # it is still running, and paid: wait for it again
-    except evolink_async.EvoLinkError as error:
-        print(error)                             # code: message (request id ..., task ...)
+try:
+    task = await client.images.generate(model="gpt-4o-image", prompt="a lighthouse")
+except evolink_async.TaskTimeoutError as error:
+    later = error.task.id                    # it is still running, and paid: wait for it again
+except evolink_async.EvoLinkError as error:
+    print(error)                             # code: message (request id ..., task ...)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A chain: generate a picture, and as soon as it is there make a video out of it, all in one pool.
 
-    EVOLINK_API_KEY=... python examples/chain.py "a lighthouse at dusk" "a harbour in fog"
+EVOLINK_API_KEY=... python examples/chain.py "a lighthouse at dusk" "a harbour in fog"
 """
 
 from __future__ import annotations

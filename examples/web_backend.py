@@ -1,10 +1,10 @@
 """A web backend: submit in one request, wait for the result in another.
 
-    pip install fastapi uvicorn
-    EVOLINK_API_KEY=... uvicorn examples.web_backend:app
+pip install fastapi uvicorn
+EVOLINK_API_KEY=... uvicorn examples.web_backend:app
 
-    curl -X POST localhost:8000/pictures -H 'content-type: application/json' -d '{"prompt": "a lighthouse"}'
-    curl localhost:8000/pictures/task-unified-...          # waits up to 25 s, then says how far it is
+curl -X POST localhost:8000/pictures -H 'content-type: application/json' -d '{"prompt": "a lighthouse"}'
+curl localhost:8000/pictures/task-unified-...          # waits up to 25 s, then says how far it is
 """
 
 from __future__ import annotations

@@ -87,8 +87,6 @@ def _canary(
     assert not written, f"the API key is in files: {written}"
 
 
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         test = getattr(item, "obj", None)

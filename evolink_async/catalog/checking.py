@@ -38,9 +38,7 @@ class Finding:
         return self.message if self.param is None else f"{self.param}: {self.message}"
 
 
-def check(
-    kind: str, model: str, params: Mapping[str, object], *, allow_private_hosts: bool = False
-) -> list[Finding]:
+def check(kind: str, model: str, params: Mapping[str, object], *, allow_private_hosts: bool = False) -> list[Finding]:
     """What is wrong with a request, errors first, always in the same order; [] where nothing is. Since 0.1.0.
 
     `kind` is "image", "video" or "audio"; `params` are the fields of the JSON body without `model`. Facts are
@@ -71,9 +69,7 @@ def _rules_of(id: str) -> tuple[CompiledRule, ...]:
 @cache
 def _required_of(id: str) -> tuple[tuple[str, ParamSpec], ...]:
     model = get_model(id)
-    return (
-        () if model is None else tuple((name, spec) for name, spec in model.params.items() if spec.required)
-    )
+    return () if model is None else tuple((name, spec) for name, spec in model.params.items() if spec.required)
 
 
 def _check_known_model(
@@ -118,9 +114,7 @@ def _check_rules(model: Model, params: Mapping[str, object], findings: list[Find
                 findings[:] = [f for f in findings if f.severity == "error" or f.param != path]
 
 
-def _check_undocumented(
-    model: Model, values: ValueCheck, name: object, value: object, findings: list[Finding]
-) -> None:
+def _check_undocumented(model: Model, values: ValueCheck, name: object, value: object, findings: list[Finding]) -> None:
     if not isinstance(name, str):
         findings.append(Finding("error", None, f"parameter names are texts, not {shown(name)}"))
         return
@@ -236,9 +230,7 @@ def _siblings_taking(model: Model, field: str) -> str:
     relatives = [m for m in all_models() if m is not model and m.kind == model.kind and not m.legacy]
     relatives = [m for m in relatives if family(m.id) == family(model.id)]
     exact = [repr(m.id) for m in relatives if field in m.params]
-    other = [
-        f"{m.id!r} with {own[0]!r}" for m in relatives if field not in m.params and (own := _own(m, field))
-    ]
+    other = [f"{m.id!r} with {own[0]!r}" for m in relatives if field not in m.params and (own := _own(m, field))]
     return " or ".join(exact + other)
 
 

@@ -30,9 +30,7 @@ def catalogue() -> Catalogue:
     rows = {row["id"]: row for row in data["models"]}
     return Catalogue(
         rows=MappingProxyType(rows),
-        aliases=MappingProxyType(
-            {alias: row["id"] for row in rows.values() for alias in row.get("aliases", ())}
-        ),
+        aliases=MappingProxyType({alias: row["id"] for row in rows.values() for alias in row.get("aliases", ())}),
         wrong_names=MappingProxyType({wrong["id"]: wrong["text"] for wrong in data["wrong_names"]}),
         media=frozenset(data["media"]),
         common=MappingProxyType(data["common"]),

@@ -78,9 +78,7 @@ def given(value: object) -> bool:
 
 def _is_plain_media_ban(rule: Rule, model: Model, media: frozenset[str]) -> bool:
     return (
-        rule.rule == "forbid"
-        and rule.when is None
-        and all(p in media and p not in model.params for p in rule.params)
+        rule.rule == "forbid" and rule.when is None and all(p in media and p not in model.params for p in rule.params)
     )
 
 

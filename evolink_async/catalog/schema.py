@@ -119,9 +119,7 @@ class RuleRow(_Strict):
     @model_validator(mode="after")
     def _has_its_fields(self) -> RuleRow:
         needed, optional = _FIELDS[self.rule]
-        present = {
-            name for name in ("params", "when", "bound", "sides", "reason") if getattr(self, name) is not None
-        }
+        present = {name for name in ("params", "when", "bound", "sides", "reason") if getattr(self, name) is not None}
         if not needed <= present <= needed | optional:
             raise ValueError(f"{self.rule} has {sorted(present)}")
         for side in self.sides or ():
@@ -156,12 +154,7 @@ class ModelRow(_Strict):
         # what a model prohibits need not be its parameter; what decides whether it is prohibited must be
         known = set(_paths("", self.params))
         for rule in self.rules:
-            unknown = [
-                p
-                for c in (rule.when, rule.bound, *(rule.sides or ()))
-                for p in _paths_in(c)
-                if p not in known
-            ]
+            unknown = [p for c in (rule.when, rule.bound, *(rule.sides or ())) for p in _paths_in(c) if p not in known]
             if unknown and rule.rule != "forbid":
                 raise ValueError(f"{rule.text}: no parameter {unknown}")
         return self

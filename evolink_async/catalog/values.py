@@ -119,9 +119,7 @@ class ValueCheck:
     def _pixels(self, pixels: Pixels, path: str, text: str) -> None:
         match = _PIXELS.match(text)
         if match is not None and not _fits(pixels, int(match[1]), int(match[2])):
-            self.report(
-                "error", path, f"{shown(text)} is not accepted by {self.model_id}; allowed: {pixels.text}"
-            )
+            self.report("error", path, f"{shown(text)} is not accepted by {self.model_id}; allowed: {pixels.text}")
 
     def _number(self, spec: ParamSpec, path: str, value: Any) -> None:
         if not -math.inf < value < math.inf:
@@ -149,9 +147,7 @@ class ValueCheck:
                 self.value(inner, f"{path}.{key}", item)
             else:
                 if has_non_finite(item):
-                    self.report(
-                        "error", f"{path}.{shown_key(key)}", "NaN and infinity are not numbers JSON can carry"
-                    )
+                    self.report("error", f"{path}.{shown_key(key)}", "NaN and infinity are not numbers JSON can carry")
                 if spec.properties:
                     self.unknown_key(path, key)
         for key, inner in spec.properties.items():
@@ -237,9 +233,7 @@ def _utf8_length(text: str) -> int:
 def _fits(pixels: Pixels, width: int, height: int) -> bool:
     if not width or not height or width % pixels.multiple_of or height % pixels.multiple_of:
         return False
-    if pixels.edge is not None and not (
-        pixels.edge[0] <= min(width, height) and max(width, height) <= pixels.edge[1]
-    ):
+    if pixels.edge is not None and not (pixels.edge[0] <= min(width, height) and max(width, height) <= pixels.edge[1]):
         return False
     if pixels.area is not None and not pixels.area[0] <= width * height <= pixels.area[1]:
         return False

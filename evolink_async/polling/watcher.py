@@ -34,6 +34,7 @@ from evolink_async.errors import (
 from evolink_async.http.answers import Answer, hint_of, read_json, read_task, status_error, task_from
 from evolink_async.http.reads import Reader
 from evolink_async.http.retry import RetryPolicy
+from evolink_async.polling.endings import has_result
 from evolink_async.polling.schedule import SHORTEST, Schedule, Sighting
 from evolink_async.types import Task, TaskStatus
 
@@ -536,11 +537,6 @@ class Watcher:
                 self._tell(follower, follower.crashed, error)
             return False
         return True
-
-
-def has_result(task: Task) -> bool:
-    """Whether a completed task has anything to show."""
-    return bool(task.urls or task.results or task.result_data)
 
 
 def _closed_while_running(task: Task) -> ClosedError:

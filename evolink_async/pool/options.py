@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,17 +28,3 @@ def refuse_unknown(options: Mapping[str, Any]) -> None:
             raise ConfigurationError(f"a pool has no option {name!r}")
         if value is not _LATER[name] and value != _LATER[name]:
             raise ConfigurationError(f"the option {name!r} is not available in this version of evolink_async")
-
-
-def checked_count(value: Any, name: str) -> int:
-    """A whole number from 1 to a million."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
-        raise ConfigurationError(f"{name} must be a whole number from 1 to {MOST}, got {value!r}")
-    return value
-
-
-def checked_function(value: Any, name: str) -> Any:
-    """A plain function, or None."""
-    if value is not None and (not callable(value) or inspect.iscoroutinefunction(value)):
-        raise ConfigurationError(f"{name} must be a plain function, got {value!r}")
-    return value

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from evolink_async.client import POLL_TIMEOUT, checked_seconds, failure_of, still_running
+from evolink_async.checks import checked_count, checked_function, checked_id, checked_seconds
 from evolink_async.errors import (
     ClosedError,
     ConfigurationError,
@@ -29,17 +29,18 @@ from evolink_async.errors import (
 from evolink_async.http.answers import is_account_error
 from evolink_async.http.pace import Urgency
 from evolink_async.http.submit import GRACE, Settled, Submission, new_idempotency_key
-from evolink_async.polling.watcher import has_result
+from evolink_async.polling.endings import failure_of, is_over, still_running
 from evolink_async.pool.brakes import LONGEST_COOL_DOWN, Block, Refusals
 from evolink_async.pool.deadlines import Deadlines
 from evolink_async.pool.identity import Identities
-from evolink_async.pool.options import checked_count, checked_function, refuse_unknown
+from evolink_async.pool.options import MOST, refuse_unknown
 from evolink_async.pool.outcome import Outcome, OutcomeStatus, PoolStats
 from evolink_async.pool.progress import Progress, Tally
 from evolink_async.pool.record import Record, State
 from evolink_async.pool.sources import Sources
 from evolink_async.requests import GenerationRequest
-from evolink_async.types import TASK_ID, Task, TaskStatus
+from evolink_async.session import POLL_TIMEOUT
+from evolink_async.types import Task, TaskStatus
 
 if TYPE_CHECKING:
     from evolink_async.client import AsyncEvoLink
@@ -90,10 +91,10 @@ class TaskPool:
     ) -> None:
         refuse_unknown(later)
         self._client = client
-        self._max = checked_count(max_outstanding, "max_outstanding")
+        self._max = checked_count(max_outstanding, "max_outstanding", 1, MOST)
         self._task_timeout = checked_seconds(task_timeout, "task_timeout")
         if stop_after_rejections is not None:
-            checked_count(stop_after_rejections, "stop_after_rejections")
+            checked_count(stop_after_rejections, "stop_after_rejections", 1, MOST)
         checked_function(on_progress, "on_progress")
 
         self._sources = Sources(self._has_room, self._take, self._source_failed, self._wake_reader)
@@ -153,10 +154,7 @@ class TaskPool:
         if not isinstance(task_ids, Iterable):
             raise InvalidRequestError(f"no task ids: {task_ids!r}", param="task_ids")
         ids = [task_ids] if isinstance(task_ids, str) else list(task_ids)
-        for task_id in ids:
-            if not isinstance(task_id, str) or not TASK_ID.fullmatch(task_id) or not task_id.strip("."):
-                raise InvalidRequestError(f"no task id: {task_id!r}", param="task_ids")
-        for task_id in ids:
+        for task_id in [checked_id(task_id) for task_id in ids]:
             if task_id not in self._by_task:
                 record = Record(self, None, None, task_id, task_id, task=Task(id=task_id))
                 self._unfinished += 1
@@ -510,7 +508,7 @@ class TaskPool:
         task = record.task
         assert task is not None
         record.state = State.OUTSTANDING
-        if task.is_terminal and (has_result(task) or not task.succeeded):
+        if is_over(task):
             self._conclude(record, task)
             return
         if self._broken is not None:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from evolink_async.errors import DownloadError, ResultExpiredError
 from evolink_async.http.hints import retry_after
+from evolink_async.http.media import MediaAnswer, MediaCut, MediaSource, describe
 from evolink_async.http.retry import RETRIED_READ_STATUSES, RetryPolicy
 from evolink_async.saving.content import ending_of, is_false, is_page, kind_of, sniff
 from evolink_async.saving.folder import PartFile, in_thread
-from evolink_async.saving.media import MediaAnswer, MediaCut, MediaSource, describe
 
 logger = logging.getLogger("evolink_async.saving")
 

@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from evolink_async.checks import checked_seconds
 from evolink_async.errors import (
     APIStatusError,
     ConnectionFailedError,
@@ -194,8 +195,6 @@ class Files:
 
     async def _call(self, call: _Call, timeout: float | None) -> dict[str, Any]:
         """The data of an answer; tried again, until the time is over, as long as the trouble may pass."""
-        from evolink_async.client import checked_seconds
-
         seconds = checked_seconds(timeout, "timeout")
         return await self._client._open().until_closed(self._persist(call, seconds))
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evolink_async.errors import DownloadError, EvoLinkError, InvalidRequestError
+from evolink_async.http.media import MediaSource, describe, place_of
+from evolink_async.polling.endings import conclude
 from evolink_async.saving.download import Download, LinkGone, gone_error, most_bytes
 from evolink_async.saving.folder import PartFile, find_whole, in_thread
-from evolink_async.saving.media import MediaSource, describe, place_of
 from evolink_async.saving.names import stem_of_url, unique_stem
 from evolink_async.types import Task
 
@@ -61,8 +62,6 @@ async def save_results(client: AsyncEvoLink, source: Task | str, directory: str 
 
 
 def _finished(task: Task) -> Task:
-    from evolink_async.client import conclude
-
     if not task.is_terminal:
         raise InvalidRequestError(
             f"task {task.id} is {task.status}, there is nothing to save yet: wait with client.tasks.wait({task.id!r})"

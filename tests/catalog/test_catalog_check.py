@@ -223,9 +223,7 @@ def test_a_media_field_of_another_name_is_refused_with_the_models_own() -> None:
     assert errors("kling-v3-image-to-video", image_start=URL, image_urls=[URL]) == [
         "image_urls: not taken by 'kling-v3-image-to-video'; it takes 'image_start' or 'image_end'"
     ]
-    assert errors(I2V, image_urls=[URL], image_url=URL) == [
-        f"image_url: not taken by '{I2V}'; it takes 'image_urls'"
-    ]
+    assert errors(I2V, image_urls=[URL], image_url=URL) == [f"image_url: not taken by '{I2V}'; it takes 'image_urls'"]
 
 
 def test_a_sibling_with_another_name_for_the_medium_is_named_too() -> None:
@@ -278,9 +276,7 @@ def test_a_callback_the_service_refuses_is_refused_but_not_for_a_local_emulator(
     for model in ("gpt-4o-image", "who-knows"):
         params = {"prompt": "x", "callback_url": url}
         assert [f.param for f in check("image", model, params) if f.severity == "error"] == ["callback_url"]
-        assert not [
-            f for f in check("image", model, params, allow_private_hosts=True) if f.severity == "error"
-        ]
+        assert not [f for f in check("image", model, params, allow_private_hosts=True) if f.severity == "error"]
 
 
 @pytest.mark.parametrize(
@@ -360,10 +356,7 @@ def test_a_name_that_is_no_text_is_refused() -> None:
         ("suno-v5", {"prompt": "x" * 3000}),
         ("suno-v5", {"custom_mode": False, "instrumental": False}),
         ("gpt-4o-image", {"size": "1024×1024"}),
-        *[
-            ("topaz-video-upscale", {"model_params": {"upscale_factor": f}, "video_urls": [URL]})
-            for f in ("2", 2, 4.0)
-        ],
+        *[("topaz-video-upscale", {"model_params": {"upscale_factor": f}, "video_urls": [URL]}) for f in ("2", 2, 4.0)],
         ("grok-imagine-image-2.0", {"resolution": "2k", "quality": "LOW"}),
         ("seedance-2.5-text-to-video", {"duration": -1}),
         ("wan3.0-text-to-video", {"duration": -1}),

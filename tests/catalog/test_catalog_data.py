@@ -83,9 +83,7 @@ def test_the_media_fields_are_all_top_level_links() -> None:
 
 
 def test_what_cannot_be_checked_here_says_why() -> None:
-    unchecked = {
-        (rule.text, rule.reason) for m in all_models() for rule in m.rules if rule.rule == "unchecked"
-    }
+    unchecked = {(rule.text, rule.reason) for m in all_models() for rule in m.rules if rule.rule == "unchecked"}
     assert len(unchecked) == 4
     assert all(reason for _, reason in unchecked)
 

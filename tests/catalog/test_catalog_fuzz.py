@@ -13,9 +13,7 @@ MODELS = all_models()
 TEXTS = st.one_of(
     st.text(max_size=30),
     st.text(st.characters(categories=["Cs", "Lu", "Zs"]), max_size=10),  # with lone surrogates
-    st.sampled_from(
-        ["https://[", "http://", "data:", "https://1.2/a", "file:///x", "1024x1024", "0x0", "9" * 400]
-    ),
+    st.sampled_from(["https://[", "http://", "data:", "https://1.2/a", "file:///x", "1024x1024", "0x0", "9" * 400]),
     st.integers(1, 3).map(lambda n: "y" * 10**n * 50),
 )
 SCALARS = st.one_of(
@@ -51,9 +49,7 @@ def requests(draw: st.DrawFn) -> tuple[str, str, dict[Any, Any]]:
     model = draw(st.sampled_from(MODELS))
     params = draw(st.fixed_dictionaries({}, optional={k: _near(v) for k, v in model.params.items()}))
     stray = draw(
-        st.dictionaries(
-            st.one_of(TEXTS, st.integers(), st.sampled_from(["image_url", "video_urls"])), JSON_LIKE
-        )
+        st.dictionaries(st.one_of(TEXTS, st.integers(), st.sampled_from(["image_url", "video_urls"])), JSON_LIKE)
     )
     return model.kind, model.id, {**params, **stray}
 

@@ -13,8 +13,7 @@ import pytest
 from evolink_async.catalog import all_models, check, get_model, kind_of
 
 TRANSPARENT = (
-    "limit_if: background=transparent -> exactly 1 input image with alpha; output is png; "
-    "output_format=jpeg rejected"
+    "limit_if: background=transparent -> exactly 1 input image with alpha; output is png; output_format=jpeg rejected"
 )
 REFERENCE = (
     "limit_if: generation_type=REFERENCE -> duration 8, aspect_ratio 16:9, only generate_audio "
@@ -24,9 +23,7 @@ H3_REFERENCE = (
     "require_any: image_urls, video_urls (documentation text is cut here: whether audio alone "
     "is accepted is not verified)"
 )
-CONTINUATION = (
-    "require_if: video_continuation -> video_urls; forbid image_start, audio_urls; duration >= input length"
-)
+CONTINUATION = "require_if: video_continuation -> video_urls; forbid image_start, audio_urls; duration >= input length"
 URL = "https://example.com/a.png"
 TASK = "task-unified-1-abcdef"
 
@@ -212,9 +209,7 @@ CASES = [
         {"image_urls": [URL] * 4},
         "model_params.element_list",
     ),
-    Case(
-        "limit: image_urls <=3 else error", "qwen-image-3.0", P, PI, {"image_urls": [URL] * 4}, "image_urls"
-    ),
+    Case("limit: image_urls <=3 else error", "qwen-image-3.0", P, PI, {"image_urls": [URL] * 4}, "image_urls"),
     Case(
         "limit: image_urls exactly 1",
         "doubao-seedream-5.0-pro-layerize",
@@ -632,9 +627,7 @@ def test_a_rule_that_only_the_service_can_decide_is_kept_with_the_reason(said: s
 
 def test_every_kind_of_rule_in_the_data_is_met_by_a_case() -> None:
     def texts(rule: str | None = None) -> set[str]:
-        return {
-            r.text for m in all_models() for r in m.rules if r.rule != "unchecked" and rule in (None, r.rule)
-        }
+        return {r.text for m in all_models() for r in m.rules if r.rule != "unchecked" and rule in (None, r.rule)}
 
     tried = {r.text for case in CASES for m in [get_model(case.model)] if m for r in m.rules}
     # the 64 MB bound has a test of its own, with a body that large

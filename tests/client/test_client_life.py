@@ -347,8 +347,8 @@ def test_a_closed_loop_is_replaced_and_what_was_learned_is_kept(elsewhere: str) 
         warnings.simplefilter("error")
         for _ in range(3):
             asyncio.run(use())
-            assert client._learned_rates["gpt-4o-image"] > 5
-            assert client._learned_reads.batches is True
+            assert client._memory.rates["gpt-4o-image"] > 5
+            assert client._memory.reads.batches is True
         assert [transport.is_closed for transport in transports] == [True, True, False]
         asyncio.run(client.aclose())  # its loop is gone: there is only something to let go of
         assert transports[-1].is_closed

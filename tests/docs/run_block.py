@@ -1,6 +1,6 @@
 """Runs one block of the README the way its reader would: as a script, in a notebook cell, or as a web app.
 
-    python run_block.py FILE
+python run_block.py FILE
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ async def test_credits_run_out_in_the_middle_of_5000_requests(api_key: str) -> N
         return await go_on(request)
 
     async with world(api_key, speed=20) as w:
-        w.client._learned_rates[MODEL] = 100.0
+        w.client._memory.rates[MODEL] = 100.0
         async with w.pool() as probe:
             price = float((await probe.run(image())).credits or 0)
         w.emulator._app._service.account.initial = round((price * 900) * 1_000_000)

@@ -207,9 +207,7 @@ async def test_rejected_because_the_host_cannot_be_reached(unused_tcp_port: int)
 
 @pytest.mark.looptime
 async def test_unknown_under_hold(api_key: str) -> None:
-    async with world(
-        api_key, {"on_lost_response": "hold"}, faults=[Fault(method="POST", drop="after", nth=(1,))]
-    ) as w:
+    async with world(api_key, {"on_lost_response": "hold"}, faults=[Fault(method="POST", drop="after", nth=(1,))]) as w:
         outcome = await only(w)
         assert len(w.wire.posts) == len(w.book) == 1
     assert outcome.status == "unknown"

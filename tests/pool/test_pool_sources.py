@@ -122,7 +122,7 @@ async def test_many_items_of_a_generator_cost_constant_memory(monkeypatch: pytes
     async def peak(count: int) -> int:
         async with httpx.AsyncClient(transport=Canned()) as http_client:  # noqa: SIM117
             async with AsyncEvoLink(base_url="http://127.0.0.1", http_client=http_client) as client:
-                client._learned_rates[MODEL] = 1e9
+                client._memory.rates[MODEL] = 1e9
                 async with client.pool((image(number) for number in range(count)), max_outstanding=50) as pool:
                     tracemalloc.reset_peak()
                     done = 0
@@ -151,7 +151,9 @@ async def test_a_chain_adds_a_video_for_every_picture(api_key: str) -> None:
             if isinstance(outcome.request, ImageRequest):
                 pool.add(
                     VideoRequest(
-                        model="seedance-2.0-image-to-video", prompt="it moves", image_urls=[outcome.urls[0]]  # type: ignore[call-arg]
+                        model="seedance-2.0-image-to-video",
+                        prompt="it moves",
+                        image_urls=[outcome.urls[0]],  # type: ignore[call-arg]
                     )
                 )
     assert sorted(kinds) == ["image"] * 5 + ["video"] * 5  # type: ignore[type-var]

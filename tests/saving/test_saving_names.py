@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from mediahost import picture
 
 from evolink_async.errors import DownloadError
-from evolink_async.saving.addresses import refusal
+from evolink_async.http.addresses import refusal
+from evolink_async.http.media import checked_link, describe, next_hop
 from evolink_async.saving.content import ending_of, is_page, is_whole, kind_of, sniff
 from evolink_async.saving.download import LEAST_SPEED, STALL_SECONDS, Patience
 from evolink_async.saving.folder import PartFile
-from evolink_async.saving.media import checked_link, describe, next_hop
 from evolink_async.saving.names import safe_stem, stem_of_url, unique_stem
 
 NASTY_SEGMENTS = [

@@ -26,7 +26,8 @@ from evolink_async import (
     Task,
     TaskFailedError,
 )
-from evolink_async.saving import download, media, results
+from evolink_async.http import media
+from evolink_async.saving import download, results
 from evolink_async.saving.folder import PartFile
 
 Writer = asyncio.StreamWriter

@@ -1,7 +1,4 @@
-"""One GET of a media link: without the key, to public addresses only, redirects followed by hand.
-
-The only file of this room that names httpx.
-"""
+"""One GET of a media link: without the key, to public addresses only, redirects followed by hand."""
 
 from __future__ import annotations
 
@@ -16,10 +13,10 @@ from typing import cast
 import httpx
 
 from evolink_async.errors import DownloadError
+from evolink_async.http.addresses import refusal
 from evolink_async.http.answers import excerpt
 from evolink_async.http.exchange import CONNECT_TIMEOUT, USER_AGENT
 from evolink_async.http.transport import SlotTransport
-from evolink_async.saving.addresses import refusal
 
 logger = logging.getLogger("evolink_async.saving")
 

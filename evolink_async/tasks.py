@@ -1,0 +1,202 @@
+"""`client.tasks`: what the service says of its tasks, and waiting for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from evolink_async.checks import checked_function, checked_id
+from evolink_async.errors import (
+    BadRequestError,
+    ConnectionFailedError,
+    EvoLinkError,
+    InvalidRequestError,
+    NotFoundError,
+    ResponseError,
+)
+from evolink_async.http.answers import task_from
+from evolink_async.polling.endings import has_result
+from evolink_async.polling.watcher import BATCH_PATH, BATCH_SIZE
+from evolink_async.types import Task
+
+if TYPE_CHECKING:
+    from evolink_async.client import AsyncEvoLink
+
+__all__ = ["Tasks"]
+
+logger = logging.getLogger("evolink_async")
+
+LIST_PAGE = 50
+_READERS = 8  # single GETs at once of one `get_many`
+_PAGES_WITHOUT_NEWS = 20
+_LIST_STATUSES = ("processing", "completed", "failed", "cancelled")
+
+
+class Tasks:
+    """`client.tasks`: what the service says of its tasks."""
+
+    def __init__(self, client: AsyncEvoLink) -> None:
+        self._client = client
+
+    async def get(self, task_id: str, *, timeout: float | None = 60) -> Task:
+        """The task now. Raises `NotFoundError` for an id that the service doesn't know. timeout: seconds in all."""
+        task = task_from(await self._client._read("GET", f"/v1/tasks/{checked_id(task_id)}", timeout))
+        if task.id != task_id:
+            raise ResponseError(f"asked for task {task_id}, the answer is about another")
+        return task
+
+    async def get_many(self, task_ids: Iterable[str], *, timeout: float | None = 60) -> dict[str, Task]:
+        """The tasks now, by id; ids the service doesn't know are left out.
+
+        Asks for 50 at once where the service can (the vendor's client does; it isn't documented), else one by one.
+        timeout: seconds in all, retries included; raises what stood in the way last when they are over.
+        """
+        if isinstance(task_ids, str):
+            raise InvalidRequestError("task_ids are several ids; for one use get", param="task_ids")
+        ids = list(dict.fromkeys(map(checked_id, task_ids)))
+        deadline = self._client._deadline(timeout)
+        found: dict[str, Task] = {}
+        for start in range(0, len(ids), BATCH_SIZE):
+            chunk = ids[start : start + BATCH_SIZE]
+            if len(chunk) > 1 and self._client._memory.reads.batches is not False:
+                found.update(await self._get_batch(chunk, deadline))
+        await self._get_each([task_id for task_id in ids if task_id not in found], found, deadline)
+        return {task_id: found[task_id] for task_id in ids if task_id in found}
+
+    async def _get_batch(self, ids: list[str], deadline: float | None) -> dict[str, Task]:
+        """Those that one batch could tell all about; none where the service has no batches, or not now."""
+        session = self._client._open()
+        try:
+            async with asyncio.timeout_at(deadline):
+                answer = await session.until_closed(session.reader.attempt("POST", BATCH_PATH, {"task_ids": ids}))
+        except (TimeoutError, ConnectionFailedError):
+            return {}  # whether it is the batch or everything that fails: the single GETs find out
+        tasks = self._client._memory.reads.read_batch(answer) or {}
+        return {task.id: task for task in tasks.values() if task.id in ids and (has_result(task) or not task.succeeded)}
+
+    async def _get_each(self, ids: list[str], found: dict[str, Task], deadline: float | None) -> None:
+        queue = iter(ids)
+
+        async def work() -> None:
+            for task_id in queue:
+                try:
+                    found[task_id] = await self.get(task_id, timeout=self._left(deadline))
+                except (NotFoundError, BadRequestError) as error:
+                    if not isinstance(error, NotFoundError) and error.code != "invalid_task_id":
+                        raise
+
+        workers = [asyncio.ensure_future(work()) for _ in range(min(_READERS, len(ids)))]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            if workers:
+                await asyncio.wait(workers)
+
+    def _left(self, deadline: float | None) -> float | None:
+        # A hair of time is left for the call to say what it would have done.
+        return None if deadline is None else max(1e-3, deadline - self._client._open().loop.time())
+
+    async def list(
+        self, *, status: str | None = None, model: str | None = None, timeout: float | None = 60
+    ) -> AsyncIterator[Task]:
+        """The account's tasks, newest first, as an async iterator; rows carry no result links.
+
+        status: processing (pending ones included), completed, failed or cancelled. timeout: seconds for each page.
+        The endpoint is in the vendor's client, not in the public pages: a service without it raises `NotFoundError`.
+        """
+        if status is not None and status not in _LIST_STATUSES:
+            message = f"status must be one of {', '.join(_LIST_STATUSES)}, got {status!r}"
+            raise InvalidRequestError(message, param="status")
+        filters = {name: value for name, value in (("status", status), ("model", model)) if value is not None}
+        seen: set[str] = set()  # pages shift while tasks are added, so that rows come again
+        known_pages = 0
+        page = 1
+        while known_pages < _PAGES_WITHOUT_NEWS:
+            query = urlencode({"page": page, "page_size": LIST_PAGE} | filters)
+            rows = _rows_of_page(await self._client._read("GET", f"/v1/tasks?{query}", timeout), page)
+            known_pages += 1
+            for task in map(task_from, rows):
+                if task.id not in seen:
+                    seen.add(task.id)
+                    known_pages = 0
+                    yield task
+            if len(rows) < LIST_PAGE:
+                return
+            page += 1
+        raise ResponseError(f"the pages of tasks repeat: nothing new on {known_pages} of them")
+
+    async def wait(
+        self,
+        task_or_id: Task | str,
+        *,
+        timeout: float | None = 3600,
+        on_progress: Callable[[Task], object] | None = None,
+    ) -> Task:
+        """Wait for a task, also one from another process: the completed task.
+
+        timeout: seconds in all, None: for ever. on_progress: called with the task at every look that finds it running.
+        Raises `TaskFailedError`, `TaskCancelledError`, `TaskLostError`; `TaskTimeoutError` when the time is over (the
+        task goes on and is paid: wait again); `ConnectionFailedError` if the service could not be reached at all.
+        Cancelling it stops the waiting, not the task.
+        """
+        client = self._client
+        deadline = client._deadline(timeout)
+        checked_function(on_progress, "on_progress")
+        if isinstance(task_or_id, Task):
+            checked_id(task_or_id.id)
+            task = task_or_id
+        else:
+            task = Task(id=checked_id(task_or_id))
+        return await client._wait(task, deadline, timeout, on_progress=on_progress)
+
+
+class Waiter:
+    """The follower of one wait."""
+
+    __slots__ = ("_context", "_on_progress", "future", "task")
+
+    def __init__(self, future: asyncio.Future[Task], task: Task, on_progress: Callable[[Task], object] | None) -> None:
+        self.future = future
+        self.task = task
+        self._on_progress = on_progress
+        self._context = contextvars.copy_context()  # the watcher has none of its own
+
+    def seen(self, task: Task) -> None:
+        self.task = task
+        if self._on_progress is None or task.is_terminal or self.future.done():
+            return
+        try:
+            self._context.run(self._on_progress, task)
+        except Exception:
+            logger.exception("on_progress raised; the waiting goes on")
+
+    def ended(self, task: Task) -> None:
+        self.task = task
+        if not self.future.done():
+            self.future.set_result(task)
+
+    def lost(self, error: EvoLinkError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def crashed(self, error: BaseException) -> None:
+        if not self.future.done():
+            fault = EvoLinkError(f"a fault of this client while task {self.task.id} was running: {error!r}; wait again")
+            fault.__cause__ = error
+            self.future.set_exception(fault)
+
+
+def _rows_of_page(value: Any, page: int) -> list[Any]:
+    """The rows of one page of tasks. Raises `ResponseError` if it is none, or another one than was asked for."""
+    rows = value.get("data") if isinstance(value, dict) else None
+    if not isinstance(rows, list):
+        raise ResponseError("the answer about tasks is not a page of tasks")
+    if value.get("page", page) != page or value.get("page_size", LIST_PAGE) != LIST_PAGE:
+        raise ResponseError(f"asked for page {page} of {LIST_PAGE} tasks each, the answer is another page")
+    return rows
