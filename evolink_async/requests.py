@@ -28,7 +28,7 @@ class GenerationRequest(BaseModel):
     Raises `InvalidRequestError` if a field has the wrong type.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=(), strict=True)
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=(), strict=True, defer_build=True)
 
     kind: ClassVar[Kind]
 

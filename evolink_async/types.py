@@ -136,7 +136,7 @@ Moment = Annotated[datetime | None, BeforeValidator(_moment)]
 class _Wire(BaseModel):
     """Base of wire values: frozen, unknown fields kept."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=(), defer_build=True)
 
 
 class TaskInfo(_Wire):

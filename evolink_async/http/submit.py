@@ -361,8 +361,16 @@ class Submitter:
                 submission._first_sent = begun if flight.sent_at is None else flight.sent_at
         # It has landed: from here on the verdict says whether a task may exist, and it may be queued again.
         submission.flight = submission.post = None
-        self._tell_pace(submission.request.model, judgement, begun)
-        self._proceed(submission, judgement)
+        try:
+            self._tell_pace(submission.request.model, judgement, begun)
+            self._proceed(submission, judgement)
+        except BaseException:
+            # A fault of ours after the answer came: what it said is not lost with it.
+            if submission.end is None and judgement.task is not None:
+                self._settle(submission, Settled("accepted", task=judgement.task))
+            elif judgement.verdict in (Verdict.LOST, Verdict.IN_PROGRESS):
+                submission._lost += 1
+            raise
 
     def _tell_pace(self, model: str, judgement: Judgement, begun: float) -> None:
         now = self._loop.time()

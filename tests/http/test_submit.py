@@ -12,6 +12,7 @@ import pytest
 from scripted_transport import KEY, TASK, Say, ScriptedTransport, Sent, lost, refusal, replayed, unsent
 
 from evolink_async import (
+    AsyncEvoLink,
     AuthenticationError,
     BadRequestError,
     ClosedError,
@@ -29,7 +30,7 @@ from evolink_async import (
 from evolink_async.http.exchange import Exchange
 from evolink_async.http.keys import ApiKey, KeySource
 from evolink_async.http.pace import Pace, RateLimit, Urgency
-from evolink_async.http.retry import Replays
+from evolink_async.http.retry import Replays, next_step
 from evolink_async.http.submit import (
     Settled,
     Submission,
@@ -857,3 +858,20 @@ async def test_a_listener_that_stops_everything_when_held_is_not_sent_again() ->
     await asyncio.sleep(10_000)
     assert [end.ending for end in ends] == ["not_submitted"]
     assert len(room.transport.sent) == 1
+
+
+async def test_a_fault_of_ours_after_the_answer_does_not_lose_the_task(
+    emulator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The money is spent by then: the id must reach the caller, whatever breaks on our side."""
+    broken = iter([True])
+
+    def next_step_once_broken(*args: Any) -> Any:
+        if next(broken, False):
+            raise RuntimeError("a fault of ours")
+        return next_step(*args)
+
+    monkeypatch.setattr("evolink_async.http.submit.next_step", next_step_once_broken)
+    async with AsyncEvoLink(base_url=emulator.base_url) as client:
+        task = await client.images.submit(model="gpt-4o-image", prompt="a lighthouse")
+    assert [post["task_id"] for post in emulator.emulator.book()["posts"]] == [task.id]
