@@ -20,7 +20,7 @@ class Finished:
     stderr: str
 
 
-async def run_program(arguments: list[str], emulator: Any, *, timeout: float = 50) -> Finished:
+async def run_program(arguments: list[str], emulator: Any, *, timeout: float = 50, cwd: Path | None = None) -> Finished:
     """Run to the end; killed, by its id, if it takes longer than `timeout` seconds."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("EVOLINK_", "PYTEST", "COV_"))
@@ -32,7 +32,7 @@ async def run_program(arguments: list[str], emulator: Any, *, timeout: float = 5
         "PYTHONWARNINGS": "error::ResourceWarning",
     }
     process = await asyncio.create_subprocess_exec(
-        *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment
+        *arguments, cwd=cwd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment
     )
     try:
         async with asyncio.timeout(timeout):

@@ -29,8 +29,10 @@ def test_the_bulk_example_has_ten_lines_of_code() -> None:
 async def test_a_block_of_the_readme_runs_as_it_stands(number: int, emulator: Any, tmp_path: Path) -> None:
     block = tmp_path / "block.py"
     block.write_text(BLOCKS[number], encoding="utf-8")
-    done = await run_program([sys.executable, str(Path(__file__).parent / "run_block.py"), str(block)], emulator)
+    runner = Path(__file__).parent / "run_block.py"
+    done = await run_program([sys.executable, str(runner), str(block)], emulator, cwd=tmp_path)
     assert done.code == 0, done.stderr
     links = re.findall(r"http://127\.0\.0\.1:\d+/\S+?(?=['\"\s])|urls=1", done.stdout + "\n")
     assert len(links) == {0: 20, 1: 1, 2: 1}[number], done.stdout
     assert len(emulator.emulator.book()["posts"]) == len(links)
+    assert [path.suffix for path in tmp_path.glob("out/*")] == ([".png"] if number == 2 else [])
