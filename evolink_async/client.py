@@ -362,6 +362,7 @@ class AsyncEvoLink:
                 raise
             raise ClosedError("the client was closed before this request was sent; nothing was sent") from error
         logger.info("task %s accepted", task.id)
+        self._memory.reads.note_submitted(task)
         return task
 
     async def _wait(

@@ -18,6 +18,7 @@ import logging
 import math
 import random
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -45,6 +46,7 @@ BATCH_SIZE = 50  # the vendor's client sends at most this many ids
 WORKERS = 64  # looks under way at once
 # A batch takes along what is due within this many seconds: the request is paid for already.
 _GATHER = 0.5
+_PROBE_PATIENCE = 1.0  # seconds that the others wait for the answer to the first batch
 # So many looks in batches that told nothing about a task, and it gets one of its own.
 _BATCH_FAILURES = 2
 
@@ -63,6 +65,7 @@ _NO_BATCH = frozenset({400, 403, 404, 405})
 _NO_TASK = frozenset({404, 410})
 _NO_ACCESS = frozenset({401, 403})
 _MOST_WORDS = 100
+_REMEMBERED = 1000
 
 
 class Follower(Protocol):
@@ -86,11 +89,28 @@ class Learned:
     """What a client learns about status reads; it outlives a loop.
 
     batches: whether the service answers for many tasks at once; None: not known yet. odd_words: unknown statuses that
-    were logged.
+    were logged. submitted: the latest tasks by id, as created; estimates: the latest estimate of each model, seconds.
     """
 
     batches: bool | None = None
     odd_words: set[str] = field(default_factory=set)
+    submitted: OrderedDict[str, Task] = field(default_factory=OrderedDict)
+    estimates: dict[str, float] = field(default_factory=dict)
+
+    def note_submitted(self, task: Task) -> None:
+        """Remember a task as created: only then the service tells its estimate, and the caller may keep just the id."""
+        self.submitted[task.id] = task
+        if len(self.submitted) > _REMEMBERED:
+            self.submitted.popitem(last=False)
+
+    def note_estimate(self, task: Task) -> None:
+        """Remember what the service expects of this model."""
+        if task.estimated_time and task.model and (task.model in self.estimates or len(self.estimates) < _REMEMBERED):
+            self.estimates[task.model] = task.estimated_time
+
+    def estimate_of(self, task: Task) -> float | None:
+        """The service's estimate for this task, or the latest for its model, None if neither is known."""
+        return task.estimated_time or self.estimates.get(task.model or "")
 
     def read_batch(self, answer: Answer) -> dict[str, Task] | None:
         """The tasks in the answer to a batch, by id; None if it holds none, and perhaps batches are over for good."""
@@ -175,6 +195,7 @@ class Watcher:
         self._timer: asyncio.TimerHandle | None = None
         self._probe: list[_Watched] | None = None  # the batch under way that finds out whether there are batches
         self._paused_until = -math.inf
+        self._held_until = -math.inf  # for the probe
         self._refusals = 0
         self._refused_at = -math.inf
         self._closed = False
@@ -194,9 +215,12 @@ class Watcher:
             watched.followers.append(follower)
             return
         now = self._loop.time()
+        if task.created is None:
+            task = self._learned.submitted.get(task.id, task)
+        self._learned.note_estimate(task)
         aged = age is not None or task.created is not None
         started = now - (_age_by_wall_clock(task) if age is None else age)
-        watched = _Watched(task, started, aged, task.estimated_time, [follower])
+        watched = _Watched(task, started, aged, self._learned.estimate_of(task), [follower])
         # Of an id alone nothing is known, and a task that ended needs only its links: the first look is at once.
         delay = self._interval(watched, now) if aged and not task.is_terminal else 0.0
         self._watched[task.id] = watched
@@ -290,7 +314,7 @@ class Watcher:
             self._timer = None
         # With as many looks under way as may be, the first that ends sets it.
         if self._heap and len(self._looks) < self._workers:
-            moment = max(self._heap[0][0], self._paused_until)
+            moment = max(self._heap[0][0], self._paused_until, self._held_until)
             # An empty context: whoever happened to follow first must not lend his to everybody's looks.
             self._timer = self._loop.call_at(moment, self._dispatch, context=contextvars.Context())
 
@@ -309,6 +333,7 @@ class Watcher:
         self._looks.discard(look)
         if self._probe is group:
             self._probe = None
+            self._held_until = -math.inf
         error = None if look.cancelled() else look.exception()
         if error is not None:
             self._crash(error)
@@ -330,7 +355,8 @@ class Watcher:
     def _next_group(self) -> list[_Watched]:
         """What is looked at together now: one task, or a batch where the service has them. Empty: nothing is due."""
         now = self._loop.time()
-        first = None if now + _TICK < self._paused_until else self._take(now + _TICK)
+        paused = now + _TICK < max(self._paused_until, self._held_until)
+        first = None if paused else self._take(now + _TICK)
         if first is None:
             return []
         group = [first]
@@ -340,6 +366,8 @@ class Watcher:
                 group.append(another)
             if probing and len(group) > 1:
                 self._probe = group
+                # If batches work, it would be a waste to ask for the others one by one meanwhile.
+                self._held_until = now + _PROBE_PATIENCE
         return group
 
     def _take(self, until: float, *, for_batch: bool = False) -> _Watched | None:
@@ -432,7 +460,7 @@ class Watcher:
         now = self._loop.time()
         watched.task = task
         if watched.estimate is None:
-            watched.estimate = task.estimated_time
+            watched.estimate = self._learned.estimate_of(task)
         if not watched.aged and task.created is not None:
             watched.aged, watched.started = True, now - _age_by_wall_clock(task)
         self._again(watched, self._interval(watched, now))

@@ -10,6 +10,7 @@ import random
 from typing import Any
 
 import pytest
+from support import virtual_service
 from watching import (
     LINK,
     Ear,
@@ -24,6 +25,7 @@ from watching import (
     watching,
 )
 
+from evolink_async import AsyncEvoLink
 from evolink_async.errors import (
     AuthenticationError,
     ClosedError,
@@ -695,3 +697,30 @@ async def test_ten_thousand_tasks_and_a_hundred_thousand_looks_leave_no_growth()
         for n, ear in enumerate(quiet):
             watcher.unfollow(f"task-{n}", ear)
         assert not watcher._heap
+
+
+@pytest.mark.looptime
+async def test_many_tasks_due_at_once_wait_for_the_first_batch_and_then_go_in_batches(api_key: str) -> None:
+    async with virtual_service(api_key, seed=5) as (emulator, http_client):
+        async with AsyncEvoLink(base_url="http://127.0.0.1", http_client=http_client) as client:
+            tasks = [await client.images.submit(model="gpt-4o-image", prompt=f"{n}", timeout=None) for n in range(300)]
+        await asyncio.sleep(600)
+        before = emulator.book()["requests"].get("GET /v1/tasks/{id}", 0)
+        async with AsyncEvoLink(base_url="http://127.0.0.1", http_client=http_client) as client:
+            await asyncio.gather(*(client.tasks.wait(task.id) for task in tasks))
+        requests = emulator.book()["requests"]
+        assert requests["POST /v1/tasks/batch"] == 6
+        assert requests.get("GET /v1/tasks/{id}", 0) == before
+
+
+@pytest.mark.looptime
+async def test_a_wait_by_id_knows_the_estimate_of_a_task_that_this_client_submitted(api_key: str) -> None:
+    """Only the answer to the submission tells it; the web backend keeps just the id."""
+    async with virtual_service(api_key, seed=5, speed=30) as (emulator, http_client):
+        async with AsyncEvoLink(base_url="http://127.0.0.1", http_client=http_client) as client:
+            task = await client.videos.submit(model="seedance-2.0-text-to-video", prompt="a harbour")
+            await client.tasks.wait(task.id)
+            (post,) = emulator.book()["posts"]
+            assert post["first_told_at"] - post["finished_at"] < 1.5
+        async with AsyncEvoLink(base_url="http://127.0.0.1", http_client=http_client) as stranger:
+            assert not stranger._memory.reads.submitted
