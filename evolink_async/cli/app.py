@@ -7,17 +7,16 @@ budget, 130 and 143 interrupted by SIGINT and SIGTERM. Standard output is data, 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from evolink_async.cli.settings import Settings
+
 if TYPE_CHECKING:
-    from evolink_async import AsyncEvoLink
     from evolink_async.cli.view import Screen
 
 __all__ = ["app", "start"]
@@ -52,25 +51,6 @@ class Hint(StrEnum):
     MS = "ms"
     BODY = "body"
     NONE = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The options before the command."""
-
-    base_url: str | None = None
-    verbose: bool = False
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the service is on this machine: plain http is allowed for no other."""
-        return (self.base_url or os.environ.get("EVOLINK_BASE_URL") or "").startswith("http:")
-
-    def client(self, rate: str | None = None) -> AsyncEvoLink:
-        """A client. Raises `ConfigurationError`."""
-        from evolink_async import AsyncEvoLink
-
-        return AsyncEvoLink(base_url=self.base_url, rate_limit=rate)
 
 
 def start() -> NoReturn:

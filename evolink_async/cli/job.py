@@ -26,7 +26,7 @@ from evolink_async.requests import GenerationRequest
 
 if TYPE_CHECKING:
     from evolink_async import AsyncEvoLink
-    from evolink_async.cli.app import Settings
+    from evolink_async.cli.settings import Settings
     from evolink_async.cli.view import Screen
 
 FAILURES_SHOWN = 20

@@ -25,7 +25,7 @@ from evolink_async.types import Task
 
 if TYPE_CHECKING:
     from evolink_async import AsyncEvoLink
-    from evolink_async.cli.app import Settings
+    from evolink_async.cli.settings import Settings
     from evolink_async.cli.view import Screen
 
 T = TypeVar("T")

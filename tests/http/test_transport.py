@@ -999,7 +999,7 @@ def test_a_transport_can_be_built_without_a_loop_and_abandoned_with_one_gone(
 
 
 def test_it_runs_on_uvloop(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
-    uvloop = pytest.importorskip("uvloop")
+    import uvloop
 
     async def use() -> None:
         transport = SlotTransport(4, trust_env=False, verify=client_tls)
