@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         TaskLostError,
         TaskTimeoutError,
     )
-    from evolink_async.http.pace import RateLimit
+    from evolink_async.http.rates import RateLimit
     from evolink_async.http.retry import RetryPolicy
     from evolink_async.pool import Outcome, OutcomeStatus, PoolStats, TaskPool
     from evolink_async.requests import AudioRequest, GenerationRequest, ImageRequest, VideoRequest
@@ -108,7 +108,7 @@ __all__ = [
 
 _ROOMS = {
     "client": ("AsyncEvoLink",),
-    "http.pace": ("RateLimit",),
+    "http.rates": ("RateLimit",),
     "http.retry": ("RetryPolicy",),
     "pool": ("Outcome", "OutcomeStatus", "PoolStats", "TaskPool"),
     "requests": ("AudioRequest", "GenerationRequest", "ImageRequest", "VideoRequest"),

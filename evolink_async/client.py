@@ -26,7 +26,7 @@ from evolink_async.errors import (
 from evolink_async.http.answers import Answer, excerpt, read_json, status_error
 from evolink_async.http.exchange import AnswerLost, Flight, NotSent, checked_base_url
 from evolink_async.http.keys import ApiKey, KeySource
-from evolink_async.http.pace import RateLimit
+from evolink_async.http.rates import RateLimit
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.http.submit import checked_idempotency_key, submit_and_wait
 from evolink_async.polling.endings import conclude, is_over, still_running

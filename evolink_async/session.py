@@ -16,7 +16,8 @@ from evolink_async.http.exchange import Exchange
 from evolink_async.http.foreign import ForeignTransport
 from evolink_async.http.gate import Gate
 from evolink_async.http.keys import ApiKey
-from evolink_async.http.pace import Pace, RateLimit
+from evolink_async.http.pace import Pace
+from evolink_async.http.rates import RateLimit
 from evolink_async.http.reads import Reader
 from evolink_async.http.retry import Replays, RetryPolicy
 from evolink_async.http.submit import Submitter

@@ -20,7 +20,7 @@ from evolink_async.cli.outputs import (
 from evolink_async.cli.running import Ending, Source, leave_at_once, run_through
 from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.text import amount, counted, duration, shortened
-from evolink_async.http.pace import RateLimit
+from evolink_async.http.rates import RateLimit
 from evolink_async.pool import Outcome, OutcomeStatus
 from evolink_async.requests import GenerationRequest
 

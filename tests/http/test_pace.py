@@ -16,7 +16,8 @@ import pytest
 
 from evolink_async import ConfigurationError, RateLimit, RetryPolicy
 from evolink_async.emulator.limits import TokenBucket
-from evolink_async.http.pace import ModelPace, Pace, Ticket, Urgency
+from evolink_async.http.pace import Pace, Ticket, Urgency
+from evolink_async.http.rates import ModelPace
 
 pytestmark = pytest.mark.looptime
 

@@ -29,7 +29,8 @@ from evolink_async import (
 )
 from evolink_async.http.exchange import Exchange
 from evolink_async.http.keys import ApiKey, KeySource
-from evolink_async.http.pace import Pace, RateLimit, Urgency
+from evolink_async.http.pace import Pace, Urgency
+from evolink_async.http.rates import RateLimit
 from evolink_async.http.retry import Replays, next_step
 from evolink_async.http.submit import (
     Settled,
