@@ -217,7 +217,7 @@ class Pace:
             if learned is not None:
                 pace = ModelPace(learned, 1, now)
             elif self._limit is not None:
-                pace = ModelPace(math.inf, 1, now)
+                pace = ModelPace(math.inf, 1, now, self._limit.per_second)
             else:
                 pace = ModelPace(START_RATE, START_BURST, now)
             lane = self._lanes[model] = _Lane(model, pace)

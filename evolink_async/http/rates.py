@@ -17,7 +17,10 @@ SLOWEST = 0.2
 # back to the rate that was refused, and above it gentle probing, bolder the longer nothing was refused: the limits of
 # a service change, and a refusal may have had nothing to do with our rate.
 _GROWTH, _RECOVERY, _PROBING = 0.25, 0.2, 0.004
+_RECOVERY_SHARE = 0.003  # of the rate, where that is more than _RECOVERY
 _LIMIT_KEPT = 0.95
+# One refusal after so many accepted ones may have had nothing to do with our rate: a smaller cut, sooner made good.
+_LONE_AFTER, _LONE_CUT, _LONE_LIMIT_KEPT, _LONE_USED = 60, 0.87, 0.97, 0.5
 _MEASURED_OVER = 5.0  # seconds; where ten requests take longer, as long as those. Probing doubles in the same time
 _LEAST_MEASURED = 0.5  # seconds: over less than this a rate says nothing
 # Who uses less than this share of the rate learns nothing about a higher one.
@@ -63,30 +66,34 @@ class RateLimit:
 class ModelPace:
     """How fast one model may be asked now. Pure: the caller passes the time, in seconds of any one clock.
 
-    rate: submissions per second, infinite until there is a reason to slow down where the user set a ceiling.
+    rate: submissions per second, infinite until there is a reason to slow down where the user set a `ceiling`.
     """
 
     __slots__ = (
         "_before",
+        "_ceiling",
         "_counted",
         "_due",
         "_limit",
         "_refusals",
         "_since",
+        "_streak",
         "burst",
         "cool_until",
         "last_cut",
         "rate",
     )
 
-    def __init__(self, rate: float, burst: int, now: float) -> None:
+    def __init__(self, rate: float, burst: int, now: float, ceiling: float = math.inf) -> None:
         self.rate = rate
+        self._ceiling = ceiling
         self.burst = burst
         self.cool_until = -math.inf
         self.last_cut = -math.inf
         self._due = now  # when the next one would be due at an even spacing
         self._limit = math.inf  # the rate that was refused last
         self._refusals = 0  # in a row
+        self._streak = 0  # accepted since the last refusal
         self._counted = 0  # accepted since `_since`
         self._since: float | None = None  # the first of those
         self._before = 0.0  # accepted per second in the stretch before
@@ -104,6 +111,7 @@ class ModelPace:
     def accepted(self, now: float) -> None:
         """The service took one: go a little faster, if we are as fast as we may be."""
         self._refusals = 0
+        self._streak += 1
         stretch = max(_MEASURED_OVER, 10 / self.rate)
         if self._since is None or now - self._since > stretch:
             if self._since is not None:
@@ -116,7 +124,7 @@ class ModelPace:
         if math.isinf(self._limit):
             growth = _GROWTH
         elif self.rate < self._limit:
-            growth = _RECOVERY
+            growth = max(_RECOVERY, min(_RECOVERY_SHARE * self.rate, self._limit - self.rate))
         else:
             growth = min(_GROWTH, _PROBING * 2 ** min(max(0.0, now - self.last_cut) / stretch, 10))
         # Where seconds pass between two, each may not count for more than it does at the start.
@@ -133,18 +141,30 @@ class ModelPace:
         self.cool_until = max(self.cool_until, now + pause)
         # Requests that were under way when the rate was cut say nothing about the new rate.
         if sent_at <= self.last_cut or now - self.last_cut < 1:
+            self._counted, self._since = 0, None  # a pause is no part of what is measured
             return
         current = self._measured(now)
         measured = current or self._before
-        if measured:
-            refused_rate, cut = min(self.rate, measured), 0.95
-        elif math.isinf(self.rate):
-            refused_rate, cut = max(self._counted / _LEAST_MEASURED, START_RATE), 0.7
+        lone = self._streak >= _LONE_AFTER
+        rate = min(self.rate, self._ceiling)
+        if lone and not math.isinf(rate):
+            # Measured leaves out what is on its way, so it is taken only where the rate was clearly not used up.
+            refused_rate, cut = current if current and current < _LONE_USED * rate else rate, _LONE_CUT
+        elif measured:
+            refused_rate, cut = min(rate, measured), 0.95
+        elif math.isinf(self.rate):  # too soon to tell, but the user believed in his limit
+            refused_rate, cut = rate, 0.5
         else:
-            refused_rate, cut = self.rate, 0.7
-        # One refusal may be bad luck: what we come back to shrinks step by step.
-        self._limit = refused_rate if math.isinf(self._limit) else max(refused_rate, _LIMIT_KEPT * self._limit)
+            refused_rate, cut = rate, 0.7
+        # What we come back to shrinks step by step, too.
+        if math.isinf(self._limit):
+            self._limit = refused_rate
+        elif lone:
+            self._limit = max(_LIMIT_KEPT * self._limit, _LONE_LIMIT_KEPT * refused_rate)
+        else:
+            self._limit = max(refused_rate, _LIMIT_KEPT * self._limit)
         self.rate = max(SLOWEST, cut * refused_rate)
+        self._streak = 0
         self.burst = 1
         self.last_cut = now
         if current or self.rate > START_RATE:  # slow ones are measured over several refusals and their pauses
