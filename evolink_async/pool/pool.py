@@ -553,7 +553,10 @@ class TaskPool:
     def _give_up_watching(self, record: Record) -> None:
         if record.state is State.OUTSTANDING and record.task is not None:
             self._session.watcher.unfollow(record.task.id, record)
-            self._finish(record, OutcomeStatus.UNFINISHED, still_running(record.task, self._task_timeout))
+            if record.task.is_terminal:  # only its links were still awaited
+                self._conclude(record, record.task)
+            else:
+                self._finish(record, OutcomeStatus.UNFINISHED, still_running(record.task, self._task_timeout))
 
     # Ending one
 

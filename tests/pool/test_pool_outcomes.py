@@ -137,6 +137,23 @@ async def test_a_task_whose_looks_all_fail_is_unfinished_soon_after_its_timeout(
 
 
 @pytest.mark.looptime
+async def test_a_task_that_completed_without_links_until_its_timeout_is_completed(api_key: str) -> None:
+    """It isn't running any more: to call it unfinished would make somebody wait for it again."""
+
+    async def without_links(request: httpx.Request, go_on: Handler) -> httpx.Response:
+        response = await go_on(request)
+        if request.method == "POST":
+            return response
+        answer = {"id": request.url.path.rpartition("/")[2], "status": "completed", "results": []}
+        return httpx.Response(200, json=answer)
+
+    async with world(api_key) as w:
+        w.wire.tamper = without_links
+        outcome = await only(w, task_timeout=27)  # looked at after about 25 s, and twice more within ten
+    assert (outcome.status, outcome.ok, outcome.urls) == ("completed", True, ())
+
+
+@pytest.mark.looptime
 async def test_task_timeouts_of_many_tasks_are_kept_one_by_one(api_key: str) -> None:
     async with world(api_key, {"rate_limit": "1/s"}) as w:
         async with w.pool(images(20), task_timeout=8) as pool:
