@@ -97,7 +97,7 @@ class TaskPool:
             checked_count(stop_after_rejections, "stop_after_rejections", 1, MOST)
         checked_function(on_progress, "on_progress")
 
-        self._sources = Sources(self._has_room, self._take, self._source_failed, self._wake_reader)
+        self._sources = Sources(self._has_room, self._take, self._source_failed, self._break_down, self._wake_reader)
         self._has_sources = False
         self._identities = Identities()
         self._entered = self._stopped = self._left = False

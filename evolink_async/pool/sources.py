@@ -29,8 +29,8 @@ class Sources:
     """Pulls an item when `has_room()` says so and hands it to `take`, which must be plain and must not raise.
 
     One asyncio task, the feeder, decides whose turn it is; each async iterable has one more that asks it, so that one
-    which has nothing to give at the moment keeps nobody else waiting. A fault of an iterable goes to `failed`;
-    `drained` is called when one has come to its end.
+    which has nothing to give at the moment keeps nobody else waiting. A fault of an iterable goes to `failed`, one of
+    the feeder itself to `broken`; `drained` is called when one has come to its end.
     """
 
     def __init__(
@@ -38,11 +38,13 @@ class Sources:
         has_room: Callable[[], bool],
         take: Callable[[Any], None],
         failed: Callable[[BaseException], None],
+        broken: Callable[[BaseException], None],
         drained: Callable[[], None],
     ) -> None:
         self._has_room = has_room
         self._take = take
         self._failed = failed
+        self._broken = broken
         self._drained = drained
         self._singles: deque[Any] = deque()
         self._turns: deque[Iterator[Any] | _Reader] = deque()
@@ -160,6 +162,9 @@ class Sources:
             item = next(turn)
         except StopIteration:
             return False
+        except Exception as error:  # noqa: BLE001  (the iterable is the caller's code)
+            self._failed(error)
+            return False
         if self.closed:  # the iterable itself had the pool stopped
             self._close_iterator(turn)
         else:
@@ -173,7 +178,12 @@ class Sources:
 
     def _feeder_done(self, task: asyncio.Task[None]) -> None:
         self._feeder = None
-        self._done(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):  # an iterable's fault was told where it was met, so this one is ours
+            self._broken(error)
+            self._drained()
+        else:
+            self._done(task)
         if self._started:
             self._ensure_feeder()
 

@@ -292,7 +292,7 @@ async def test_a_crash_on_the_way_is_the_reason_and_everything_comes_back(
         outcomes = await until_it_ends(pool, RuntimeError)
         accounted(w, pool, outcomes)
         # Our own fault ends the iteration within a second; an iterable's lets what is outstanding finish.
-        assert now() - crashed[0] < (300 if cls is Sources else 1)
+        assert now() - crashed[0] < 1
 
 
 @pytest.mark.parametrize(
