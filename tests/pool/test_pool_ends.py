@@ -314,6 +314,19 @@ async def test_a_crash_of_the_watcher_gives_everything_back_at_once(
         assert statuses <= {"unfinished", "completed", "not_submitted", "unknown"}
 
 
+async def test_a_crash_of_the_feeder_gives_back_at_once_what_is_running(
+    api_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(api_key) as w:
+        crashed = moments_of_the_end(monkeypatch)
+        break_once(monkeypatch, Sources, "_give_turn", at=10)  # the first turn after one of eight tasks has ended
+        pool = w.pool(iter(images(100)), max_outstanding=8)
+        outcomes = await until_it_ends(pool, RuntimeError)
+        assert now() - crashed[0] < 1
+        accounted(w, pool, outcomes)
+        assert "unfinished" in {str(outcome.status) for outcome in outcomes}
+
+
 async def test_a_crash_in_one_pool_does_not_touch_another(api_key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with world(api_key) as w, w.pool(images(10)) as fine:
         broken = w.pool(images(10, start=10))
