@@ -7,8 +7,9 @@
 It imports nothing of the client: an emulator built from the client's own parser would prove nothing.
 """
 
-from .app import ConnectionDropped, read_faults
+from .behaviour import Behaviour, Dialect
 from .emulator import Emulator, Server
-from .faults import Fault
+from .faults import Fault, read_faults
+from .http import ConnectionDropped
 
-__all__ = ["ConnectionDropped", "Emulator", "Fault", "Server", "read_faults"]
+__all__ = ["Behaviour", "ConnectionDropped", "Dialect", "Emulator", "Fault", "Server", "read_faults"]

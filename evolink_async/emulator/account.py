@@ -15,6 +15,10 @@ class Account:
     def remaining(self) -> int:
         return self.initial - self.reserved - self.spent
 
+    def set_remaining(self, remaining: int) -> None:
+        """Pay in, or take out, until so much is free."""
+        self.initial = self.reserved + self.spent + remaining
+
     def reserve(self, amount: int) -> bool:
         """Set the amount aside, or say False when it doesn't fit."""
         if amount > self.remaining:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from .models import MICRO, result_count, video_seconds
+from .behaviour import Dialect
+from .models import MICRO, video_seconds
 from .tasks import FAILURE_MESSAGES, Task
 
 Json = dict[str, Any]
@@ -30,9 +32,25 @@ def invalid(message: str, param: str | None = None, *, code: str = "invalid_requ
     return Refusal(400, code, message, param=param)
 
 
-def error_body(refusal: Refusal, suggestion: str | None = None) -> Json:
-    """The documented error shape."""
+# The older generation's words, by HTTP status (an EvoLink site's documentation, the vendor's first client).
+_OLD_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "insufficient_quota_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large_error",
+    429: "rate_limit_error",
+}
+CURRENT = Dialect()
+
+
+def error_body(refusal: Refusal, suggestion: str | None = None, dialect: Dialect = CURRENT) -> Json:
+    """The documented error shape, of this or of the older generation."""
     error: Json = {"code": refusal.code, "message": refusal.message, "type": refusal.type}
+    if dialect.errors == "old":
+        error["code"] = refusal.status
+        error["type"] = _OLD_TYPES.get(refusal.status, refusal.type)
     if refusal.param is not None:
         error["param"] = refusal.param
     if suggestion is not None:
@@ -46,12 +64,11 @@ def credits_of(micro: int) -> int | float:
     return whole if rest == 0 else micro / MICRO
 
 
-def created_task(task: Task) -> Json:
+def created_task(task: Task, dialect: Dialect = CURRENT) -> Json:
     """The answer to a POST. It doesn't change with time, so a replay is told the same."""
-    info: Json = {"can_cancel": True, "estimated_time": round(task.estimate)}
-    if task.model.kind == "video":
-        info["video_duration"] = int(video_seconds(task.model, task.body))
-    return {
+    if dialect.created == "brief":
+        return {"created": int(task.created), "id": task.id, "model": task.model.id, "status": "pending"}
+    answer: Json = {
         "created": int(task.created),
         "id": task.id,
         "model": task.model.id,
@@ -59,18 +76,32 @@ def created_task(task: Task) -> Json:
         "progress": 0,
         "status": "pending",
         "type": task.model.kind,
-        "task_info": info,
-        "usage": {
-            "billing_rule": task.model.billing_rule,
-            "credits_reserved": credits_of(task.reserved),
-            "user_group": "default",
-        },
     }
+    if dialect.created == "bare":
+        return answer
+    info: Json = {"can_cancel": True}
+    if task.tells_estimate:
+        info["estimated_time"] = round(task.estimate)
+    if task.model.kind == "video":
+        info["video_duration"] = int(video_seconds(task.model, task.body))
+    return {**answer, "task_info": info, "usage": _reserved(task, dialect)}
 
 
-def polled_task(task: Task, now: float, links_at: str) -> Json:
+def _reserved(task: Task, dialect: Dialect) -> Json:
+    usage: Json = {
+        "billing_rule": task.model.billing_rule,
+        "credits_reserved": credits_of(task.reserved),
+        "user_group": "default",
+    }
+    if dialect.credits == "old":
+        usage["credits_reserved"] = credits_of(task.reserved * 100)
+        usage["estimated_cost"] = round(task.reserved / MICRO / 10, 6)
+    return usage
+
+
+def polled_task(task: Task, now: float, links_at: str, dialect: Dialect = CURRENT) -> Json:
     """The answer to a poll. ``links_at`` is where the results are served, without a slash at the end."""
-    status = task.status(now)
+    status = told_status(task, now, dialect)
     answer: Json = {
         "created": int(task.created),
         "id": task.id,
@@ -83,15 +114,42 @@ def polled_task(task: Task, now: float, links_at: str) -> Json:
     }
     if status == "completed":
         answer.update(_results(task, links_at))
+        _reshape(answer, dialect)
     elif status == "failed" and task.failure is not None:
-        message = FAILURE_MESSAGES[task.failure]
+        message = FAILURE_MESSAGES.get(task.failure, "The generation failed.")
         answer["error"] = {"code": task.failure, "message": message, "type": "task_error"}
+    if dialect.polled_usage and now >= task.ends_at:
+        answer["usage"] = {**_reserved(task, dialect), "credits_used": credits_of(task.charged)}
+        answer["billing"] = _billing(task)
     return answer
 
 
-def listed_task(task: Task, now: float) -> Json:
+def _reshape(answer: Json, dialect: Dialect) -> None:
+    if dialect.results == "objects":
+        answer["results"] = [{"url": link} for link in answer["results"]]
+    elif dialect.results == "nested":
+        answer["result"] = {"results": answer["results"]}
+
+
+def _billing(task: Task) -> Json:
+    """The account of a finished task as the vendor's client reads it from newer gateways."""
+    released = task.failure is not None
+    billing: Json = {
+        "refund_scope": "account_balance",
+        "charge_status": "released" if released else "charged",
+        "refund_status": "completed" if released else "not_required",
+        "reserved_credits": credits_of(task.reserved),
+        "charged_credits": credits_of(task.charged),
+        "refunded_credits": credits_of(task.reserved - task.charged),
+    }
+    if released:
+        billing["refunded_at"] = datetime.fromtimestamp(task.ends_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return billing
+
+
+def listed_task(task: Task, now: float, dialect: Dialect = CURRENT) -> Json:
     """A row of the list: no links."""
-    status = task.status(now)
+    status = told_status(task, now, dialect)
     return {
         "id": task.id,
         "status": status,
@@ -103,6 +161,12 @@ def listed_task(task: Task, now: float) -> Json:
         "has_error": status == "failed",
         "credits_used": credits_of(task.charged),
     }
+
+
+def told_status(task: Task, now: float, dialect: Dialect) -> str:
+    """The word for how a task stands, as this dialect has it."""
+    status = task.status(now)
+    return "failed" if status == "cancelled" and dialect.cancelled == "failed" else status
 
 
 _EXTENSIONS = {"image": "png", "audio": "wav", "video": "mp4"}
@@ -126,7 +190,7 @@ def _results(task: Task, links_at: str) -> Json:
         return {"results": [], "result_data": {"persona_id": task.digest.hex()}}
     if model_id == "kling-custom-element":
         return {"results": [], "result_data": {"id": str(int.from_bytes(task.digest[:6], "big"))}}
-    count = result_count(task.model, task.body)
+    count = task.produced
     stem = f"{links_at}/{task.id}"
     links = [f"{stem}-{n}.{extension(task)}" for n in range(1, count + 1)]
     if not model_id.startswith("suno-v"):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from .app import App
+from .app import App, Options
+from .behaviour import Behaviour, Dialect, read_choice
+from .clock import Clock, wall_clock
 from .faults import Fault
 from .limits import HINT_STYLES
-from .models import MICRO
-from .service import Service
 
 if TYPE_CHECKING:
     from .server import LoopbackServer
@@ -48,8 +47,15 @@ class Emulator:
     - ``idempotency=False``: the Idempotency-Key header is ignored, every POST is a new paid task.
     - ``batch=False``, ``listing=False``: no POST /v1/tasks/batch, no GET /v1/tasks (404).
     - ``faults``: what goes wrong on purpose, see :class:`Fault`.
-    - ``clock``: a function giving seconds, by default unix time that never goes back; a test under virtual time passes
-      its loop's. ``api_key``: the one key it knows.
+    - ``models``: how the tasks of a model go, see :class:`Behaviour`: by model id, by kind, or ``"*"`` for all.
+    - ``dialect``: how the service speaks where its documents differ, see :class:`Dialect`.
+    - ``private_callbacks=True``: a ``callback_url`` may be http and lead to this machine or its network, as tests need;
+      otherwise it must be https and public, as documented, and the emulator then calls nobody.
+    - ``standing=True``: the clock stands still until :meth:`advance`. ``clock``: a function giving seconds, by default
+      unix time that never goes back; a test under virtual time passes its loop's.
+    - ``record=True``: record from the start, see :meth:`recording`. ``api_key``: the one key it knows.
+
+    Raises ValueError for an option that makes no sense.
     """
 
     def __init__(
@@ -67,6 +73,11 @@ class Emulator:
         batch: bool = True,
         listing: bool = True,
         faults: Iterable[Fault | Mapping[str, Any]] = (),
+        models: Mapping[str, Behaviour | Mapping[str, Any]] | None = None,
+        dialect: Dialect | Mapping[str, Any] | None = None,
+        private_callbacks: bool = False,
+        standing: bool = False,
+        record: bool = False,
         clock: Callable[[], float] | None = None,
         api_key: str = API_KEY,
     ) -> None:
@@ -78,26 +89,26 @@ class Emulator:
         _require(credits is None or credits >= 0, "credits", "0 or more, or None", credits)
         _require(0 <= failure_share <= 1, "failure_share", "between 0 and 1", failure_share)
         self.api_key = api_key
-        service = Service(
+        options = Options(
             speed=speed,
             seed=seed,
             rate=rate,
             burst=burst,
             concurrency=concurrency,
-            credits=round((_PLENTY if credits is None else credits) * MICRO),
+            retry_after=retry_after,
+            credits=_PLENTY if credits is None else credits,
             failure_share=failure_share,
             idempotency=idempotency,
-        )
-        self._app = App(
-            service,
-            clock=clock or wall_clock(),
-            api_key=self.api_key,
-            retry_after=retry_after,
             batch=batch,
             listing=listing,
-            faults=[fault if isinstance(fault, Fault) else Fault.from_dict(fault) for fault in faults],
-            seed=seed,
+            faults=_read_all(faults),
+            models=models or {},
+            dialect=read_choice(Dialect, dialect or {}),
+            private_callbacks=private_callbacks,
+            record=record,
+            api_key=api_key,
         )
+        self._app = App(options, Clock(clock or wall_clock(), standing=standing))
 
     @property
     def app(self) -> App:
@@ -109,8 +120,49 @@ class Emulator:
         return self._app.book()
 
     def set_faults(self, faults: Iterable[Fault | Mapping[str, Any]]) -> None:
-        """Replace the faults in force."""
-        self._app.set_faults(fault if isinstance(fault, Fault) else Fault.from_dict(fault) for fault in faults)
+        """Replace the faults in force; their counts start again. As ``POST /_emulator/faults``."""
+        self._app.intervene("faults", [fault.to_dict() for fault in _read_all(faults)])
+
+    def advance(self, seconds: float) -> None:
+        """Let so many seconds pass at once, on the clock of the wire. As ``POST /_emulator/clock``.
+
+        With ``speed=1`` these are EvoLink's seconds: ``advance(24 * 3600)`` lets result links die.
+        """
+        self._app.intervene("clock", {"advance": seconds})
+
+    def end(self, task_id: str, status: str = "completed", *, code: str | None = None) -> None:
+        """Let a task end now: completed, failed (with ``code``) or cancelled. As ``POST /_emulator/tasks/{id}``.
+
+        Raises ValueError for an unknown or finished task.
+        """
+        self._app.intervene("end", {"id": task_id, "status": status, "code": code})
+
+    def set_account(self, **changes: Any) -> None:
+        """Change the account: ``credits`` that are free, ``rate``, ``burst``, ``concurrency``, and ``key``, which is
+        active, invalid, disabled or expired. As ``POST /_emulator/account``.
+        """
+        self._app.intervene("account", changes)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin again as at first: no tasks, no files, the first balance, the first faults; the clock goes on.
+
+        As ``POST /_emulator/reset``.
+        """
+        self._app.reset(seed)
+
+    def recording(self) -> str:
+        """What was recorded so far, as JSON lines, without the key. ValueError unless ``record`` is on."""
+        if self._app.recording is None:
+            raise ValueError("nothing is recorded: Emulator(record=True), or POST /_emulator/recording")
+        return self._app.recording.text()
+
+    def replay(self, recording: str) -> dict[str, Any]:
+        """Begin again and carry out a recording at its own times: the book is then the recorded run's.
+
+        Gives the number of ``lines`` and those whose answers are ``differing`` (with the same options: none).
+        As ``PUT /_emulator/recording``. Raises ValueError for what is no recording.
+        """
+        return self._app.replay(recording)
 
     def serve(self, host: str = "127.0.0.1", port: int = 0) -> AbstractAsyncContextManager[Server]:
         """``async with emulator.serve() as server``: a real TCP port in this event loop; 0 takes a free one."""
@@ -124,6 +176,7 @@ class Emulator:
             yield Server(base_url, self.api_key, self)
         finally:
             await loopback.close()
+            await self._app.close()
 
     def run(
         self, host: str = "127.0.0.1", port: int = 8085, *, on_start: Callable[[Server], None] | None = None
@@ -155,10 +208,8 @@ class Emulator:
         return server.LoopbackServer(self._app, listener), server.url_of(listener)
 
 
-def wall_clock() -> Callable[[], float]:
-    """Unix time that never goes back, whatever is done to the machine's clock."""
-    offset = time.time() - time.monotonic()
-    return lambda: offset + time.monotonic()
+def _read_all(faults: Iterable[Fault | Mapping[str, Any]]) -> tuple[Fault, ...]:
+    return tuple(fault if isinstance(fault, Fault) else Fault.from_dict(fault) for fault in faults)
 
 
 def _require(condition: bool, name: str, wanted: str, value: object) -> None:

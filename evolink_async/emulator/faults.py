@@ -4,33 +4,59 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import NoneType
-from typing import Any
+from typing import Any, Literal
 
-from .tasks import derive
+from .http import Answer, Request, Script
+from .spoiling import bomb_of, patched, script_of
+from .tasks import Task, derive
+
+CALLBACK = "CALLBACK"
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """What goes wrong, and for which requests.
 
-    A request is *matched* by ``method`` (None = any), ``path`` (a prefix, query not included) and ``model`` (of the
-    body, or of the task that is read). Of the matched ones those numbered in ``nth`` (from 1) are hit, or each with
-    ``probability`` (seeded); with neither, all are. Where several faults would hit a request, the first one does.
+    **Which.** A request is *matched* by ``method`` (None = any), ``path`` (a prefix, query not included), ``model`` (of
+    the body, or of the task or result that is read), ``request_headers`` (each named header contains the text) and
+    ``younger_than`` (a read of a task accepted less than so many seconds ago). Of the matched ones those numbered in
+    ``nth`` (from 1) are hit, or each with ``probability`` (seeded); with neither, all are. Where several faults would
+    hit a request, the first one does. ``method="CALLBACK"`` matches the emulator's own callbacks, by the path of their
+    URL, and nothing else does.
+
+    **What is answered.**
 
     - ``status`` with ``body`` (JSON) or ``raw_body`` (bytes, with ``content_type``) and ``headers``: the answer. A
       submission is not accepted, unless ``accept``: then the task exists and is paid, and only the answer is wrong.
+      A 404 with ``younger_than`` leaves those tasks out of a batch, as the service does with ids that it doesn't know.
+    - ``patch``: fields put over those of the proper JSON answer (None takes one away); in a batch or a list, of each
+      task. ``{"status": "processing", "progress": 10}`` lets a finished task flap back.
+    - ``bomb``: ``"gzip"`` (a small body that unpacks to ``size`` bytes), ``"nested"`` (``size`` JSON arrays in each
+      other) or ``"endless"`` (a body without end).
+
+    **What happens to the connection.** These need a real port; in bare ASGI the caller gets ConnectionDropped.
+
     - ``drop="before"``: the connection is closed, nothing was accepted. ``drop="after"``: a submission is accepted and
       paid, then the connection is closed without an answer. (Reads are just dropped.)
-    - ``delay``: seconds that the answer is late. A submission is accepted at once and answered late; a read is
-      answered with what is true after the delay. A fault with nothing but a delay changes only the time.
+    - ``delay``: seconds that the answer is late. A submission is accepted at once and answered late, and until then its
+      idempotency key is in progress; a read is answered with what is true after the delay.
+    - ``cut``: the connection is closed after so many bytes of the body; ``stall``: nothing more comes after them, and
+      the connection stays open. ``drip``: the answer comes at so many bytes per second.
+    - ``content_length``: the length that the answer claims. ``garbage``: these bytes instead of HTTP.
+    - ``reset``: whatever closes the connection does it with a TCP reset.
+
+    **Callbacks** can be told with another ``status``-less ``patch``, late (``delay``), ``repeat`` times, or not at all
+    (``drop``: the attempt fails).
     """
 
     method: str | None = None
     path: str = "/"
     model: str | None = None
+    request_headers: Mapping[str, str] = field(default_factory=dict)
+    younger_than: float | None = None
     nth: tuple[int, ...] = ()
     probability: float | None = None
     status: int | None = None
@@ -39,46 +65,85 @@ class Fault:
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
     accept: bool = False
-    drop: str | None = None
+    patch: Mapping[str, Any] = field(default_factory=dict)
+    bomb: Literal["gzip", "nested", "endless"] | None = None
+    size: int = 200_000_000
+    drop: Literal["before", "after"] | None = None
     delay: float = 0.0
+    cut: int | None = None
+    stall: int | None = None
+    drip: float | None = None
+    content_length: int | None = None
+    garbage: bytes | None = None
+    reset: bool = False
+    repeat: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nth", _numbers(self.nth))
-        if isinstance(self.raw_body, str):
-            object.__setattr__(self, "raw_body", self.raw_body.encode())
-        for name in ("method", "path", "model", "content_type"):
-            if not isinstance(getattr(self, name), (str, NoneType if name in ("method", "model") else str)):
-                raise ValueError(f"{name} must be text, not {getattr(self, name)!r}")
-        if {name.lower() for name in self.headers} & {"content-length", "content-type", "transfer-encoding"}:
-            raise ValueError("a fault's headers are those beside the body's: its type is content_type")
-        if self.drop not in (None, "before", "after"):
-            raise ValueError(f"drop must be 'before' or 'after', not {self.drop!r}")
-        if self.probability is not None and not 0 <= self.probability <= 1:
-            raise ValueError(f"probability must be between 0 and 1, not {self.probability!r}")
-        if self.nth and self.probability is not None:
-            raise ValueError("a fault has nth or probability, not both")
-        if self.status is not None and not 200 <= self.status <= 599:
-            raise ValueError(f"status must be between 200 and 599, not {self.status!r}")
-        if not (self.delay >= 0):
-            raise ValueError(f"delay must be seconds, not {self.delay!r}")
-        if self.status is None and (self.body is not None or self.raw_body is not None):
-            raise ValueError("a fault with a body needs a status")
-        if self.status is None and self.drop is None and not self.delay:
-            raise ValueError("a fault needs an effect: status, drop or delay")
+        for name in ("raw_body", "garbage"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, getattr(self, name).encode())
+        _check(self)
 
     @property
     def accepts(self) -> bool:
         """Whether a submission that is hit becomes a paid task all the same."""
         if self.drop is not None:
             return self.drop == "after"
-        return self.accept or self.status is None
+        return self.accept or not (self.status is not None or self.bomb is not None or self.garbage is not None)
+
+    @property
+    def replaces_answer(self) -> bool:
+        """Whether the answer is the fault's own, whatever the request was."""
+        return self.status is not None or self.bomb is not None
+
+    @property
+    def spoils_connection(self) -> bool:
+        """Whether it takes a connection to show this."""
+        parts = (self.drop, self.cut, self.stall, self.drip, self.content_length, self.garbage)
+        return any(part is not None for part in parts) or self.reset or self.bomb == "endless"
+
+    def answer(self, proper: Answer | None) -> Answer:
+        """What is answered: the fault's own, or the proper answer with the patch."""
+        if self.bomb in ("gzip", "nested"):
+            body, headers = bomb_of(self.bomb, self.size)
+            return Answer(self.status or 200, body, self.content_type, (*self.headers.items(), *headers))
+        if self.replaces_answer:
+            return Answer(self.status or 200, self._own_body(), self.content_type, tuple(self.headers.items()))
+        if proper is None:
+            return Answer(200, b"")
+        headers = (*proper.headers, *self.headers.items())
+        body = patched(proper.body, self.patch) if self.patch else proper.body
+        return Answer(proper.status, body, proper.content_type, headers)
+
+    def _own_body(self) -> bytes:
+        if self.raw_body is not None:
+            return self.raw_body
+        return b"" if self.body is None else json.dumps(self.body, separators=(",", ":")).encode()
+
+    def script(self, answer: Answer, head: Iterable[tuple[bytes, bytes]]) -> Script:
+        """What is done to the connection; ``head`` are the headers that the answer would have."""
+        if self.drop is not None or self.garbage is not None:
+            garbage = () if self.garbage is None else (self.garbage,)
+            return Script(garbage, end="reset" if self.reset else "close")
+        return script_of(
+            answer,
+            head,
+            endless=self.bomb == "endless",
+            cut=self.cut,
+            stall=self.stall,
+            drip=self.drip,
+            content_length=self.content_length,
+            reset=self.reset,
+        )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Fault:
-        """Read a fault from JSON: the same names; bytes as text in ``raw_body`` or ``raw_body_base64``."""
+        """Read a fault from JSON: the same names; bytes as text, or in ``raw_body_base64`` and ``garbage_base64``."""
         values = dict(data)
-        if "raw_body_base64" in values:
-            values["raw_body"] = base64.b64decode(values.pop("raw_body_base64"))
+        for name in ("raw_body", "garbage"):
+            if f"{name}_base64" in values:
+                values[name] = base64.b64decode(values.pop(f"{name}_base64"))
         known = {spec.name for spec in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -93,11 +158,68 @@ class Fault:
         data: dict[str, Any] = {}
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
-            if spec.name == "raw_body" and value is not None:
-                data.update(_bytes_as_json(value))
+            if isinstance(value, bytes):
+                data.update(_bytes_as_json(spec.name, value))
             elif value not in (spec.default, {}):
                 data[spec.name] = list(value) if isinstance(value, tuple) else value
         return data
+
+
+def read_faults(text: bytes | str) -> tuple[Fault, ...]:
+    """Faults from a JSON list; ValueError says what is wrong with it."""
+    rows = json.loads(text)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("faults are a JSON list of objects")
+    return tuple(Fault.from_dict(row) for row in rows)
+
+
+def _check(fault: Fault) -> None:
+    for name in ("method", "path", "model", "content_type"):
+        value = getattr(fault, name)
+        if not isinstance(value, str) and not (value is None and name in ("method", "model")):
+            raise ValueError(f"{name} must be text, not {value!r}")
+    for name in ("headers", "request_headers", "patch"):
+        if not isinstance(getattr(fault, name), Mapping):
+            raise ValueError(f"{name} must be an object, not {getattr(fault, name)!r}")
+    for name in ("headers", "request_headers"):
+        if not all(isinstance(text, str) for pair in getattr(fault, name).items() for text in pair):
+            raise ValueError(f"{name} must be texts by name, not {getattr(fault, name)!r}")
+    if {name.lower() for name in fault.headers} & {"content-length", "content-type", "transfer-encoding"}:
+        raise ValueError("a fault's headers are those beside the body's: its type is content_type")
+    for name, words in (("drop", ("before", "after")), ("bomb", ("gzip", "nested", "endless"))):
+        if getattr(fault, name) not in (None, *words):
+            raise ValueError(f"{name} must be {' or '.join(map(repr, words))}, not {getattr(fault, name)!r}")
+    if fault.nth and fault.probability is not None:
+        raise ValueError("a fault has nth or probability, not both")
+    for name, low, high in _RANGES:
+        value = getattr(fault, name)
+        if value is not None and not (isinstance(value, (int, float)) and low <= value <= high):
+            raise ValueError(f"{name} must be between {low:g} and {high:g}, not {value!r}")
+    if fault.status is None and (fault.body is not None or fault.raw_body is not None):
+        raise ValueError("a fault with a body needs a status")
+    if fault.younger_than is not None and fault.method not in (None, "GET", "POST"):
+        raise ValueError("younger_than is about reads of a task")
+    effects = (fault.replaces_answer, fault.spoils_connection, fault.delay, fault.patch, fault.headers)
+    if not any(effects) and fault.repeat == 1:
+        raise ValueError("a fault needs an effect: status, patch, bomb, drop, delay, cut, stall, drip, garbage, repeat")
+    if fault.method == CALLBACK and (fault.replaces_answer or (fault.spoils_connection and fault.drop is None)):
+        raise ValueError("a callback can be dropped, delayed, patched or repeated")
+    if fault.method != CALLBACK and fault.repeat != 1:
+        raise ValueError("repeat is for callbacks: method CALLBACK")
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("probability", 0, 1),
+    ("status", 200, 599),
+    ("delay", 0, 1e9),
+    ("younger_than", 0, 1e9),
+    ("size", 0, 10**10),
+    ("cut", 0, 10**12),
+    ("stall", 0, 10**12),
+    ("drip", 1e-3, 1e12),
+    ("content_length", 0, 10**15),
+    ("repeat", 0, 1000),
+)
 
 
 def _numbers(value: Any) -> tuple[int, ...]:
@@ -107,11 +229,35 @@ def _numbers(value: Any) -> tuple[int, ...]:
     return numbers
 
 
-def _bytes_as_json(value: bytes) -> dict[str, str]:
+def _bytes_as_json(name: str, value: bytes) -> dict[str, str]:
     try:
-        return {"raw_body": value.decode()}
+        return {name: value.decode()}
     except UnicodeDecodeError:
-        return {"raw_body_base64": base64.b64encode(value).decode()}
+        return {f"{name}_base64": base64.b64encode(value).decode()}
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What a fault is matched with: a request, or a callback, and the tasks it is about."""
+
+    method: str
+    path: str
+    headers: Mapping[bytes, bytes]
+    models: tuple[str, ...]
+    ages: tuple[float, ...] = ()  # seconds since the tasks that are read were accepted
+
+    @classmethod
+    def of(cls, request: Request, tasks: Iterable[Task], now: float) -> Aim:
+        """The aim of a request: a submission's model is in its body, a read's that of its tasks."""
+        if request.submits:
+            body = request.json()
+            name = body.get("model") if isinstance(body, dict) else None
+            return cls(request.method, request.path, request.headers, (name,) if isinstance(name, str) else ())
+        models, ages = [], []
+        for task in tasks:
+            models.append(task.model.id)
+            ages.append(now - task.created)
+        return cls(request.method, request.path, request.headers, tuple(models), tuple(ages))
 
 
 class FaultPlan:
@@ -123,11 +269,11 @@ class FaultPlan:
         self.matched = [0] * len(self.faults)
         self.hit = [0] * len(self.faults)
 
-    def next(self, method: str, path: str, model: str | None) -> Fault | None:
+    def next(self, aim: Aim) -> Fault | None:
         """Count this request and give the fault that hits it."""
         chosen: int | None = None
         for index, fault in enumerate(self.faults):
-            if not _matches(fault, method, path, model):
+            if not _matches(fault, aim):
                 continue
             self.matched[index] += 1
             if chosen is None and self._hits(index, fault):
@@ -148,11 +294,23 @@ class FaultPlan:
 
     def as_json(self) -> list[dict[str, Any]]:
         """Each fault with how many requests matched and how many were hit."""
-        counts = zip(self.faults, self.matched, self.hit, strict=True)
-        return [{**fault.to_dict(), "matched": matched, "hit": hit} for fault, matched, hit in counts]
+        return [{**fault.to_dict(), "matched": matched, "hit": hit} for fault, matched, hit in self]
+
+    def __iter__(self) -> Iterator[tuple[Fault, int, int]]:
+        return zip(self.faults, self.matched, self.hit, strict=True)
 
 
-def _matches(fault: Fault, method: str, path: str, model: str | None) -> bool:
-    if fault.method is not None and fault.method.upper() != method:
+def _matches(fault: Fault, aim: Aim) -> bool:
+    if fault.method is None:
+        if aim.method == CALLBACK:
+            return False
+    elif fault.method.upper() != aim.method:
         return False
-    return path.startswith(fault.path) and (fault.model is None or fault.model == model)
+    if not aim.path.startswith(fault.path) or (fault.model is not None and fault.model not in aim.models):
+        return False
+    if fault.younger_than is not None and not any(age < fault.younger_than for age in aim.ages):
+        return False
+    return all(
+        text in aim.headers.get(name.lower().encode(), b"").decode("latin-1")
+        for name, text in fault.request_headers.items()
+    )

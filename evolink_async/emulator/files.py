@@ -98,8 +98,10 @@ class StoredFile:
 class FileStore:
     """One account's files. ``fetch`` gives the content behind a link of the emulator itself, by its path."""
 
-    def __init__(self, fetch: Callable[[str, float], bytes | None], *, speed: float = 1.0, seed: int = 0) -> None:
-        self._fetch = fetch
+    def __init__(
+        self, fetch: Callable[[str, float], bytes | None] = lambda *_: None, *, speed: float = 1.0, seed: int = 0
+    ) -> None:
+        self.fetch = fetch
         self._lifetime = LIFETIME / speed
         self._seed = seed
         self._files: dict[str, StoredFile] = {}  # by path, the oldest first
@@ -147,7 +149,7 @@ class FileStore:
         except ValueError:
             return FileRefusal(40004, "The URL is not valid.")
         is_own = parts.scheme in ("http", "https") and parts.netloc == own
-        content = self._fetch(unquote(parts.path), now) if is_own else None
+        content = self.fetch(unquote(parts.path), now) if is_own else None
         if content is None:
             return FileRefusal(40004, "The file could not be fetched from the URL.")
         original = parts.path.rpartition("/")[2]

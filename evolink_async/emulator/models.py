@@ -40,6 +40,11 @@ def model_named(name: str) -> Model | None:
     return _by_name().get(name)
 
 
+def unknown_model(name: str, kind: str) -> Model:
+    """A model of which only the name is known: it takes any parameter."""
+    return Model(name, kind, {}, billing_rule=_BILLING_BY_KIND[kind], estimate=_ESTIMATE_BY_KIND[kind])
+
+
 @cache
 def all_models() -> tuple[Model, ...]:
     """Every model, in the order of the data file."""
@@ -78,11 +83,16 @@ def media_fields() -> frozenset[str]:
     return frozenset(found)
 
 
-def price(model: Model, body: Mapping[str, Any]) -> int:
-    """What this request costs, in micro-credits. Plausible and deterministic, not EvoLink's price list."""
+def price(model: Model, body: Mapping[str, Any], *, per_request: float | None = None) -> int:
+    """What this request costs, in micro-credits. Plausible and deterministic, not EvoLink's price list.
+
+    ``per_request``: the price in credits that was chosen for this model.
+    """
+    if per_request is not None:
+        return round(per_request * MICRO)
     if model.billing_rule == "per_second":
         return _price_per_second(model, body)
-    count = int(body.get("n", 1)) if "n" in model.params else 1
+    count = _asked_for(model, body)
     if model.billing_rule == "per_token":
         if model.kind != "image":
             return 20 * MICRO
@@ -120,7 +130,7 @@ def video_seconds(model: Model, body: Mapping[str, Any]) -> float:
     if "duration" not in model.params:
         return 0.0
     for value in (body.get("duration"), model.defaults.get("duration")):
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e6:
             return float(value)
     return 5.0
 
@@ -131,4 +141,9 @@ def result_count(model: Model, body: Mapping[str, Any]) -> int:
         return 4
     if model.kind == "audio":
         return 2 if model.id.startswith("suno-v") else 1
-    return int(body.get("n", 1)) if "n" in model.params else 1
+    return _asked_for(model, body)
+
+
+def _asked_for(model: Model, body: Mapping[str, Any]) -> int:
+    count = body.get("n", 1) if "n" in model.params else 1
+    return count if isinstance(count, int) and 1 <= count <= 100 else 1

@@ -8,14 +8,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from .answers import Refusal, invalid
+from .answers import CURRENT, Refusal, invalid
+from .behaviour import Dialect
 from .crossrules import check_rules
-from .models import Model, media_fields, model_named
+from .models import Model, media_fields, model_named, unknown_model
 
 Body = Mapping[str, Any]
 
 
-def check(kind: str, body: object) -> tuple[Model, dict[str, Any]] | Refusal:
+def check(
+    kind: str, body: object, *, private_callbacks: bool = False, dialect: Dialect = CURRENT
+) -> tuple[Model, dict[str, Any]] | Refusal:
     """The model and the parameters of a submission, or why it is refused."""
     if not isinstance(body, dict):
         return invalid("The body must be a JSON object.")
@@ -23,18 +26,25 @@ def check(kind: str, body: object) -> tuple[Model, dict[str, Any]] | Refusal:
     if not isinstance(name, str) or not name:
         return invalid("model is required.", "model")
     model = model_named(name)
+    lenient = dialect.validation == "lenient"
+    if lenient and (model is None or model.kind != kind):
+        model = unknown_model(name, kind)
+    if model is None and dialect.unknown_model == 403:
+        return Refusal(403, "model_access_denied", f"The model {name!r} is not available to this key.", param="model")
     if model is None:
         return invalid(f"The model {name!r} does not exist.", "model")
     if model.kind != kind:
         return invalid(f"{model.id} is a model for {model.kind}: POST to /v1/{model.kind}s/generations.", "model")
     # A null is a parameter that was not sent.
     params = {name: value for name, value in body.items() if value is not None and name != "model"}
-    refusal = (
-        _check_unknown_media(model, params)
-        or _check_callback(params.get("callback_url"))
-        or _check_all(model.params, params, "")
-        or check_rules(model.rules, params)
-    )
+    refusal = _check_callback(params.get("callback_url"), private_callbacks)
+    if not lenient:
+        refusal = (
+            _check_unknown_media(model, params)
+            or refusal
+            or _check_all(model.params, params, "")
+            or check_rules(model.rules, params)
+        )
     return refusal or (model, {"model": model.id, **params})
 
 
@@ -45,16 +55,20 @@ def _check_unknown_media(model: Model, params: Body) -> Refusal | None:
     return None
 
 
-def _check_callback(url: object) -> Refusal | None:
+def _check_callback(url: object, private: bool) -> Refusal | None:
     if url is None:
         return None
     if not isinstance(url, str) or len(url) > 2048:
         return invalid("callback_url must be a string of at most 2048 characters.", "callback_url")
     try:
         parts = urlsplit(url)
-        good = parts.scheme == "https" and bool(parts.hostname) and not _is_private(parts.hostname or "")
+        good = parts.scheme in (("http", "https") if private else ("https",)) and bool(parts.hostname)
+        good = good and (private or not _is_private(parts.hostname or ""))
+        good = good and parts.port != 0
     except ValueError:
         good = False
+    if not good and private:
+        return invalid("callback_url must be an http(s) URL.", "callback_url")
     if not good:
         return invalid("callback_url must be https and not point to a private address.", "callback_url")
     return None

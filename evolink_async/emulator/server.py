@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 from typing import Any
 
 import uvicorn
 from uvicorn.server import ServerState
 
-from .app import App, ConnectionDropped, Receive, Scope, Send
+from .app import App
+from .http import ConnectionDropped, Receive, Scope, Script, Send
 
 KEEP_ALIVE = 75  # seconds that an idle connection is kept, longer than clients do
 _DATE_EVERY = 1.0  # seconds between renewals of the Date header
@@ -32,18 +34,49 @@ def protocol() -> type[asyncio.Protocol]:
             super().__init__(*args, **kwargs)
             self._inner = self.app
             self.app = self._run
+            self._lost = asyncio.Event()
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             if self.server_state.closing:  # it was in the listener's queue when the server stopped
                 transport.abort()
 
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._lost.set()
+
         async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
             try:
                 await self._inner(scope, receive, send)
-            except (ConnectionDropped, asyncio.CancelledError):
-                # Told that the client is gone, uvicorn writes neither an answer nor a traceback.
-                self.cycle.disconnected = True
+            except ConnectionDropped as dropped:
+                await self._perform(dropped.script)
+            except asyncio.CancelledError:
+                self._tell_gone()
+                self.transport.close()
+
+        def _tell_gone(self) -> None:
+            # Told that the client is gone, uvicorn writes neither an answer nor a traceback.
+            self.cycle.disconnected = True
+
+        async def _perform(self, script: Script) -> None:
+            self._tell_gone()
+            with contextlib.suppress(asyncio.CancelledError):  # the server stops, and aborts the connection
+                await self._write(script)
+
+        async def _write(self, script: Script) -> None:
+            for piece in script.pieces:
+                if self.transport.is_closing():
+                    return
+                self.transport.write(piece)
+                await self.flow.drain()
+                await asyncio.sleep(script.pause)
+            if script.end == "hold":
+                await self._lost.wait()
+            elif script.end == "reset":
+                linger = struct.pack("ii", 1, 0)
+                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                self.transport.abort()
+            else:
                 self.transport.close()
 
     return DroppingProtocol

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from .models import Model
+from .behaviour import Behaviour
+from .models import Model, result_count
 
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+CANCELLED = "request_cancelled"
 
 # Documented failure codes: weight, message, and whether it shows late (a time-out cannot come early).
 _FAILURES: tuple[tuple[str, int, str, bool], ...] = (
@@ -23,7 +27,18 @@ _FAILURES: tuple[tuple[str, int, str, bool], ...] = (
     ("generation_timeout", 2, "The generation took too long and was stopped.", True),
     ("resource_exhausted", 1, "Resources are exhausted at the moment. Please try again later.", False),
 )
-FAILURE_MESSAGES = {code: message for code, _, message, _ in _FAILURES}
+FAILURE_MESSAGES = {
+    **{code: message for code, _, message, _ in _FAILURES},
+    CANCELLED: "The request was cancelled.",
+    "invalid_parameters": "The parameters are not valid.",
+    "image_processing_error": "The image could not be processed.",
+    "image_dimension_mismatch": "The dimensions of the images do not match.",
+    "generation_failed_no_content": "The generation brought no content.",
+    "quota_exceeded": "Rate limit or quota exceeded.",
+    "service_unavailable": "The service is not available at the moment.",
+    "resource_not_found": "The resource was not found.",
+    "unknown_error": "An unknown error occurred.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +49,17 @@ class Fate:
     ends_after: float
     failure: str | None
     suffix: str  # the random end of the task's id
+    produced: int  # how many results there are when it completes
+
+
+@dataclass(slots=True, eq=False)
+class Callback:
+    """Where a task's end is to be told, and what came of it. Times on the service's clock."""
+
+    url: str
+    links_at: str
+    attempts: list[tuple[float, str]] = field(default_factory=list)  # when, and the HTTP status or what went wrong
+    delivered: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -46,28 +72,48 @@ class Task:
     starts_at: float
     ends_at: float
     estimate: float  # real seconds, as told on the wire
+    tells_estimate: bool
+    progress_law: str
     failure: str | None
+    end_status: str  # completed, failed or cancelled
+    produced: int
     reserved: int
     digest: bytes  # what the media are drawn from
     body: Mapping[str, Any]  # the parameters that results depend on
     idempotency_key: str | None
+    label: str = ""  # the beginning of the prompt
+    callback: Callback | None = None
     charged: int = 0
     settled: bool = False
     polls: int = 0
     first_told_at: float | None = None
 
     def status(self, now: float) -> str:
-        """pending, processing, completed or failed."""
+        """pending, processing, or how it ended."""
         if now >= self.ends_at:
-            return "completed" if self.failure is None else "failed"
+            return self.end_status
         return "pending" if now < self.starts_at else "processing"
 
     def progress(self, now: float) -> int:
-        """0..100, computed from the estimate as gateways do it, so it knows nothing about the true end."""
+        """0..100."""
         status = self.status(now)
         if status == "processing":
-            return min(95, int(100 * (now - self.created) / self.estimate))
+            share = (now - self.created) / (self.ends_at - self.created)
+            return _progress(self.progress_law, share, (now - self.created) / self.estimate)
         return 100 if status == "completed" else 0
+
+
+def _progress(law: str, share: float, through_estimate: float) -> int:
+    """What a running task tells; ``share`` is the truth, from 0 to 1."""
+    if law == "none":
+        return 0
+    if law == "linear":
+        return min(99, int(100 * share))
+    if law == "stairs":
+        return min(80, int(5 * share) * 20)
+    if law == "stuck":
+        return min(90, int(300 * share))
+    return min(95, int(100 * through_estimate))
 
 
 def fingerprint(kind: str, params: Mapping[str, Any]) -> bytes:
@@ -82,15 +128,34 @@ def derive(seed: int, *parts: bytes | int | str) -> bytes:
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
-def decide(model: Model, digest: bytes, failure_share: float) -> Fate:
-    """The fate that this digest holds for a task of this model."""
+def decide(model: Model, body: Mapping[str, Any], behaviour: Behaviour, digest: bytes, failure_share: float) -> Fate:
+    """The fate that this digest holds for a task of this model. ``failure_share`` is the emulator's."""
     chance = random.Random(digest)
-    duration = model.estimate * chance.lognormvariate(-0.105, 0.25)  # median 0.9 of the estimate
-    starts = duration * chance.uniform(0.02, 0.10)
+    spread = chance.lognormvariate(0.0, behaviour.sigma)
+    duration = (model.estimate if behaviour.estimate is None else behaviour.estimate) * behaviour.bias * spread
+    starts = chance.uniform(0.02, 0.10)
     suffix = "".join(chance.choices(_ID_LETTERS, k=8))
-    if chance.random() >= failure_share:
-        return Fate(starts, duration, None, suffix)
-    code, _, _, late = chance.choices(_FAILURES, [weight for _, weight, _, _ in _FAILURES])[0]
-    late = late or chance.random() < 0.15
-    share = chance.uniform(0.8, 1.2) if late else chance.uniform(0.05, 0.30)
-    return Fate(min(starts, duration * share), duration * share, code, suffix)
+    failing = failure_share if behaviour.failure_share is None else behaviour.failure_share
+    fails, slow, cancelled, partial = (chance.random() for _ in range(4))
+    if slow < behaviour.slow_share:
+        duration *= behaviour.slow_factor
+    wanted = result_count(model, body)
+    if fails < failing:
+        code, _, _, late = chance.choices(_FAILURES, [weight for _, weight, _, _ in _FAILURES])[0]
+        late = late or chance.random() >= behaviour.early_share
+        duration *= chance.uniform(0.8, 1.2) if late else chance.uniform(0.05, 0.30)
+        return Fate(starts * duration, duration, code, suffix, 0)
+    if cancelled < behaviour.cancelled_share:
+        duration *= chance.uniform(0.05, 0.95)
+        return Fate(starts * duration, duration, CANCELLED, suffix, 0)
+    if wanted > 1 and partial < behaviour.partial_share:
+        wanted = chance.randrange(1, wanted)
+    return Fate(starts * duration, duration, None, suffix, wanted)
+
+
+def settled_cost(task: Task) -> int:
+    """What a task costs that ended: nothing unless it completed, and only the results that there are."""
+    if task.failure is not None:
+        return 0
+    wanted = result_count(task.model, task.body)
+    return task.reserved if task.produced == wanted else math.ceil(task.reserved * task.produced / wanted)
