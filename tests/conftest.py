@@ -115,3 +115,12 @@ async def client(emulator: Any) -> AsyncIterator[AsyncEvoLink]:
     """A client of the running emulator."""
     async with AsyncEvoLink(base_url=emulator.base_url) as client:
         yield client
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Any]:
+    """Debian's chromium, for tests marked `browser`."""
+    from browser import chromium
+
+    async with chromium() as browser:
+        yield browser

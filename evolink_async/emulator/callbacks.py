@@ -194,7 +194,7 @@ async def _post(parts: SplitResult, body: bytes) -> str:
     except h11.ProtocolError as exc:
         return f"no HTTP: {exc}"
     finally:
-        writer.close()
+        writer.transport.abort()  # nothing of ours is under way any more
 
 
 async def _status(connection: h11.Connection, reader: asyncio.StreamReader) -> str:
@@ -202,16 +202,21 @@ async def _status(connection: h11.Connection, reader: asyncio.StreamReader) -> s
 
     while True:
         event = connection.next_event()
-        if event is h11.NEED_DATA:
-            connection.receive_data(await reader.read(65536))
-        elif isinstance(event, h11.Response):
+        if isinstance(event, h11.Response):
             return str(event.status_code)
-        elif not isinstance(event, h11.InformationalResponse):
-            return "the connection was closed without an answer"
+        if event is h11.NEED_DATA:
+            data = await reader.read(65536)
+            if not data:
+                return "the connection was closed without an answer"
+            connection.receive_data(data)
 
 
 async def _nearby_address(host: str, port: int) -> str | None:
     """An address of the host, if all of them are loopback or private."""
+    try:
+        return host if _is_nearby(host) else None
+    except ValueError:
+        pass  # a name
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = [str(entry[4][0]) for entry in found]
     nearby = all(_is_nearby(address) for address in addresses)
