@@ -48,10 +48,14 @@ img { height: 40px; border-radius: 4px; vertical-align: top; } #gone { display: 
 .gone #gone { display: block; } .gone main { opacity: .5; }
 """
 
+_ICON = (
+    "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 9 9'>"
+    "<circle cx='4.5' cy='4.5' r='4' fill='seagreen'/></svg>"
+)
 _SCRIPT_HASH = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
 # The page loads its own pictures, its own script and itself again, and nothing else.
 CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; img-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; "
+    "default-src 'none'; img-src 'self' data:; connect-src 'self'; style-src 'unsafe-inline'; "
     f"script-src 'sha256-{_SCRIPT_HASH}'"
 )
 
@@ -64,6 +68,7 @@ def render_page(app: App, links_at: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>EvoLink emulator</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="{_ICON}">'
         '<noscript><meta http-equiv="refresh" content="3"></noscript>'
         f"<style>{_STYLE}</style></head><body><p id=gone>The emulator does not answer any more.</p><main>"
         f"{_head(app)}{_account(app)}{_faults(app)}{_refused(app)}{_tasks(app, tasks, now, links_at)}"
