@@ -270,8 +270,18 @@ def emulator(
     idempotency: Annotated[bool, typer.Option(help="Whether the Idempotency-Key header is honoured.")] = True,
     batch: Annotated[bool, typer.Option(help="Whether POST /v1/tasks/batch exists.")] = True,
     retry_after: Annotated[Hint, typer.Option(help="How a 429 says when to come again.")] = Hint.SECONDS,
+    private_callbacks: Annotated[
+        bool, typer.Option("--private-callbacks", help="callback_url may be http and on this machine.")
+    ] = False,
+    standing: Annotated[bool, typer.Option("--standing", help="The clock stands until it is advanced.")] = False,
+    record: Annotated[bool, typer.Option("--record", help="Record from the start.")] = False,
+    models: Annotated[str | None, typer.Option(help="JSON file: how the models' tasks go.", metavar="FILE")] = None,
+    dialect: Annotated[str | None, typer.Option(help="JSON file: how the service speaks.", metavar="FILE")] = None,
 ) -> None:
-    """Serve a local EvoLink until Ctrl-C, for trying things without a key and without costs."""
+    """Serve a local EvoLink until Ctrl-C, for trying things without a key and without costs.
+
+    Its page at / shows tasks, account and faults; docs/emulator.md tells the rest.
+    """
     from evolink_async.cli.serving import serve
 
     options = {
@@ -285,5 +295,9 @@ def emulator(
         "idempotency": idempotency,
         "batch": batch,
         "retry_after": None if retry_after is Hint.NONE else str(retry_after),
+        "private_callbacks": private_callbacks,
+        "standing": standing,
+        "record": record,
     }
-    _finish(ctx, lambda screen: serve(screen, host, port, faults, options))
+    files = {"faults": faults, "models": models, "dialect": dialect}
+    _finish(ctx, lambda screen: serve(screen, host, port, files, options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +12,7 @@ from evolink_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from evolink_async.cli.view import Screen
-    from evolink_async.emulator import Emulator, Fault, Server
+    from evolink_async.emulator import Emulator, Server
 
 
 def emulator_with(**options: Any) -> Emulator:
@@ -29,9 +30,13 @@ def emulator_with(**options: Any) -> Emulator:
         raise ConfigurationError(str(error)) from None
 
 
-def serve(screen: Screen, host: str, port: int, faults: str | None, options: Mapping[str, Any]) -> int:
-    """Serve until SIGINT or SIGTERM: 0, as a server that is told to stop has done its work."""
-    emulator = emulator_with(**options, faults=() if faults is None else _faults(faults))
+def serve(screen: Screen, host: str, port: int, files: Mapping[str, str | None], options: Mapping[str, Any]) -> int:
+    """Serve until SIGINT or SIGTERM: 0, as a server that is told to stop has done its work.
+
+    ``files`` are JSON files by the option that they hold.
+    """
+    held = {name: _content(file) for name, file in files.items() if file is not None}
+    emulator = emulator_with(**options, **held)
 
     def started(server: Server) -> None:
         screen.verbatim(f"EvoLink emulator at {server.base_url}, {options['speed']:g} times real speed; Ctrl-C ends it")
@@ -44,12 +49,10 @@ def serve(screen: Screen, host: str, port: int, faults: str | None, options: Map
     return 0
 
 
-def _faults(name: str) -> tuple[Fault, ...]:
-    from evolink_async.emulator import read_faults
-
+def _content(name: str) -> Any:
     try:
-        return read_faults(Path(name).read_bytes())
+        return json.loads(Path(name).read_bytes())
     except OSError as error:
         raise ConfigurationError(f"cannot read {name}: {error.strerror or error}") from None
     except ValueError as error:
-        raise ConfigurationError(f"{name}: {error}") from None
+        raise ConfigurationError(f"{name} is not JSON: {error}") from None

@@ -166,6 +166,8 @@ class Api:
             return self._file_refused(page) if isinstance(page, FileRefusal) else json_answer(200, files.accepted(page))
         if call == ("GET", "quota"):
             return json_answer(200, files.accepted(self.store.quota(now)))
+        if request.method == "GET" and call[1].startswith(files.RECEIPTS):
+            return self._receipt(call[1].removeprefix(files.RECEIPTS), request)
         if request.method == "DELETE":
             gone = self.store.delete(call[1], now)
             return json_answer(200, files.accepted(None)) if gone is None else self._file_refused(gone)
@@ -174,7 +176,16 @@ class Api:
     def _uploaded(self, stored: StoredFile | FileRefusal, request: Request) -> Answer:
         if isinstance(stored, FileRefusal):
             return self._file_refused(stored)
-        return json_answer(200, files.accepted(stored.as_json(f"{request.scheme}://{request.host}")))
+        upload_id = request.headers.get(b"x-evo-upload-id", b"").decode("latin-1")
+        if files.is_upload_id(upload_id):
+            self.store.note_receipt(upload_id, stored)
+        return json_answer(200, files.accepted(stored.as_json(request.origin)))
+
+    def _receipt(self, upload_id: str, request: Request) -> Answer:
+        receipt = self.store.receipt(upload_id, request.origin, self._clock())
+        if isinstance(receipt, FileRefusal):
+            return self._file_refused(receipt)
+        return json_answer(200, {"success": True, "data": receipt})
 
     def _file_refused(self, refusal: FileRefusal) -> Answer:
         status = refusal.code if refusal.code < 600 else 500 if refusal.code >= 50000 else 400

@@ -102,7 +102,7 @@ class Emulator:
             batch=batch,
             listing=listing,
             faults=_read_all(faults),
-            models=models or {},
+            models=_mapping(models),
             dialect=read_choice(Dialect, dialect or {}),
             private_callbacks=private_callbacks,
             record=record,
@@ -212,6 +212,12 @@ class Emulator:
         return server.LoopbackServer(self._app, listener), server.url_of(listener)
 
 
+def _mapping(models: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if models is not None and not isinstance(models, Mapping):
+        raise ValueError(f"models are a mapping from a model, a kind or '*', not {models!r}")
+    return models or {}
+
+
 def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
         import uvloop
@@ -221,6 +227,8 @@ def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _read_all(faults: Iterable[Fault | Mapping[str, Any]]) -> tuple[Fault, ...]:
+    if isinstance(faults, (str, bytes, Mapping)):
+        raise ValueError("faults are a list, of Fault or of objects")
     return tuple(fault if isinstance(fault, Fault) else Fault.from_dict(fault) for fault in faults)
 
 

@@ -140,6 +140,8 @@ class Fault:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Fault:
         """Read a fault from JSON: the same names; bytes as text, or in ``raw_body_base64`` and ``garbage_base64``."""
+        if not isinstance(data, Mapping):
+            raise ValueError(f"a fault is an object, not {data!r}")
         values = dict(data)
         for name in ("raw_body", "garbage"):
             if f"{name}_base64" in values:
@@ -168,7 +170,7 @@ class Fault:
 def read_faults(text: bytes | str) -> tuple[Fault, ...]:
     """Faults from a JSON list; ValueError says what is wrong with it."""
     rows = json.loads(text)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list):
         raise ValueError("faults are a JSON list of objects")
     return tuple(Fault.from_dict(row) for row in rows)
 

@@ -21,6 +21,7 @@ Json = dict[str, Any]
 
 PREFIX = "/api/v1/files/"
 LINKS = "/files/"
+RECEIPTS = "upload-receipts/"
 LIFETIME = 72 * 3600.0  # emulated seconds
 MOST_BYTES = 100 * 1024 * 1024
 BODY_LIMIT = 140 * 1024 * 1024  # of an upload's HTTP body: base64 takes four bytes for three
@@ -105,6 +106,7 @@ class FileStore:
         self._lifetime = LIFETIME / speed
         self._seed = seed
         self._files: dict[str, StoredFile] = {}  # by path, the oldest first
+        self._receipts: dict[str, StoredFile] = {}  # by upload id
         self.max_files = MOST_FILES
         self.max_bytes = MOST_BYTES
         self.with_200 = False
@@ -198,6 +200,20 @@ class FileStore:
         self._expire(now)
         return {"stored": len(self._files), "uploads": self.uploads, "overwritten": self.overwritten}
 
+    # --- receipts ---------------------------------------------------------------------------------------------
+
+    def note_receipt(self, upload_id: str, file: StoredFile) -> None:
+        """Keep a receipt for an upload that brought an id of its own, so that a lost answer can be asked for."""
+        self._receipts[upload_id] = file
+
+    def receipt(self, upload_id: str, links_at: str, now: float) -> Json | FileRefusal:
+        """The answer about such an upload (vendor's client)."""
+        file = self._receipts.get(upload_id)
+        if file is None or now >= file.expires:
+            self._receipts.pop(upload_id, None)
+            return FileRefusal(404, "There is no receipt for this upload.")
+        return {"upload_id": upload_id, "state": "done", "result_verified": True, "file": file.as_json(links_at)}
+
     # --- inside -----------------------------------------------------------------------------------------------
 
     def _store(self, content: bytes, name: str, original: str, folder: str, now: float) -> StoredFile | FileRefusal:
@@ -239,6 +255,11 @@ class FileStore:
             if now < file.expires:
                 return
             del self._files[path]
+
+
+def is_upload_id(text: str) -> bool:
+    """Whether this can be the X-Evo-Upload-Id of an upload (vendor's client)."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{15,127}", text) is not None
 
 
 def accepted(data: Json | None) -> Json:

@@ -50,9 +50,14 @@ class Request:
         return self.headers.get(b"host", b"localhost").decode("latin-1")
 
     @property
+    def origin(self) -> str:
+        """Scheme, host and port that the client called."""
+        return f"{self.scheme}://{self.host}"
+
+    @property
     def links_at(self) -> str:
         """Where this client finds the result files: the host it called."""
-        return f"{self.scheme}://{self.host}/results"
+        return f"{self.origin}/results"
 
     def json(self) -> Any:
         """The body as JSON, or a refusal."""
@@ -162,6 +167,8 @@ def route(request: Request) -> str:
         path = "/files/{name}"
     elif path.startswith(files.PREFIX) and request.method == "DELETE":
         path = f"{files.PREFIX}{{id}}"
+    elif path.startswith(files.PREFIX + files.RECEIPTS):
+        path = f"{files.PREFIX}{files.RECEIPTS}{{id}}"
     return f"{request.method} {path}"
 
 

@@ -10,6 +10,7 @@ import signal
 import sys
 from typing import Any
 
+import httpx
 import pytest
 from cli_process import command, ended, environment, started, until
 from pydantic_core import from_json
@@ -216,6 +217,26 @@ async def test_an_emulator_that_cannot_start_is_one_sentence(emulator: Any, tmp_
     result = await command("emulator", "--faults", tmp_path / "faults.json")
     assert result.code == 2
     assert "nonsense" in result.stderr
+    (tmp_path / "models.json").write_text('{"*": {"bais": 2}}')
+    result = await command("emulator", "--models", tmp_path / "models.json")
+    assert (result.code, "no 'bais'" in result.stderr) == (2, True)
+    result = await command("emulator", "--dialect", tmp_path / "nothing.json")
+    assert (result.code, "cannot read" in result.stderr) == (2, True)
+
+
+async def test_the_emulator_takes_behaviours_and_dialects_from_files(tmp_path: Any) -> None:
+    (tmp_path / "models.json").write_text('{"*": {"price": 7}}')
+    (tmp_path / "dialect.json").write_text('{"created": "full", "credits": "old"}')
+    files = ("--models", tmp_path / "models.json", "--dialect", tmp_path / "dialect.json")
+    async with started("emulator", "--port", 0, "--standing", *files) as process:
+        await asyncio.wait_for(process.stderr.readline(), 20)
+        export = (await process.stderr.readline()).decode()
+        url, key = re.findall(r"=(\S+)", export)
+        async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}) as client:
+            body = {"model": "gpt-4o-image", "prompt": "x"}
+            answer = await client.post("/v1/images/generations", json=body)
+            assert answer.json()["usage"]["credits_reserved"] == 700
+            assert (await client.get("/_emulator/clock")).json()["standing"] is True
 
 
 # Demo

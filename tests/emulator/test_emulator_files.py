@@ -124,6 +124,21 @@ async def test_a_body_above_every_limit_is_refused_in_the_envelope(monkeypatch: 
 # --- the store --------------------------------------------------------------------------------------------------
 
 
+async def test_an_upload_with_an_id_of_its_own_leaves_a_receipt_for_72_hours() -> None:
+    async with running(standing=True) as (client, emulator):
+        upload_id = {"X-Evo-Upload-Id": "upload-0123456789abcdef"}
+        body = {"base64_data": base64.b64encode(PNG).decode(), "file_name": "a.png"}
+        uploaded = (await client.post(f"{FILES}/upload/base64", json=body, headers=upload_id)).json()["data"]
+        receipt = f"{FILES}/upload-receipts/upload-0123456789abcdef"
+        told = (await client.get(receipt)).json()
+        assert told["success"] is True
+        assert (told["data"]["state"], told["data"]["result_verified"]) == ("done", True)
+        assert told["data"]["file"] == uploaded
+        assert (await client.get(f"{FILES}/upload-receipts/upload-another-0123456789")).status_code == 404
+        emulator.advance(72 * HOUR)
+        assert (await client.get(receipt)).status_code == 404
+
+
 def test_an_equal_name_overwrites() -> None:
     files = store()
     first, second = put(files, "a.png"), put(files, "a.png", WAV)
