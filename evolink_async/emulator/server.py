@@ -34,16 +34,11 @@ def protocol() -> type[asyncio.Protocol]:
             super().__init__(*args, **kwargs)
             self._inner = self.app
             self.app = self._run
-            self._lost = asyncio.Event()
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             if self.server_state.closing:  # it was in the listener's queue when the server stopped
                 transport.abort()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            super().connection_lost(exc)
-            self._lost.set()
 
         async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
             try:
@@ -70,13 +65,11 @@ def protocol() -> type[asyncio.Protocol]:
                 self.transport.write(piece)
                 await self.flow.drain()
                 await asyncio.sleep(script.pause)
-            if script.end == "hold":
-                await self._lost.wait()
-            elif script.end == "reset":
+            if script.end == "reset":
                 linger = struct.pack("ii", 1, 0)
                 self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 self.transport.abort()
-            else:
+            elif script.end == "close":
                 self.transport.close()
 
     return DroppingProtocol
