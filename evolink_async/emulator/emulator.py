@@ -9,11 +9,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from .app import App, Options
+from .app import App
 from .behaviour import Behaviour, Dialect, read_choice
 from .clock import Clock, wall_clock
-from .faults import Fault
+from .faults import Fault, faults_of
 from .limits import HINT_STYLES
+from .world import Options, World
 
 if TYPE_CHECKING:
     from .server import LoopbackServer
@@ -101,14 +102,15 @@ class Emulator:
             idempotency=idempotency,
             batch=batch,
             listing=listing,
-            faults=_read_all(faults),
+            faults=faults_of(faults),
             models=_mapping(models),
             dialect=read_choice(Dialect, dialect or {}),
             private_callbacks=private_callbacks,
             record=record,
             api_key=api_key,
         )
-        self._app = App(options, Clock(clock or wall_clock(), standing=standing))
+        self._world = World(options, Clock(clock or wall_clock(), standing=standing))
+        self._app = App(self._world)
 
     @property
     def app(self) -> App:
@@ -117,44 +119,44 @@ class Emulator:
 
     def book(self) -> dict[str, Any]:
         """The ground truth: every accepted submission, every charge. As ``GET /_emulator/book``."""
-        return self._app.book()
+        return self._world.book()
 
     def set_faults(self, faults: Iterable[Fault | Mapping[str, Any]]) -> None:
         """Replace the faults in force; their counts start again. As ``POST /_emulator/faults``."""
-        self._app.intervene("faults", [fault.to_dict() for fault in _read_all(faults)])
+        self._world.set_faults(faults_of(faults))
 
     def advance(self, seconds: float) -> None:
         """Let so many seconds pass at once, on the clock of the wire. As ``POST /_emulator/clock``.
 
         With ``speed=1`` these are EvoLink's seconds: ``advance(24 * 3600)`` lets result links die.
         """
-        self._app.intervene("clock", {"advance": seconds})
+        self._world.intervene("clock", {"advance": seconds})
 
     def end(self, task_id: str, status: str = "completed", *, code: str | None = None) -> None:
         """Let a task end now: completed, failed (with ``code``) or cancelled. As ``POST /_emulator/tasks/{id}``.
 
         Raises ValueError for an unknown or finished task.
         """
-        self._app.intervene("end", {"id": task_id, "status": status, "code": code})
+        self._world.intervene("end", {"id": task_id, "status": status, "code": code})
 
     def set_account(self, **changes: Any) -> None:
         """Change the account: ``credits`` that are free, ``rate``, ``burst``, ``concurrency``, and ``key``, which is
         active, invalid, disabled or expired. As ``POST /_emulator/account``.
         """
-        self._app.intervene("account", changes)
+        self._world.intervene("account", changes)
 
     def reset(self, seed: int | None = None) -> None:
         """Begin again as at first: no tasks, no files, the first balance, the first faults; the clock goes on.
 
         As ``POST /_emulator/reset``.
         """
-        self._app.reset(seed)
+        self._world.reset(seed)
 
     def recording(self) -> str:
         """What was recorded so far, as JSON lines, without the key. ValueError unless ``record`` is on."""
-        if self._app.recording is None:
+        if self._world.recording is None:
             raise ValueError("nothing is recorded: Emulator(record=True), or POST /_emulator/recording")
-        return self._app.recording.text()
+        return self._world.recording.text()
 
     def replay(self, recording: str) -> dict[str, Any]:
         """Begin again and carry out a recording at its own times: the book is then the recorded run's.
@@ -162,7 +164,11 @@ class Emulator:
         Gives the number of ``lines`` and those whose answers are ``differing`` (with the same options: none).
         As ``PUT /_emulator/recording``. Raises ValueError for what is no recording.
         """
-        return self._app.replay(recording)
+        return self._world.replay(recording)
+
+    async def aclose(self) -> None:
+        """End the callbacks that run in the background; needed only where :attr:`app` is used without :meth:`serve`."""
+        await self._world.close()
 
     def serve(self, host: str = "127.0.0.1", port: int = 0) -> AbstractAsyncContextManager[Server]:
         """``async with emulator.serve() as server``: a real TCP port in this event loop; 0 takes a free one."""
@@ -176,7 +182,7 @@ class Emulator:
             yield Server(base_url, self.api_key, self)
         finally:
             await loopback.close()
-            await self._app.close()
+            await self.aclose()
 
     def run(
         self, host: str = "127.0.0.1", port: int = 8085, *, on_start: Callable[[Server], None] | None = None
@@ -224,12 +230,6 @@ def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def _read_all(faults: Iterable[Fault | Mapping[str, Any]]) -> tuple[Fault, ...]:
-    if isinstance(faults, (str, bytes, Mapping)):
-        raise ValueError("faults are a list, of Fault or of objects")
-    return tuple(fault if isinstance(fault, Fault) else Fault.from_dict(fault) for fault in faults)
 
 
 def _require(condition: bool, name: str, wanted: str, value: object) -> None:

@@ -169,10 +169,14 @@ class Fault:
 
 def read_faults(text: bytes | str) -> tuple[Fault, ...]:
     """Faults from a JSON list; ValueError says what is wrong with it."""
-    rows = json.loads(text)
-    if not isinstance(rows, list):
-        raise ValueError("faults are a JSON list of objects")
-    return tuple(Fault.from_dict(row) for row in rows)
+    return faults_of(json.loads(text))
+
+
+def faults_of(rows: Iterable[Fault | Mapping[str, Any]]) -> tuple[Fault, ...]:
+    """Faults, each as it is or from an object; ValueError says what is wrong with them."""
+    if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
+        raise ValueError(f"faults are a list of objects, not {rows!r}")
+    return tuple(row if isinstance(row, Fault) else Fault.from_dict(row) for row in rows)
 
 
 def _check(fault: Fault) -> None:

@@ -7,13 +7,10 @@ import hashlib
 import json
 from collections import Counter
 from html import escape
-from typing import TYPE_CHECKING
 
 from .answers import credits_of, extension, told_status
 from .tasks import Task
-
-if TYPE_CHECKING:
-    from .app import App
+from .world import World
 
 MOST_TASKS = 100  # rows on the page; the book has all
 _THUMBNAILS = 4
@@ -60,52 +57,52 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
-def render_page(app: App, links_at: str) -> str:
+def render_page(world: World, links_at: str) -> str:
     """The page. Every text that came from outside is escaped."""
-    now = app.clock()
-    app.service.settle(now)
-    tasks = app.service.newest(MOST_TASKS)
+    now = world.clock()
+    world.service.settle(now)
+    tasks = world.service.newest(MOST_TASKS)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>EvoLink emulator</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="{_ICON}">'
         '<noscript><meta http-equiv="refresh" content="3"></noscript>'
         f"<style>{_STYLE}</style></head><body><p id=gone>The emulator does not answer any more.</p><main>"
-        f"{_head(app)}{_account(app)}{_faults(app)}{_refused(app)}{_tasks(app, tasks, now, links_at)}"
+        f"{_head(world)}{_account(world)}{_faults(world)}{_refused(world)}{_tasks(world, tasks, now, links_at)}"
         f"</main><script>{_SCRIPT}</script></body></html>"
     )
 
 
-def _head(app: App) -> str:
-    clock = "the clock stands still" if app.clock.standing else f"{app.options.speed:g} times real speed"
-    recording = ", recording" if app.recording is not None else ""
+def _head(world: World) -> str:
+    clock = "the clock stands still" if world.clock.standing else f"{world.options.speed:g} times real speed"
+    recording = ", recording" if world.recording is not None else ""
     return (
-        f"<h1>EvoLink emulator</h1><p class=dim>{clock}, seed {app.options.seed}{recording} · "
+        f"<h1>EvoLink emulator</h1><p class=dim>{clock}, seed {world.options.seed}{recording} · "
         "a local stand-in: no key, no costs · <a href=/_emulator/book>book</a> · <a href=/openapi.json>OpenAPI</a></p>"
     )
 
 
-def _account(app: App) -> str:
-    account, limits = app.service.account, app.service.limits()
+def _account(world: World) -> str:
+    account, limits = world.service.account, world.service.limits()
     figures = [
         ("credits left", _amount(account.remaining)),
         ("reserved", _amount(account.reserved)),
         ("spent", _amount(account.spent)),
-        ("tasks", f"{app.service.task_count:,}"),
-        ("unfinished", f"{app.service.unfinished:,}"),
-        ("status reads", f"{app.service.status_reads:,}"),
-        ("replays", f"{app.service.replays:,}"),
+        ("tasks", f"{world.service.task_count:,}"),
+        ("unfinished", f"{world.service.unfinished:,}"),
+        ("status reads", f"{world.service.status_reads:,}"),
+        ("replays", f"{world.service.replays:,}"),
         ("rate", "no limit" if limits["rate"] is None else f"{limits['rate']:g}/s, {limits['burst']:g} at once"),
         ("concurrency", "no limit" if limits["concurrency"] is None else f"{limits['concurrency']:,}"),
-        ("key", app.api.key_state),
+        ("key", world.api.key_state),
     ]
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in figures)
     return f"<dl id=account>{cells}</dl>"
 
 
-def _faults(app: App) -> str:
+def _faults(world: World) -> str:
     rows = []
-    for fault, matched, hit in app.plan:
+    for fault, matched, hit in world.plan:
         text = json.dumps(fault.to_dict(), ensure_ascii=False)
         text = text if len(text) <= 300 else text[:299] + "…"
         rows.append(
@@ -117,31 +114,31 @@ def _faults(app: App) -> str:
     return f"<h2>Faults</h2><div class=scroll><table id=faults>{head}{''.join(rows)}</table></div>"
 
 
-def _refused(app: App) -> str:
-    refused: Counter[tuple[int, str]] = app.service.refused
+def _refused(world: World) -> str:
+    refused: Counter[tuple[int, str]] = world.service.refused
     if not refused:
         return ""
     texts = (f"{count:,} × {status} {escape(code)}" for (status, code), count in sorted(refused.items()))
     return f"<p id=refused><span class=dim>Submissions refused:</span> {', '.join(texts)}</p>"
 
 
-def _tasks(app: App, tasks: list[Task], now: float, links_at: str) -> str:
+def _tasks(world: World, tasks: list[Task], now: float, links_at: str) -> str:
     if not tasks:
         return "<h2>Tasks</h2><p class=dim id=tasks>None yet: POST to <code>/v1/images/generations</code>.</p>"
-    more = f" <span class=dim>the newest {len(tasks)}</span>" if app.service.task_count > len(tasks) else ""
+    more = f" <span class=dim>the newest {len(tasks)}</span>" if world.service.task_count > len(tasks) else ""
     head = (
         "<tr><th>task</th><th>model and prompt</th><th>status</th><th class=n>age</th><th class=n>took (estimate)</th>"
         "<th class=n>polls</th><th class=n>told after</th><th class=n>credits</th><th>results</th></tr>"
     )
-    rows = "".join(_row(app, task, now, links_at) for task in tasks)
+    rows = "".join(_row(world, task, now, links_at) for task in tasks)
     return f"<h2>Tasks{more}</h2><div class=scroll><table id=tasks>{head}{rows}</table></div>"
 
 
 _CLASSES = {"completed": "good", "failed": "bad", "cancelled": "bad"}
 
 
-def _row(app: App, task: Task, now: float, links_at: str) -> str:
-    status = told_status(task, now, app.service.dialect)
+def _row(world: World, task: Task, now: float, links_at: str) -> str:
+    status = told_status(task, now, world.service.dialect)
     word = f"<span class={_CLASSES.get(status, 'busy')}>{status}</span>"
     if status == "processing":
         word += f"<br><progress max=100 value={task.progress(now)}></progress>"
@@ -156,15 +153,15 @@ def _row(app: App, task: Task, now: float, links_at: str) -> str:
         f"<td class=n>{now - task.created:.0f} s</td>"
         f"<td class=n>{took} <span class=dim>({task.estimate:.0f} s)</span></td>"
         f"<td class=n>{task.polls}</td><td class=n>{told}</td><td class=n>{money}</td>"
-        f"<td>{_links(app, task, now, links_at)}</td></tr>"
+        f"<td>{_links(world, task, now, links_at)}</td></tr>"
     )
 
 
-def _links(app: App, task: Task, now: float, links_at: str) -> str:
+def _links(world: World, task: Task, now: float, links_at: str) -> str:
     names = [f"{task.id}-{n}.{extension(task)}" for n in range(1, min(task.produced, _THUMBNAILS) + 1)]
     shown = []
     for name in names:
-        if app.service.result(name, now) is None:
+        if world.service.result(name, now) is None:
             continue
         link = escape(f"{links_at}/{name}")
         inside = f'<img src="{link}" alt="" loading=lazy>' if task.model.kind == "image" else extension(task)

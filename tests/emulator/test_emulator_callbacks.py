@@ -87,7 +87,7 @@ async def world(**options: Any) -> AsyncIterator[tuple[Emulator, httpx.AsyncClie
     transport = httpx.ASGITransport(emulator.app)
     async with httpx.AsyncClient(base_url="http://evolink.test", transport=transport, headers=headers) as client:
         yield emulator, client
-        await emulator.app.close()
+        await emulator.aclose()
 
 
 async def submit(client: httpx.AsyncClient, url: str, **more: Any) -> dict[str, Any]:

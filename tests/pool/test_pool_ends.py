@@ -106,7 +106,7 @@ async def test_credits_run_out_in_the_middle_of_5000_requests(api_key: str) -> N
         w.client._memory.rates[MODEL] = 100.0
         async with w.pool() as probe:
             price = float((await probe.run(image())).credits or 0)
-        w.emulator._app.service.account.initial = round((price * 900) * 1_000_000)
+        w.emulator._world.service.account.initial = round((price * 900) * 1_000_000)
         w.wire.posts.clear()
         w.wire.tamper = late
         outcomes = await until_it_ends(w.pool(source(), max_outstanding=300), QuotaExhaustedError)

@@ -299,7 +299,7 @@ async def test_sources_added_to_a_blocked_pool_are_not_burnt(api_key: str) -> No
     async with world(api_key, credits=2.5) as w, w.pool() as pool:
         assert (await pool.run(image(1))).status in ("completed", "not_submitted")
         assert (await pool.run(image(2))).status == "not_submitted"
-        w.emulator._app.service.account.initial += 10**9
+        w.emulator._world.service.account.initial += 10**9
         pool.add(images(20))
         assert all([outcome.ok async for outcome in pool])
 

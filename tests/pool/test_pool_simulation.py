@@ -226,7 +226,7 @@ async def one_life(api_key: str, seed: int) -> Counter[str]:
         names = [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         assert not [name for name in names if name.startswith(("evolink feeder", "evolink source"))], names
         life.check(pool)
-        if not any(outcome.status == "unknown" for outcome in lost(life)) and not w.emulator._app._faulted:
+        if not any(outcome.status == "unknown" for outcome in lost(life)) and not w.emulator.book()["faulted"]:
             assert life.running_most <= life.most, "more than max_outstanding ran at the service"
         return Counter(str(outcome.status) for outcome in [*life.taken, *life.returned, *pool.leftovers])
 
