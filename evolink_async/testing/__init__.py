@@ -1,0 +1,1 @@
+"""What tests of code that uses this library need."""
