@@ -209,5 +209,8 @@ def _summary(item: pytest.Item, emulator: BackgroundEmulator) -> str:
     from evolink_async.testing.summary import summarize
 
     repeat = "set by its marker" if "seed" in _marked_options(item) else f"repeat with --evolink-seed={emulator.seed}"
-    lines = summarize(emulator.options, emulator.book(), emulator.faults())
+    try:
+        lines = summarize(emulator.options, emulator.book(), emulator.faults())
+    except TimeoutError as error:  # a report never fails
+        lines = [str(error)]
     return "\n".join([f"seed: {emulator.seed}, {repeat}", *lines])

@@ -73,3 +73,11 @@ async def test_the_notebook_runs_from_top_to_bottom(emulator: Any) -> None:
     assert done.code == 0, done.stderr
     assert done.stdout.count("completed") >= 5
     assert len(emulator.emulator.book()["posts"]) == 7
+
+
+async def test_the_tests_of_the_example_project_pass_and_reach_no_other_service(emulator: Any) -> None:
+    project = EXAMPLES / "testing_your_code"
+    done = await run_program([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(project)], emulator)
+    assert done.code == 0, done.stdout
+    assert "6 passed" in done.stdout
+    assert emulator.emulator.book()["requests"] == {}

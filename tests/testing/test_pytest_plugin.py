@@ -202,7 +202,8 @@ def test_urllib(evolink_emulator):
         os.environ["EVOLINK_BASE_URL"] + "/v1/credits",
         headers={"Authorization": "Bearer " + os.environ["EVOLINK_API_KEY"]},
     )
-    with urllib.request.urlopen(request) as answer:
+    opener = urllib.request.build_opener()  # urlopen's own would keep this test's proxies
+    with opener.open(request) as answer:
         assert answer.status == 200
     assert evolink_emulator.book()["requests"] == {"GET /v1/credits": 1}
     assert os.environ["no_proxy"] == "internal.example,127.0.0.1"
@@ -478,6 +479,7 @@ async def test_the_emulator_in_a_thread_is_asked_from_inside_a_running_loop(api_
             assert [post["task_id"] for post in emulator.book()["posts"]] == [task.id]
     assert [post["task_id"] for post in emulator.book()["posts"]] == [task.id], "the book outlives the emulator"
     assert emulator.faults() == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "evolink emulator"]
 
 
 def test_the_clock_and_the_reset_are_the_emulators_and_happen_in_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
