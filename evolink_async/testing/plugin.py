@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from evolink_async.testing.background import BackgroundEmulator
 
 SPEED = 1000  # a video takes a fifth of a second, a link lives for 86
-_LOOPBACK = "127.0.0.1"
 _MARKERS = (
     "evolink_emulator(**options): options of the emulator that the fixtures evolink_emulator and evolink_client serve, "
     "such as speed=1000, failure_share=0.5, rate=5, credits=100",
@@ -144,7 +143,7 @@ def _options(item: pytest.Item) -> dict[str, Any]:
 
 def _seed_of(item: pytest.Item) -> int:
     seed: int | None = item.config.option.evolink_seed
-    return zlib.crc32(item.nodeid.encode()) if seed is None else seed
+    return zlib.crc32(item.nodeid.encode(errors="backslashreplace")) if seed is None else seed
 
 
 def _marked_options(item: pytest.Item) -> dict[str, Any]:
