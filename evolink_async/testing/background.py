@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from evolink_async.emulator import Emulator, Fault, Server
 from evolink_async.testing.loops import PATIENCE, run_in
+
+_T = TypeVar("_T")
 
 
 class BackgroundEmulator:
@@ -60,12 +62,11 @@ class BackgroundEmulator:
 
     def book(self) -> dict[str, Any]:
         """The ground truth: every accepted submission (``"posts"``), every charge, what was refused and why."""
-        book: dict[str, Any] = self._call("book")
-        return book
+        return self._call(self._emulator.book)
 
     def set_faults(self, faults: Iterable[Fault | Mapping[str, Any]]) -> None:
         """Replace the faults in force; their counts start again. Raises ValueError for a fault that can't be."""
-        self._call("set_faults", list(faults))
+        self._call(self._emulator.set_faults, list(faults))
 
     def faults(self) -> list[dict[str, Any]]:
         """The faults in force, each with how many requests it ``"matched"`` and how many it ``"hit"``."""
@@ -73,12 +74,25 @@ class BackgroundEmulator:
         return faults
 
     def advance(self, seconds: float) -> None:
-        """Move the emulator's clock forward by so many seconds. Clients have their own."""
-        self._call("advance", seconds)
+        """Let so many seconds pass at once on the emulator's clock, not on those of its clients."""
+        self._call(self._emulator.advance, seconds)
+
+    def end(self, task_id: str, status: str = "completed", *, code: str | None = None) -> None:
+        """Let a task end now: completed, failed (with ``code``) or cancelled.
+
+        Raises ValueError for an unknown or finished task.
+        """
+        self._call(partial(self._emulator.end, code=code), task_id, status)
+
+    def set_account(self, **changes: Any) -> None:
+        """Change the account: ``credits`` that are free, ``rate``, ``burst``, ``concurrency``, and ``key``, which is
+        active, invalid, disabled or expired. Raises ValueError for what can't be.
+        """
+        self._call(partial(self._emulator.set_account, **changes))
 
     def reset(self) -> None:
-        """Begin again: as it was made."""
-        self._call("reset")
+        """Begin again as at first: no tasks, no files, the first balance, the first faults; the clock goes on."""
+        self._call(self._emulator.reset)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -106,10 +120,9 @@ class BackgroundEmulator:
             self._server.set_result(server)
             await self._stop.wait()
 
-    def _call(self, method: str, *arguments: Any) -> Any:
-        async def call() -> Any:
-            answer = getattr(self._emulator, method)(*arguments)
-            return await answer if inspect.isawaitable(answer) else answer
+    def _call(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        async def call() -> _T:
+            return function(*arguments)
 
         return run_in(self._loop, call())
 

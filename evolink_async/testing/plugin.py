@@ -80,9 +80,10 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 def evolink_emulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Generator[BackgroundEmulator]:
     """A local EvoLink on a real port, for this test alone.
 
-    It has `.base_url`, `.api_key`, `.book()`, `.set_faults([...])`, `.faults()`, `.advance(seconds)`, `.reset()`,
-    `.options` and `.seed`. EVOLINK_BASE_URL, EVOLINK_FILES_BASE_URL and EVOLINK_API_KEY name it while the test runs,
-    so a plain `AsyncEvoLink()` in the code under test finds it, and never the real service.
+    It has `.base_url`, `.api_key`, `.book()`, `.set_faults([...])`, `.faults()`, `.advance(seconds)`, `.end(task_id)`,
+    `.set_account(...)`, `.reset()`, `.options` and `.seed`. While the test runs, EVOLINK_BASE_URL,
+    EVOLINK_FILES_BASE_URL and EVOLINK_API_KEY name it, so a plain `AsyncEvoLink()` in the code under test finds it, and
+    never the real service.
     """
     with ExitStack() as stack:
         emulator = _started(_options(request.node), stack)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from evolink_async import AsyncEvoLink, DownloadError, EvoLinkError, ImageRequest, Outcome
+from evolink_async import AsyncEvoLink, DownloadError, EvoLinkError, ImageRequest, Task
 
 PLACEHOLDER = Path("placeholder.png")
 
@@ -42,17 +42,24 @@ async def make_covers(products: Iterable[Product], folder: Path) -> dict[str, Co
         try:
             async with client.pool(requests) as pool:
                 async for outcome in pool:
-                    covers[outcome.key] = await _cover(client, outcome, folder)
+                    if outcome.ok:
+                        covers[outcome.key] = await _saved(client, outcome.task, folder)
+                    else:
+                        covers[outcome.key] = Cover(PLACEHOLDER, outcome.status)
         except EvoLinkError as reason:  # what ended the pool early, such as an empty account
             logger.error("the covers are incomplete: %s", reason)
     return covers
 
 
-async def _cover(client: AsyncEvoLink, outcome: Outcome, folder: Path) -> Cover:
-    if not outcome.ok:
-        return Cover(PLACEHOLDER, outcome.status)
+async def fetch_cover(task_id: str, folder: Path) -> Cover:
+    """The cover that an earlier run has paid for, as long as its link lives: a day."""
+    async with AsyncEvoLink() as client:
+        return await _saved(client, await client.tasks.wait(task_id), folder)
+
+
+async def _saved(client: AsyncEvoLink, task: Task, folder: Path) -> Cover:
     try:
-        [path] = await client.save(outcome.task, folder)
+        [path] = await client.save(task, folder)
     except DownloadError as error:
         return Cover(PLACEHOLDER, str(error))
     return Cover(path)

@@ -1,7 +1,7 @@
 """What becomes of the covers when all goes well, and when the service, the network or the account do not."""
 
 import pytest
-from covers import PLACEHOLDER, Cover, Product, make_covers
+from covers import PLACEHOLDER, Cover, Product, fetch_cover, make_covers
 
 LAMP, CHAIR, TABLE = Product("L-1", "a brass lamp"), Product("C-1", "an oak chair"), Product("T-1", "a round table")
 
@@ -41,8 +41,8 @@ async def test_an_empty_account_leaves_placeholders_for_the_rest(tmp_path, caplo
     assert "insufficient_quota" in caplog.text
 
 
-@pytest.mark.evolink_faults({"path": "/results/", "status": 404})
-async def test_a_picture_that_cannot_be_fetched_is_a_placeholder_too(tmp_path):
-    covers = await make_covers([LAMP], tmp_path)
-    assert covers["L-1"].path == PLACEHOLDER
-    assert "404" in covers["L-1"].problem
+async def test_a_cover_is_fetched_later_and_is_gone_after_a_day(evolink_client, evolink_emulator, tmp_path):
+    task = await evolink_client.images.submit(model="gpt-4o-image", prompt=LAMP.name)
+    assert (await fetch_cover(task.id, tmp_path / "today")).problem is None
+    evolink_emulator.advance(24 * 3600)
+    assert (await fetch_cover(task.id, tmp_path / "tomorrow")).path == PLACEHOLDER

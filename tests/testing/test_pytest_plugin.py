@@ -8,11 +8,10 @@ import re
 import subprocess
 import sys
 import threading
-from typing import Any
 
 import pytest
 
-from evolink_async import AsyncEvoLink
+from evolink_async import AsyncEvoLink, PermissionDeniedError
 from evolink_async.emulator import Emulator
 from evolink_async.http.transport import SlotTransport
 from evolink_async.testing.background import BackgroundEmulator
@@ -482,23 +481,41 @@ async def test_the_emulator_in_a_thread_is_asked_from_inside_a_running_loop(api_
     assert not [thread for thread in threading.enumerate() if thread.name == "evolink emulator"]
 
 
-def test_the_clock_and_the_reset_are_the_emulators_and_happen_in_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[Any, ...]] = []
+def test_what_is_asked_of_the_emulator_happens_in_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    advance = Emulator.advance
 
-    def advance(self: Emulator, seconds: float) -> None:
+    def noting(self: Emulator, seconds: float) -> None:
         asyncio.get_running_loop()
-        calls.append(("advance", seconds, threading.current_thread().name))
+        threads.append(threading.current_thread().name)
+        advance(self, seconds)
 
-    async def reset(self: Emulator) -> None:
-        await asyncio.sleep(0)
-        calls.append(("reset", threading.current_thread().name))
-
-    monkeypatch.setattr(Emulator, "advance", advance, raising=False)
-    monkeypatch.setattr(Emulator, "reset", reset, raising=False)
+    monkeypatch.setattr(Emulator, "advance", noting)
     with BackgroundEmulator() as emulator:
         emulator.advance(86_400)
-        emulator.reset()
-    assert calls == [("advance", 86_400, "evolink emulator"), ("reset", "evolink emulator")]
+        with pytest.raises(ValueError, match="from 0, not -1"):
+            emulator.advance(-1)
+    assert threads == ["evolink emulator"] * 2
+
+
+async def test_the_emulator_in_a_thread_has_the_controls_of_the_emulator(api_key: str) -> None:
+    def told() -> list[str]:
+        return [post["status"] for post in emulator.book()["posts"]]
+
+    with BackgroundEmulator(standing=True, api_key=api_key) as emulator:
+        async with AsyncEvoLink(base_url=emulator.base_url) as client:
+            first = await client.images.submit(model="gpt-4o-image", prompt="a lighthouse")
+            await client.images.submit(model="gpt-4o-image", prompt="a harbour")
+            emulator.end(first.id, "failed", code="service_error")
+            assert told() == ["failed", "pending"]
+            emulator.advance(86_400)
+            assert told() == ["failed", "completed"]
+            emulator.set_account(key="disabled")
+            with pytest.raises(PermissionDeniedError):
+                await client.credits()
+            emulator.reset()
+            await client.credits()
+            assert told() == []
 
 
 def test_an_emulator_without_a_port_says_so_where_it_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
