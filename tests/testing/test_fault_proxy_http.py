@@ -100,16 +100,13 @@ async def test_toxics_that_only_slow_down_change_no_answer(emulator: Any, toxic:
         assert await fetch_with_aiohttp(proxy, emulator.api_key) == plain
 
 
-async def test_in_real_time_too_the_bandwidth_is_what_it_should_be(emulator: Any) -> None:
+async def test_in_real_time_too_the_bandwidth_is_not_exceeded(emulator: Any) -> None:
     async with FaultProxy(emulator.base_url) as proxy:
         size = len(await fetch(proxy, emulator.api_key))
-        before = proxy.stats.downstream_bytes
-        rate = size / 1000  # KB/s: about a second
-        proxy.add(Bandwidth(rate=rate))
+        proxy.add(Bandwidth(rate=size / 500))  # KB/s: the body alone takes half a second
         begun = time.monotonic()
         await fetch(proxy, emulator.api_key)
-        took = time.monotonic() - begun
-        assert proxy.stats.downstream_bytes - before == pytest.approx(took * rate * 1000, rel=0.1)
+        assert time.monotonic() - begun >= 0.49
 
 
 async def test_disabled_is_a_refused_connection(emulator: Any) -> None:
