@@ -72,6 +72,7 @@ BROKEN: list[Any] = [
     Timeout(timeout=0, stream="upstream"),
     Timeout(timeout=0, stream="downstream"),
 ]
+TOO_LATE = Latency(latency=40_000)  # the client waits 30 s for a submission, 15 s for a poll
 
 
 def named(toxic: Any) -> str:
@@ -83,8 +84,9 @@ def named(toxic: Any) -> str:
 
 slow = pytest.mark.parametrize("toxic", SLOW, ids=named)
 broken = pytest.mark.parametrize("toxic", BROKEN, ids=named)
-broken_or_down = pytest.mark.parametrize("toxic", [*BROKEN, DOWN], ids=named)
-any_network = pytest.mark.parametrize("toxic", [*SLOW, *BROKEN, DOWN], ids=named)
+broken_for_good = pytest.mark.parametrize("toxic", [*BROKEN, TOO_LATE], ids=named)
+broken_or_down = pytest.mark.parametrize("toxic", [*BROKEN, TOO_LATE, DOWN], ids=named)
+any_network = pytest.mark.parametrize("toxic", [*SLOW, *BROKEN, TOO_LATE, DOWN], ids=named)
 
 
 @dataclass
@@ -170,7 +172,7 @@ async def test_held_nothing_is_sent_again_and_the_key_finds_what_was_paid(api_ke
         assert len(here.posts) == here.post_requests
 
 
-@broken
+@broken_for_good
 async def test_a_network_that_stays_broken_costs_at_most_one_task(api_key: str, toxic: Toxic) -> None:
     async with world(api_key) as here:
         await here.spoil(toxic)
@@ -214,7 +216,18 @@ async def test_refused_to_the_end_nothing_was_sent(api_key: str) -> None:
         assert here.posts == []
 
 
-@broken
+async def test_a_kept_connection_that_the_server_has_ended_carries_no_paid_request(api_key: str) -> None:
+    async with world(api_key, hold=True) as here:
+        await here.submit()
+        await here.spoil(HalfClose())
+        await asyncio.sleep(0.1)
+        await here.proxy.reset()
+        await here.submit()
+        assert here.proxy.stats.accepted == 2
+        assert here.post_requests == len(here.posts) == 2
+
+
+@broken_for_good
 async def test_a_service_without_idempotency_is_paid_at_most_twice(api_key: str, toxic: Toxic) -> None:
     async with world(api_key, idempotency=False) as here:
         await here.spoil(toxic)

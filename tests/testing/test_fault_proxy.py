@@ -319,6 +319,19 @@ async def test_slicer_can_cut_between_any_two_bytes(stream: Any) -> None:
         assert len(seen) == 200
 
 
+async def test_very_many_pieces_at_once_leave_others_their_turn() -> None:
+    async with world() as here:
+        here.proxy.add(Slicer(average_size=1, stream="upstream"))
+        line = await here.line()
+        await line.client.send(bytes(20_000))
+        answered = 0
+        while here.proxy.stats.upstream_bytes < 20_000:
+            await send_across(line.server, line.client)
+            answered += 1
+        assert answered > 1000
+        assert await line.server.reader.readexactly(20_000) == bytes(20_000)
+
+
 @streams
 @pytest.mark.parametrize("limit", [0, 1, 1000, 1_500_000])
 async def test_limit_data_ends_in_order_after_exactly_its_bytes(stream: Any, limit: int) -> None:
