@@ -66,6 +66,8 @@ class FaultProxy:
     """
 
     def __init__(self, upstream: str, *, port: int = 0, seed: int = 0) -> None:
+        if not 0 <= port < 65_536:
+            raise ValueError(f"port must be between 0 and 65535, not {port!r}")
         self._scheme, self._upstream = _place_of(upstream)
         self._port = port
         self._seed = seed

@@ -405,6 +405,20 @@ async def test_disabling_and_enabling_twice_or_at_once_is_the_same_as_once() -> 
         await echo_both_ways(await here.line())
 
 
+async def test_a_port_that_somebody_else_has_is_an_os_error_and_can_be_tried_again() -> None:
+    async with world() as here:
+        await here.proxy.disable()
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(here.proxy.address)
+            other.listen()
+            with pytest.raises(OSError, match=str(here.proxy.address[1])):
+                await here.proxy.enable()
+            assert not here.proxy.enabled
+        await here.proxy.enable()
+        await echo_both_ways(await here.line())
+
+
 async def test_disabling_in_the_middle_of_connecting_leaves_nothing() -> None:
     for rounds in range(12):
         async with world() as here:
@@ -530,6 +544,8 @@ async def test_it_says_where_it_is_what_it_does_and_its_seed() -> None:
         assert proxy.base_url == f"http://127.0.0.1:{port}"
         assert repr(proxy) == f"<FaultProxy {host}:{port} -> localhost:8085 enabled, latency_downstream, seed 42>"
     assert "disabled" in repr(proxy)
+    with pytest.raises(ValueError, match="port must be between"):
+        FaultProxy("127.0.0.1:1", port=70_000)
     assert FaultProxy("https://example.com", port=4430).base_url == "https://127.0.0.1:4430"
 
 
