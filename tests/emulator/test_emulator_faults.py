@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import httpx
 import pytest
-from wire import exchange
+from bare_client import exchange
 
 from evolink_async.emulator import ConnectionDropped, Emulator, Fault, Server, read_faults
 
