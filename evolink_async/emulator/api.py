@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from functools import partial
-from urllib.parse import parse_qsl
 
 from . import files
 from .answers import Json, Refusal, created_task, error_body
@@ -13,9 +13,11 @@ from .files import FileRefusal, FileStore, StoredFile
 from .http import BATCH, RESULTS, SUBMIT_PATHS, TASKS, Answer, Request, json_answer, ranged
 from .limits import hint_headers, hint_text
 from .media import CONTENT_TYPES, render
+from .queries import read_query
 from .service import Service
 from .tasks import Task
 
+DOCUMENT = "/openapi.json"
 KEY_STATES = ("active", "invalid", "disabled", "expired")
 
 
@@ -43,6 +45,7 @@ class Api:
         self._retry_after = retry_after
         self._batch = batch
         self._listing = listing
+        self._document: Answer | None = None
         store.fetch = self._own_media
 
     def handle(self, request: Request, *, hidden: Collection[str] = ()) -> Answer:
@@ -50,9 +53,11 @@ class Api:
         path, method = request.path, request.method
         if path.startswith((RESULTS, files.LINKS)):
             return self._download(request)
+        if path == DOCUMENT:
+            return self._describe(request)
         if request.headers.get(b"authorization") != self._authorization or self.key_state != "active":
             return self._unauthorized(request)
-        if method == "GET" and path.startswith(TASKS):  # the hot path
+        if method == "GET" and path.startswith(TASKS) and path != BATCH:  # the hot path
             return self._read_one(request)
         if path.startswith(files.PREFIX):
             return self._files_call(request)
@@ -61,8 +66,7 @@ class Api:
         if call is not None:
             return call(request)
         if calls:
-            refusal = Refusal(405, "method_not_allowed", f"{path} answers {', '.join(calls)} only.")
-            return self.refused(refusal, [("allow", ", ".join(calls))])
+            return self._wrong_method(path, calls)
         return self.refused(Refusal(404, "not_found", f"There is nothing at {path}."))
 
     def tasks_of(self, request: Request) -> list[Task]:
@@ -94,6 +98,27 @@ class Api:
             suggestion = hint_text(self._retry_after, refusal.wait)
         body = error_body(refusal, suggestion, self.service.dialect)
         return json_answer(refusal.status, body, tuple(headers))
+
+    def _wrong_method(self, path: str, allowed: Iterable[str]) -> Answer:
+        names = ", ".join(allowed)
+        return self.refused(Refusal(405, "method_not_allowed", f"{path} answers {names} only."), [("allow", names)])
+
+    def _describe(self, request: Request) -> Answer:
+        """The OpenAPI document. It is made when it is first asked for: few ever do."""
+        if request.method not in ("GET", "HEAD"):
+            return self._wrong_method(request.path, ("GET", "HEAD"))
+        if self._document is None:
+            from .openapi import document
+
+            service = self.service
+            made = document(
+                service.dialect,
+                batch=self._batch,
+                listing=self._listing,
+                private_callbacks=service.private_callbacks,
+            )
+            self._document = json_answer(200, made)
+        return self._document
 
     # --- tasks, account, models -----------------------------------------------------------------------------------
 
@@ -144,7 +169,7 @@ class Api:
         return self._told(self.service.read_batch(ids, self._clock(), request.links_at, hidden=hidden))
 
     def _list(self, request: Request) -> Answer:
-        query = dict(parse_qsl(request.query.decode("latin-1")))
+        query = read_query(request.query)
         return self._told(self.service.list_tasks(query, self._clock()))
 
     def _told(self, answer: Json | Refusal) -> Answer:
@@ -153,7 +178,8 @@ class Api:
     # --- files ----------------------------------------------------------------------------------------------------
 
     def _files_call(self, request: Request) -> Answer:
-        call, now = (request.method, request.path.removeprefix(files.PREFIX)), self._clock()
+        name, now = request.path.removeprefix(files.PREFIX), self._clock()
+        call = request.method, name
         if call == ("POST", "upload/stream"):
             content_type = request.headers.get(b"content-type", b"").decode("latin-1")
             return self._uploaded(self.store.upload_form(content_type, request.body, now), request)
@@ -162,16 +188,20 @@ class Api:
         if call == ("POST", "upload/url"):
             return self._uploaded(self.store.upload_url(request.json(), request.host, now), request)
         if call == ("GET", "list"):
-            page = self.store.page(dict(parse_qsl(request.query.decode("latin-1"))), now)
+            page = self.store.page(read_query(request.query), now)
             return self._file_refused(page) if isinstance(page, FileRefusal) else json_answer(200, files.accepted(page))
         if call == ("GET", "quota"):
             return json_answer(200, files.accepted(self.store.quota(now)))
-        if request.method == "GET" and call[1].startswith(files.RECEIPTS):
-            return self._receipt(call[1].removeprefix(files.RECEIPTS), request)
-        if request.method == "DELETE":
-            gone = self.store.delete(call[1], now)
-            return json_answer(200, files.accepted(None)) if gone is None else self._file_refused(gone)
-        return self._file_refused(FileRefusal(404, f"There is nothing at {request.method} {request.path}."))
+        allowed = files.method_of(name)
+        if allowed is None:
+            return self._file_refused(FileRefusal(404, f"There is nothing at {request.path}."))
+        if request.method != allowed:
+            refusal = self._file_refused(FileRefusal(405, f"{request.path} answers {allowed} only."))
+            return replace(refusal, headers=(("allow", allowed),))
+        if allowed == "GET":
+            return self._receipt(name.removeprefix(files.RECEIPTS), request)
+        gone = self.store.delete(name, now)
+        return json_answer(200, files.accepted(None)) if gone is None else self._file_refused(gone)
 
     def _uploaded(self, stored: StoredFile | FileRefusal, request: Request) -> Answer:
         if isinstance(stored, FileRefusal):

@@ -1,32 +1,56 @@
 """Rules over several parameters. Pure.
 
-The data file names a model's rules by a sentence; this table says what each sentence means. A handful is not
-checked, because the service would have to open the media or because the sentence describes no refusal.
+The data file names a model's rules by a sentence; this table says what each sentence means: as a check, and as the
+JSON Schema of the bodies that keep it. A handful is not checked, because the service would have to open the media or
+because the sentence describes no refusal.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from .answers import Refusal, invalid
+from .answers import Json, Refusal, invalid
 
 Params = Mapping[str, Any]
-Condition = Callable[[Params], bool]
-Rule = Callable[[Params], Refusal | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What holds of some requests' parameters. ``schema`` is None where JSON Schema can't say it."""
+
+    holds: Callable[[Params], bool]
+    schema: Json | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What every request must keep.
+
+    Bodies that keep it fit all ``schemas``. The reverse is true as well, except that for the parameters in ``unsaid``
+    the check refuses more than the schemas can say.
+    """
+
+    check: Callable[[Params], Refusal | None]
+    schemas: tuple[Json, ...] = ()
+    unsaid: tuple[str, ...] = ()
 
 
 def check_rules(sentences: Iterable[str], params: Params) -> Refusal | None:
     """The first rule that is broken."""
     for sentence in sentences:
         rule = RULES.get(sentence)
-        refusal = None if rule is None else rule(params)
+        refusal = None if rule is None else rule.check(params)
         if refusal is not None:
             return refusal
     return None
 
 
-# --- conditions ------------------------------------------------------------------------------------------------
+# --- parameters ------------------------------------------------------------------------------------------------
+
+_EMPTY: Json = {"enum": [None, "", []]}  # as good as not sent
 
 
 def _at(params: Params, name: str) -> Any:
@@ -43,67 +67,124 @@ def _count(params: Params, *names: str) -> int:
     return sum(len(value) if isinstance(value, list) else value not in (None, "") for value in values)
 
 
-def _always(_: Params) -> bool:
-    return True
+def _having(name: str, schema: Json) -> Json:
+    """Bodies that have this parameter, with a value of this schema."""
+    first, _, rest = name.partition(".")
+    inner = {"type": "object", **_having(rest, schema)} if rest else schema
+    return {"required": [first], "properties": {first: inner}}
+
+
+def _if_there(name: str, schema: Json) -> Json:
+    """Bodies that don't have this parameter, or have it with a value of this schema."""
+    first, _, rest = name.partition(".")
+    return {"properties": {first: _if_there(rest, schema) if rest else schema}}
+
+
+# --- conditions ------------------------------------------------------------------------------------------------
+
+_ALWAYS = Condition(lambda _: True, {})
 
 
 def _sent(name: str) -> Condition:
-    return lambda params: _count(params, name) > 0
+    return Condition(lambda params: _count(params, name) > 0, _having(name, {"not": _EMPTY}))
 
 
 def _is(name: str, value: object) -> Condition:
-    return lambda params: _at(params, name) == value
+    return Condition(lambda params: _at(params, name) == value, _having(name, {"const": value}))
 
 
 def _more_than(limit: int, *names: str) -> Condition:
-    return lambda params: _count(params, *names) > limit
+    schema = _having(names[0], {"type": "array", "minItems": limit + 1}) if len(names) == 1 else None
+    return Condition(lambda params: _count(params, *names) > limit, schema)
+
+
+def _above(limit: float, name: str) -> Condition:
+    return Condition(
+        lambda params: (_at(params, name) or 0) > limit, _having(name, {"type": "number", "exclusiveMinimum": limit})
+    )
 
 
 def _both(one: Condition, other: Condition) -> Condition:
-    return lambda params: one(params) and other(params)
+    said = None not in (one.schema, other.schema)
+    schema: Json | None = {"allOf": [one.schema, other.schema]} if said else None
+    return Condition(lambda params: one.holds(params) and other.holds(params), schema)
 
 
 def _not(condition: Condition) -> Condition:
-    return lambda params: not condition(params)
+    schema: Json | None = None if condition.schema is None else {"not": condition.schema}
+    return Condition(lambda params: not condition.holds(params), schema)
 
 
 # --- rules -----------------------------------------------------------------------------------------------------
 
 
+def _rule(param: str, message: str, broken: Callable[[Params], bool], schema: Json | None) -> Rule:
+    return Rule(
+        lambda params: invalid(message, param) if broken(params) else None,
+        () if schema is None else (schema,),
+        (param,) if schema is None else (),
+    )
+
+
+def _where(when: Condition, schema: Json) -> Json | None:
+    """The schema, of those bodies alone for which the condition holds."""
+    if when is _ALWAYS:
+        return schema
+    return None if when.schema is None else {"if": when.schema, "then": schema}
+
+
 def _refuse(param: str, message: str, when: Condition) -> Rule:
-    return lambda params: invalid(message, param) if when(params) else None
+    return _rule(param, message, when.holds, _not(when).schema)
 
 
-def _forbid(*names: str, when: Condition = _always) -> Rule:
-    return _all_of(*(_refuse(name, f"{name} is not accepted here.", _both(when, _sent(name))) for name in names))
+def _forbid(*names: str, when: Condition = _ALWAYS) -> Rule:
+    def forbid(name: str) -> Rule:
+        broken = _both(when, _sent(name)).holds
+        return _rule(name, f"{name} is not accepted here.", broken, _where(when, _if_there(name, _EMPTY)))
+
+    return _all_of(*map(forbid, names))
 
 
-def _need(*names: str, when: Condition = _always) -> Rule:
-    return _all_of(*(_refuse(name, f"{name} is required here.", _both(when, _not(_sent(name)))) for name in names))
+def _need(*names: str, when: Condition = _ALWAYS) -> Rule:
+    def need(name: str) -> Rule:
+        broken, there = _both(when, _not(_sent(name))).holds, _having(name, {"not": _EMPTY})
+        return _rule(name, f"{name} is required here.", broken, _where(when, there))
+
+    return _all_of(*map(need, names))
 
 
 def _need_any(*names: str) -> Rule:
     message = f"at least one of {', '.join(names)} is required."
-    return lambda params: None if _count(params, *names) else invalid(message, names[0])
+    schema = {"anyOf": [_having(name, {"not": _EMPTY}) for name in names]}
+    return _rule(names[0], message, lambda params: not _count(params, *names), schema)
 
 
-def _only(name: str, *values: object, when: Condition = _always) -> Rule:
+def _only(name: str, *values: object, when: Condition = _ALWAYS) -> Rule:
     """The parameter, if it is sent, has one of these values."""
     message = f"{name} must be {' or '.join(map(str, values))} here."
-    return _refuse(name, message, lambda params: when(params) and _at(params, name) not in (None, *values))
+    allowed = (*values, None)
+    schema = _where(when, _if_there(name, {"enum": list(allowed)}))
+    return _rule(name, message, lambda params: when.holds(params) and _at(params, name) not in allowed, schema)
 
 
-def _at_most(limit: int, *names: str, when: Condition = _always) -> Rule:
-    return _refuse(names[0], f"{' + '.join(names)}: at most {limit}.", _both(when, _more_than(limit, *names)))
+def _at_most(limit: int, *names: str, when: Condition = _ALWAYS) -> Rule:
+    schema = _where(when, _if_there(names[0], {"maxItems": limit})) if len(names) == 1 else None
+    message = f"{' + '.join(names)}: at most {limit}."
+    return _rule(names[0], message, _both(when, _more_than(limit, *names)).holds, schema)
 
 
-def _exactly(number: int, name: str, when: Condition = _always) -> Rule:
+def _exactly(number: int, name: str, when: Condition = _ALWAYS) -> Rule:
     message = f"{name} must hold exactly {number}."
-    return _refuse(name, message, lambda params: when(params) and _count(params, name) != number)
+    schema = _where(when, _having(name, {"type": "array", "minItems": number, "maxItems": number}))
+    return _rule(name, message, lambda params: when.holds(params) and _count(params, name) != number, schema)
 
 
 def _all_of(*rules: Rule) -> Rule:
-    return lambda params: next((refusal for rule in rules if (refusal := rule(params)) is not None), None)
+    return Rule(
+        lambda params: next((refusal for rule in rules if (refusal := rule.check(params)) is not None), None),
+        tuple(schema for rule in rules for schema in rule.schemas),
+        tuple(name for rule in rules for name in rule.unsaid),
+    )
 
 
 def _shots_fill_the_duration(params: Params) -> Refusal | None:
@@ -112,7 +193,7 @@ def _shots_fill_the_duration(params: Params) -> Refusal | None:
         return None
     try:
         total = sum(float(shot["duration"]) for shot in shots)
-    except (TypeError, ValueError):
+    except ValueError:
         return invalid("every shot needs a duration in seconds.", "model_params.multi_prompt")
     if total != params.get("duration", 5):
         return invalid("the durations of the shots must sum up to duration.", "model_params.multi_prompt")
@@ -121,22 +202,18 @@ def _shots_fill_the_duration(params: Params) -> Refusal | None:
 
 def _vocal_window(params: Params) -> Refusal | None:
     start, end = _at(params, "model_params.vocal_start"), _at(params, "model_params.vocal_end")
-    if start is None and end is None:
-        return None
-    if start is None or end is None:
-        missing = "model_params.vocal_start" if start is None else "model_params.vocal_end"
-        return invalid("vocal_start and vocal_end are sent together.", missing)
-    if not 10 <= end - start <= 30:
+    if start is not None and end is not None and not start + 10 <= end <= start + 30:
         return invalid("the vocal window must be 10 to 30 seconds long.", "model_params.vocal_end")
     return None
 
 
+_FLAGS = ("--v", "--version", "--niji", "--fast", "--draft", "--turbo")
+_FLAG_PATTERN = f"(^|[ \\t\\r\\n])({'|'.join(_FLAGS)})([ \\t\\r\\n]|$)"
+
+
 def _prompt_without_flags(params: Params) -> Refusal | None:
-    refused = {"--v", "--version", "--niji", "--fast", "--draft", "--turbo"}
-    for word in str(params.get("prompt", "")).split():
-        if word in refused:
-            return invalid(f"{word} is not accepted in the prompt.", "prompt")
-    return None
+    found = re.search(_FLAG_PATTERN, str(params.get("prompt", "")))
+    return invalid(f"{found[2]} is not accepted in the prompt.", "prompt") if found else None
 
 
 _ALL_MEDIA = ("image_start", "image_end", "image_urls", "video_urls", "audio_urls")
@@ -160,7 +237,9 @@ RULES: dict[str, Rule] = {
         "quality", "quality hd cannot be drafted.", _both(_is("quality", "hd"), _is("model_params.speed", "draft"))
     ),
     # not here
-    "forbid in prompt: --v, --version, --niji, --fast, --draft, --turbo": _prompt_without_flags,
+    "forbid in prompt: --v, --version, --niji, --fast, --draft, --turbo": Rule(
+        _prompt_without_flags, (_if_there("prompt", {"not": {"type": "string", "pattern": _FLAG_PATTERN}}),)
+    ),
     "forbid: any media input": _forbid(*_ALL_MEDIA),
     "forbid: background=transparent": _refuse("background", "background cannot be transparent here.", _TRANSPARENT),
     "forbid: duration -> parameter error": _forbid("duration"),
@@ -171,7 +250,11 @@ RULES: dict[str, Rule] = {
     "forbid: image_start, image_end, image_urls, video_urls, audio_urls": _forbid(*_ALL_MEDIA),
     "forbid: image_urls, video_urls, audio_urls": _forbid("image_urls", "video_urls", "audio_urls"),
     "forbid: mask_url when image_urls has more than 1 item": _forbid("mask_url", when=_more_than(1, "image_urls")),
-    "forbid: model_params": _refuse("model_params", "model_params is not accepted.", lambda p: "model_params" in p),
+    "forbid: model_params": _refuse(
+        "model_params",
+        "model_params is not accepted.",
+        Condition(lambda params: "model_params" in params, _having("model_params", {"not": {"type": "null"}})),
+    ),
     "forbid: prompt_priority=fast -> 400": _only("prompt_priority", "standard"),
     "forbid: quality=1080p with 2+ images": _refuse(
         "quality", "quality 1080p takes one image at most.", _both(_is("quality", "1080p"), _more_than(1, "image_urls"))
@@ -187,7 +270,7 @@ RULES: dict[str, Rule] = {
     "limit: image_urls+video_urls <=5": _at_most(5, "image_urls", "video_urls"),
     "limit: images+elements <=4": _at_most(4, "image_urls", _ELEMENTS),
     "limit: images+elements <=4 with a video": _at_most(4, "image_urls", _ELEMENTS, when=_sent("video_urls")),
-    "limit: sum of shot durations = duration": _shots_fill_the_duration,
+    "limit: sum of shot durations = duration": Rule(_shots_fill_the_duration, unsaid=("model_params.multi_prompt",)),
     # this only with that
     "limit_if: background=transparent -> exactly 1 input image; output_format=jpeg rejected": (
         _all_of(_exactly(1, "image_urls", when=_TRANSPARENT), _only("output_format", "png", when=_TRANSPARENT))
@@ -211,9 +294,7 @@ RULES: dict[str, Rule] = {
     "limit_if: quality=512p -> exactly 1 image": _exactly(1, "image_urls", when=_is("quality", "512p")),
     "limit_if: size set -> n must be 1": _only("n", 1, when=_sent("size")),
     "limit_if: video_urls -> duration <=10": _refuse(
-        "duration",
-        "duration must be at most 10 with a video.",
-        _both(_sent("video_urls"), lambda params: params.get("duration", 5) > 10),
+        "duration", "duration must be at most 10 with a video.", _both(_sent("video_urls"), _above(10, "duration"))
     ),
     # needed
     "require_any: image_start, image_end": _need_any("image_start", "image_end"),
@@ -252,7 +333,11 @@ RULES: dict[str, Rule] = {
     "require_if: shot_type=customize -> multi_prompt (prompt ignored)": _need(
         "model_params.multi_prompt", when=_is("model_params.shot_type", "customize")
     ),
-    "require_if: vocal_start <-> vocal_end together; window 10..30 s": _vocal_window,
+    "require_if: vocal_start <-> vocal_end together; window 10..30 s": _all_of(
+        _need("model_params.vocal_end", when=_sent("model_params.vocal_start")),
+        _need("model_params.vocal_start", when=_sent("model_params.vocal_end")),
+        Rule(_vocal_window, unsaid=("model_params.vocal_end",)),
+    ),
 }
 
 UNCHECKED = {

@@ -17,11 +17,14 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from .queries import LAST_PAGE, whole
+
 Json = dict[str, Any]
 
 PREFIX = "/api/v1/files/"
 LINKS = "/files/"
 RECEIPTS = "upload-receipts/"
+_CALLS = {"upload/base64": "POST", "upload/stream": "POST", "upload/url": "POST", "list": "GET", "quota": "GET"}
 LIFETIME = 72 * 3600.0  # emulated seconds
 MOST_BYTES = 100 * 1024 * 1024
 BODY_LIMIT = 140 * 1024 * 1024  # of an upload's HTTP body: base64 takes four bytes for three
@@ -29,8 +32,12 @@ MOST_FILES = 100
 _LARGEST_PAGE = 100
 _BEIJING = timezone(timedelta(hours=8))  # as in the documented examples
 
+# What names must look like, in patterns that mean the same in Python and in JSON Schema.
+FILE_NAME = r"(?!\.\.$)[^/\\\x00-\x1f]{0,255}"
+FOLDER = r"(?!(.*/)?\.\.(/|$))[^\\\x00-\x1f]*"
+
 # Magic bytes: offset, bytes, type.
-_TYPES = (
+_MAGIC = (
     (0, b"\x89PNG\r\n\x1a\n", "image/png"),
     (0, b"\xff\xd8\xff", "image/jpeg"),
     (0, b"GIF8", "image/gif"),
@@ -45,6 +52,7 @@ _TYPES = (
     (8, b"qt  ", "video/quicktime"),
     (4, b"ftyp", "video/mp4"),
 )
+TYPES = tuple(dict.fromkeys(content_type for _, _, content_type in _MAGIC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +125,17 @@ class FileStore:
 
     def upload_base64(self, body: object, now: float) -> StoredFile | FileRefusal:
         """base64_data (a data URL or bare), upload_path, file_name."""
-        text = _field(body, "base64_data")
-        if not text:
-            return FileRefusal(400, "base64_data is required.")
+        fields = _fields(body, "base64_data")
+        if isinstance(fields, FileRefusal):
+            return fields
+        text = fields["base64_data"]
         if text.startswith("data:"):
             text = text.partition(",")[2]
         try:
             content = base64.b64decode("".join(text.split()), validate=True)
         except (binascii.Error, ValueError):
             return FileRefusal(400, "base64_data is not valid base64.")
-        return self._store(content, _field(body, "file_name"), "", _field(body, "upload_path"), now)
+        return self._store(content, fields["file_name"], "", fields["upload_path"], now)
 
     def upload_form(self, content_type: str, body: bytes, now: float) -> StoredFile | FileRefusal:
         """A multipart form: file, and the name fields in either spelling."""
@@ -143,11 +152,11 @@ class FileStore:
 
     def upload_url(self, body: object, own: str, now: float) -> StoredFile | FileRefusal:
         """file_url, upload_path, file_name. Only the emulator's own links are fetched; ``own`` is its host."""
-        link = _field(body, "file_url")
-        if not link:
-            return FileRefusal(400, "file_url is required.")
+        fields = _fields(body, "file_url")
+        if isinstance(fields, FileRefusal):
+            return fields
         try:
-            parts = urlsplit(link)
+            parts = urlsplit(fields["file_url"])
         except ValueError:
             return FileRefusal(40004, "The URL is not valid.")
         is_own = parts.scheme in ("http", "https") and parts.netloc == own
@@ -155,19 +164,20 @@ class FileStore:
         if content is None:
             return FileRefusal(40004, "The file could not be fetched from the URL.")
         original = parts.path.rpartition("/")[2]
-        return self._store(content, _field(body, "file_name"), original, _field(body, "upload_path"), now)
+        return self._store(content, fields["file_name"], original, fields["upload_path"], now)
 
     def page(self, query: dict[str, str], now: float) -> Json | FileRefusal:
         """The files, the newest first."""
-        number, size = query.get("page", "1"), query.get("pageSize", "20")
-        if not number.isdecimal() or int(number) < 1:
+        number = whole(query.get("page", "1"), 1, LAST_PAGE)
+        size = whole(query.get("pageSize", "20"), 1, _LARGEST_PAGE)
+        if number is None:
             return FileRefusal(400, "page must be a positive integer.")
-        if not size.isdecimal() or not 1 <= int(size) <= _LARGEST_PAGE:
+        if size is None:
             return FileRefusal(400, f"pageSize must be between 1 and {_LARGEST_PAGE}.")
         self._expire(now)
         files = list(reversed(self._files.values()))
-        start = (int(number) - 1) * int(size)
-        return {"total": len(files), "files": [file.as_row() for file in files[start : start + int(size)]]}
+        start = (number - 1) * size
+        return {"total": len(files), "files": [file.as_row() for file in files[start : start + size]]}
 
     def quota(self, now: float) -> Json:
         """How many files there are and may be."""
@@ -227,7 +237,7 @@ class FileStore:
             return FileRefusal(40002, "Files of this type are not supported.")
         digest = hashlib.blake2b(content, digest_size=8).hexdigest()
         name = name or original or f"{digest}.{content_type.partition('/')[2]}"
-        if not re.fullmatch(r"[^/\\\x00-\x1f]{1,255}", name) or re.search(r"(^|/)\.\.(/|$)|\\", f"{folder}/{name}"):
+        if not _is_path(folder, name):
             return FileRefusal(400, "file_name or upload_path is not valid.")
         folder = folder.strip("/")
         path = f"{folder}/{name}" if folder else name
@@ -255,6 +265,13 @@ class FileStore:
             if now < file.expires:
                 return
             del self._files[path]
+
+
+def method_of(name: str) -> str | None:
+    """The method of a path below PREFIX: a call, a receipt, or a file to delete. None where there is nothing."""
+    if name.startswith(RECEIPTS):
+        return "GET"
+    return _CALLS.get(name, "DELETE" if name and "/" not in name else None)
 
 
 def is_upload_id(text: str) -> bool:
@@ -299,13 +316,30 @@ def read_form(content_type: str, body: bytes) -> dict[str, tuple[str, bytes]] | 
     return None
 
 
-def _field(body: object, name: str) -> str:
-    value = body.get(name) if isinstance(body, dict) else None
-    return value if isinstance(value, str) else ""
+def _fields(body: object, wanted: str) -> dict[str, str] | FileRefusal:
+    """The texts of an upload's body; those that were not sent are empty. A null is a field that was not sent."""
+    values = body if isinstance(body, dict) else {}
+    texts = {name: values.get(name) for name in (wanted, "file_name", "upload_path")}
+    for name, value in texts.items():
+        if not isinstance(value, str | None):
+            return FileRefusal(400, f"{name} must be a string.")
+    if not texts[wanted]:
+        return FileRefusal(400, f"{wanted} is required.")
+    return {name: value or "" for name, value in texts.items()}
+
+
+def _is_path(folder: str, name: str) -> bool:
+    """Whether a file can be stored, and linked to, under this name."""
+    if not re.fullmatch(FILE_NAME, name) or not re.fullmatch(FOLDER, folder):
+        return False
+    try:
+        return bool(f"{folder}/{name}".encode())
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def _type_of(content: bytes) -> str | None:
-    for offset, magic, content_type in _TYPES:
+    for offset, magic, content_type in _MAGIC:
         if content[offset : offset + len(magic)] == magic:
             return content_type
     return None

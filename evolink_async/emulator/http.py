@@ -103,7 +103,7 @@ class ClientGone(Exception):
 
 def json_answer(status: int, data: Any, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
     """An answer of JSON."""
-    return Answer(status, _encode(data).encode("utf-8", "surrogatepass"), headers=headers)
+    return Answer(status, _encode(data).encode("utf-8", "replace"), headers=headers)  # no half of a surrogate pair
 
 
 def all_headers(answer: Answer, request_id: str) -> list[tuple[bytes, bytes]]:

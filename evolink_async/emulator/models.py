@@ -146,4 +146,4 @@ def result_count(model: Model, body: Mapping[str, Any]) -> int:
 
 def _asked_for(model: Model, body: Mapping[str, Any]) -> int:
     count = body.get("n", 1) if "n" in model.params else 1
-    return count if isinstance(count, int) and 1 <= count <= 100 else 1
+    return int(count) if isinstance(count, (int, float)) and 1 <= count <= 100 else 1

@@ -29,6 +29,7 @@ from .answers import (
 from .behaviour import Behaviour, Behaviours, Dialect
 from .limits import TokenBucket
 from .models import Model, all_models, price, result_count
+from .queries import LAST_PAGE, whole
 from .rules import check
 from .tasks import CANCELLED, Callback, Task, decide, derive, fingerprint, settled_cost
 
@@ -100,7 +101,7 @@ class Service:
         self._model_limits: dict[str, _Limits] = {}
         self._failure_share = failure_share
         self._idempotency = idempotency
-        self._private_callbacks = private_callbacks
+        self.private_callbacks = private_callbacks
         self._behaviours = Behaviours(models or {})
         self._tasks: dict[str, Task] = {}
         self._unfinished: list[tuple[float, int, Task]] = []  # a heap: who ends next
@@ -136,7 +137,7 @@ class Service:
         wait = self._limits.too_fast(now)
         if wait > 0:
             return _too_many("Rate limit exceeded, please slow down.", wait)
-        request = check(kind, body, private_callbacks=self._private_callbacks, dialect=self.dialect)
+        request = check(kind, body, private_callbacks=self.private_callbacks, dialect=self.dialect)
         if isinstance(request, Refusal):
             return request
         model, params = request
@@ -368,8 +369,8 @@ class Service:
     def list_tasks(self, query: Mapping[str, str], now: float) -> Json | Refusal:
         """The account's tasks, newest first."""
         self.settle(now)
-        page = _whole(query.get("page", "1"), 1, 10**9)
-        size = _whole(query.get("page_size", "20"), 1, 50)
+        page = whole(query.get("page", "1"), 1, LAST_PAGE)
+        size = whole(query.get("page_size", "20"), 1, 50)
         if page is None:
             return invalid("page must be a positive integer.", "page")
         if size is None:
@@ -411,10 +412,9 @@ class Service:
             return None
         if now >= task.ends_at + RESULT_LIFETIME / self.speed:
             return None
-        if not number.isdecimal() or not 1 <= int(number) <= task.produced:
-            return None
+        index = whole(number, 1, task.produced)
         known = {extension(task)} | ({"png", "mp4"} if task.model.kind == "audio" else set())
-        return (task, int(number), ending) if ending in known else None
+        return None if index is None or ending not in known else (task, index, ending)
 
     # --- the ground truth -------------------------------------------------------------------------------------
 
@@ -475,7 +475,3 @@ def _end_status(failure: str | None) -> str:
 
 def _too_many(message: str, wait: float) -> Refusal:
     return Refusal(429, "rate_limit_exceeded", message, "rate_limit_error", wait=wait)
-
-
-def _whole(text: str, low: int, high: int) -> int | None:
-    return int(text) if text.isdecimal() and len(text) < 12 and low <= int(text) <= high else None
