@@ -127,9 +127,10 @@ def _rule(param: str, message: str, broken: Callable[[Params], bool], schema: Js
 
 
 def _where(when: Condition, schema: Json) -> Json | None:
-    """The schema, of those bodies alone for which the condition holds."""
-    if when is _ALWAYS:
-        return schema
+    """The schema, of those bodies alone for which the condition holds.
+
+    Also where that is all: generators of clients take a bare schema for properties of its own.
+    """
     return None if when.schema is None else {"if": when.schema, "then": schema}
 
 

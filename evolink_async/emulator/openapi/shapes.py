@@ -64,7 +64,7 @@ def _task(status: list[str], progress: Json) -> dict[str, Json]:
         "created": _UNIX_TIME,
         "id": ref("TaskId"),
         "model": {**_TEXT, "description": "The model used: the full id where an alias was sent (documented)."},
-        "object": {"enum": [f"{kind}.generation.task" for kind in KINDS]},
+        "object": ref("TaskObject"),
         "progress": progress,
         "status": {"type": "string", "enum": status},
         "type": ref("Kind"),
@@ -74,7 +74,7 @@ def _task(status: list[str], progress: Json) -> dict[str, Json]:
 def _created_task(dialect: Dialect) -> Json:
     fields = _task(["pending"], {"type": "integer", "const": 0})
     if dialect.created == "full":
-        fields |= {"task_info": _CREATED_INFO, "usage": _usage(dialect)}
+        fields |= {"task_info": ref("CreatedTaskInfo"), "usage": ref("Usage")}
     if dialect.created == "brief":
         fields = {name: fields[name] for name in ("created", "id", "model", "status")}
     about = "The answer to a submission (documented). A submission that is replayed is answered with the same."
@@ -94,9 +94,9 @@ def _usage(dialect: Dialect, **more: Json) -> Json:
 
 def _ended_tasks(dialect: Dialect) -> dict[str, Json]:
     """The tasks that have ended, by status."""
-    more = {"task_info": _POLLED_INFO}
+    more = {"task_info": ref("TaskInfo")}
     if dialect.polled_usage:
-        more |= {"usage": _usage(dialect, credits_used=_CREDITS), "billing": ref("Billing")}
+        more |= {"usage": ref("EndedUsage"), "billing": ref("Billing")}
     completed = _task(["completed"], {"type": "integer", "const": 100}) | more | {"results": _links(dialect)}
     if dialect.results == "nested":
         completed["result"] = _closed("The same, as the oldest quickstart has it.", {"results": _links(dialect)})
@@ -124,8 +124,12 @@ def _tasks(dialect: Dialect) -> dict[str, Json]:
     about = "A task that has not ended. Its progress need not be true: it may stand still, or come from the estimate."
     return {
         "Kind": {"type": "string", "enum": list(KINDS)},
+        "TaskObject": {"type": "string", "enum": [f"{kind}.generation.task" for kind in KINDS]},
         "TaskId": TASK_ID,
         "CreatedTask": _created_task(dialect),
+        "CreatedTaskInfo": _CREATED_INFO,
+        "TaskInfo": _POLLED_INFO,
+        "Usage": _usage(dialect),
         "Task": {
             "description": "The answer to a poll, by its status (documented).",
             "oneOf": [ref(name) for name in ("UnfinishedTask", *names.values())],
@@ -134,7 +138,7 @@ def _tasks(dialect: Dialect) -> dict[str, Json]:
                 "mapping": {status: ref(name)["$ref"] for status, name in by_status.items()},
             },
         },
-        "UnfinishedTask": _closed(about, unfinished | {"task_info": _POLLED_INFO}),
+        "UnfinishedTask": _closed(about, unfinished | {"task_info": ref("TaskInfo")}),
         **{names[status]: schema for status, schema in ended.items()},
         "TaskBatch": _closed(
             "The tasks of a batch (vendor's client); ids that are not known are left out.",
@@ -163,7 +167,7 @@ def _tasks(dialect: Dialect) -> dict[str, Json]:
                 "page_size": {"type": "integer", "minimum": 1, "maximum": 50},
             },
         ),
-        **({"Billing": _BILLING} if dialect.polled_usage else {}),
+        **({"EndedUsage": _usage(dialect, credits_used=_CREDITS), "Billing": _BILLING} if dialect.polled_usage else {}),
         **_RESULTS,
     }
 
@@ -218,9 +222,10 @@ _ACCOUNT: dict[str, Json] = {
         {
             "success": {"type": "boolean", "const": True},
             "message": _TEXT,
-            "data": _closed("Credits.", {"user": ref("UserCredits"), "token": ref("TokenCredits")}),
+            "data": ref("CreditBalances"),
         },
     ),
+    "CreditBalances": _closed("Credits.", {"user": ref("UserCredits"), "token": ref("TokenCredits")}),
     "UserCredits": _closed("Of the account.", {"remaining_credits": _CREDITS, "used_credits": _CREDITS}),
     "TokenCredits": _closed(
         "Of the key.",
@@ -228,12 +233,13 @@ _ACCOUNT: dict[str, Json] = {
     ),
     "ModelList": _closed(
         "The models that this key may use (vendor's client).",
-        {"data": _list_of(_closed("A model.", {"id": _TEXT}), minItems=1)},
+        {"data": _list_of(ref("ModelRow"), minItems=1)},
     ),
+    "ModelRow": _closed("A model.", {"id": _TEXT}),
 }
 
 
-def _error(dialect: Dialect) -> Json:
+def _errors(dialect: Dialect) -> dict[str, Json]:
     code = {"type": "integer"} if dialect.errors == "old" else _TEXT
     hint = "Older style of a hint: 'retry after 60 seconds' (an EvoLink site)."
     error = _closed(
@@ -244,7 +250,8 @@ def _error(dialect: Dialect) -> Json:
             "fallback_suggestion": {**_TEXT, "description": hint},
         },
     )
-    return _closed("The error envelope of this generation of the API.", {"error": error})
+    about = "The error envelope of this generation of the API."
+    return {"Error": _closed(about, {"error": ref("ErrorDetails")}), "ErrorDetails": error}
 
 
 _FILE_ERROR = _closed(
@@ -314,4 +321,4 @@ _FILES: dict[str, Json] = {
 
 def answer_schemas(dialect: Dialect) -> dict[str, Json]:
     """The schema of everything that is answered, by name."""
-    return {**_tasks(dialect), **_ACCOUNT, "Error": _error(dialect), **_FILES}
+    return {**_tasks(dialect), **_ACCOUNT, **_errors(dialect), **_FILES}
