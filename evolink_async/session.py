@@ -22,7 +22,7 @@ from evolink_async.http.reads import Reader
 from evolink_async.http.retry import Replays, RetryPolicy
 from evolink_async.http.submit import Submitter
 from evolink_async.http.transport import SlotTransport
-from evolink_async.polling.schedule import EstimateSchedule, Schedule
+from evolink_async.polling.schedule import Schedule
 from evolink_async.polling.watcher import WORKERS, Learned, Watcher
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Memory:
     rates: dict[str, float] = field(default_factory=dict)  # submissions per second, by model
     reads: Learned = field(default_factory=Learned)
     replays: Replays = field(default_factory=Replays)
-    schedule: Schedule = field(default_factory=EstimateSchedule)
+    schedule: Schedule = field(default_factory=Schedule)
 
 
 class Session:

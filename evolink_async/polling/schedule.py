@@ -1,62 +1,264 @@
-"""When to look at a task next. Pure: what is known of the task in, seconds out."""
+"""When to look at a task next. Pure: what was seen of tasks in, ages out.
+
+The best interval between two looks is sqrt(2 * price / hazard) (Keller 1974): hazard is the rate at which tasks of that
+age end, price what a look costs in seconds of delay. The hazard is learned for each class of tasks.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from array import array
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+from evolink_async.polling.law import BINS, DurationLaw
+from evolink_async.polling.progress import GAIN_BOUND, TENTHS, ProgressLaws, Tenth, predicted_duration, tenth_of
 
 SHORTEST = 1.0  # seconds between two looks at one task; each look makes the service ask its provider (vendor's client)
+LONGEST = 300.0
 LONGEST_ESTIMATE = 3600.0
+PRICE = 0.3  # at an estimate of 100 s and little spread: about ten looks, and less than 3 s of delay
 
-# Where the service gives no estimate: the vendor's own fallbacks, in seconds.
+# Where the service never gave an estimate: the vendor's own fallbacks, in seconds.
 _USUAL = {"image": 30.0, "audio": 90.0, "video": 180.0}
 _USUAL_OF_ANY = 60.0
 
-# Shares of the estimate: a look for early failures, then from LATE on one every STEP. SPREAD: how much earlier at most.
-_EARLY, _LATE, _STEP, _SPREAD = 0.25, 0.6, 0.05, 0.1
+# The first look comes after so much of a step; the random rest keeps tasks apart that were submitted together.
+_FIRST_STEP, _FIRST_SPREAD = 0.7, 0.1
+_DEAREST = 0.25  # of the expected duration: no budget is so small that a task is as good as forgotten
+
+_MOST_MODELS, _MOST_SIZES, _LONGEST_NAME = 128, 16, 256
+_ABSURD = 1e15
+_INHERITED = 30.0  # observations that a new size takes over from its model
+_VERSION = 1
+_MOST_OBSERVED = 1e4  # in a bin
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
-    """What is known of a task that is not finished. age and since_last in seconds; since_last None: never looked."""
+class TaskClass(NamedTuple):
+    """Tasks that take alike. size: about what one costs, or else how long its video is."""
 
-    model: str | None
     kind: str | None
-    age: float
-    estimate: float | None
-    progress: int
-    since_last: float | None
+    model: str | None
+    size: str | None = None
 
 
-class Schedule(Protocol):
-    """Decides when to look again."""
+def class_of(kind: str | None, model: str | None, credits_reserved: float | None, seconds: float | None) -> TaskClass:
+    """The class of a task as created: its price stands for all that makes it longer. seconds: of the video.
 
-    def next_look(self, sighting: Sighting, random: float) -> float:
-        """Seconds until the next look; `random` is uniform in [0, 1) and spreads tasks of the same age."""
+    Sizes are half octaves, so that a longer prompt makes no other class. Polls usually tell neither of the two.
+    """
+    size = None
+    for amount, unit in ((credits_reserved, "credits"), (seconds, "s")):
+        if amount is not None and 0 < amount < _ABSURD:
+            size = f"{2 ** (round(2 * math.log2(amount)) / 2):.3g} {unit}"
+            break
+    return TaskClass(kind and kind[:_LONGEST_NAME], model and model[:_LONGEST_NAME], size)
 
 
-class EstimateSchedule:
-    """Looks once early, then often around the estimated time.
+@dataclass(slots=True)
+class _Model:
+    """What was learned about one model: its latest estimate, a law for each size, and its progress."""
 
-    Before 60 % of the estimate: at 25 % (failures come early) and at 60 %. From there on at most 5 % of the estimate
-    after the previous look, but a second at least. A task past 60 % that nobody has looked at yet: now.
+    estimate: float | None = None
+    laws: OrderedDict[str | None, DurationLaw] = field(default_factory=OrderedDict)
+    progress: ProgressLaws = field(default_factory=ProgressLaws)
+
+    def law(self, size: str | None) -> DurationLaw:
+        """The law of this size; a new size starts from what the model has shown lately."""
+        law = self.laws.get(size)
+        if law is None:
+            latest = next(reversed(self.laws.values()), None)
+            law = DurationLaw() if latest is None else latest.heir(_INHERITED)
+        _remember(self.laws, size, law, _MOST_SIZES)
+        return law
+
+
+class Schedule:
+    """Learns when tasks end, and so when to look. Memory is bounded: models and sizes not seen lately are forgotten.
+
+    price: what a look costs, in seconds of delay; may be set at any time. Four times the price: half the looks, twice
+    the delay.
     """
 
-    def next_look(self, sighting: Sighting, random: float) -> float:
-        estimate = _plausible(sighting)
-        spread = 1.0 - _SPREAD * random  # only ever earlier
-        for share in (_EARLY, _LATE):
-            if sighting.age < share * estimate * (1.0 - _SPREAD):
-                return max(SHORTEST, share * estimate * spread - sighting.age)
-        if sighting.since_last is None and sighting.age >= _LATE * estimate:
-            return 0.0
-        return max(SHORTEST, _STEP * estimate * spread)
+    def __init__(self, price: float = PRICE) -> None:
+        self.price = price
+        self._models: OrderedDict[tuple[str | None, str | None], _Model] = OrderedDict()
+
+    @property
+    def price(self) -> float:
+        """What a look costs, in seconds of delay. Raises `ValueError` if set to what is not positive and finite."""
+        return self._price
+
+    @price.setter
+    def price(self, price: float) -> None:
+        if not 0 < price < math.inf:
+            raise ValueError(f"price must be positive and finite, got {price!r}")
+        self._price = price
+
+    def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
+        """What to expect of a task that nobody has looked at. estimate: seconds; without a plausible one the latest."""
+        kind, name, size = task_class
+        model = self._models.get((kind, name)) or _Model()
+        _remember(self._models, (kind, name), model, _MOST_MODELS)
+        if estimate is not None and estimate > 0:
+            model.estimate = estimate = max(1.0, min(estimate, LONGEST_ESTIMATE))
+        else:
+            estimate = model.estimate or _USUAL.get(kind or "", _USUAL_OF_ANY)
+        return Expectation(self, model.law(size), model.progress, estimate)
+
+    def export(self) -> dict[str, Any]:
+        """What was learned, as plain JSON values for `restore`."""
+        return {
+            "version": _VERSION,
+            "models": [
+                {
+                    "kind": kind,
+                    "model": name,
+                    "estimate": model.estimate,
+                    "laws": [{"size": size, "observed": law.export()} for size, law in model.laws.items()],
+                    "progress": [
+                        {"tenth": number, "gain": tenth.gain, "observed": tenth.law.export()}
+                        for number, tenth in model.progress.tenths.items()
+                    ],
+                }
+                for (kind, name), model in self._models.items()
+            ],
+        }
+
+    def restore(self, exported: object) -> None:
+        """Take over what another schedule exported; of a model that both know, the export's.
+
+        Raises `ValueError` for anything that is not such an export; then nothing is taken over.
+        """
+        try:
+            models = _read_models(exported)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not an export of a polling schedule, start without it: {error!r:.200}") from None
+        for key, model in models.items():
+            _remember(self._models, key, model, _MOST_MODELS)
 
 
-def _plausible(sighting: Sighting) -> float:
-    """The estimate, or the usual duration where there is none that makes sense."""
-    estimate = sighting.estimate
-    if estimate is None or math.isnan(estimate) or estimate <= 0:
-        estimate = _USUAL.get(sighting.kind or "", _USUAL_OF_ANY)
-    return min(estimate, LONGEST_ESTIMATE)
+class Expectation:
+    """What is expected of one task, and what was seen of it. Ages are seconds since its submission."""
+
+    __slots__ = (
+        "_clock",
+        "_estimate",
+        "_law",
+        "_looked_at",
+        "_progress",
+        "_readings",
+        "_scale",
+        "_schedule",
+        "_shown",
+        "_shown_at",
+    )
+
+    def __init__(self, schedule: Schedule, law: DurationLaw, progress: ProgressLaws, estimate: float) -> None:
+        self._schedule = schedule
+        self._clock = self._law = law  # the class's; the one that decides now
+        self._estimate = self._scale = estimate  # their units
+        self._progress = progress
+        self._looked_at = 0.0  # 0.0: there was no look
+        self._shown = 0  # the latest progress, and the age at which it first showed
+        self._shown_at = 0.0
+        self._readings: array[float] | None = None  # progress, age, of the first look at each tenth
+
+    def next_look(self, random: float) -> float:
+        """The age at which to look next, counted from the latest look; may be over for a task never looked at.
+
+        random: uniform in [0, 1), spreads the first looks at tasks of the same age.
+        """
+        looked_at, scale = self._looked_at, self._scale
+        price = min(self._schedule.price / scale, _DEAREST)
+        step = 1.0 if looked_at else _FIRST_STEP + _FIRST_SPREAD * random
+        age = scale * self._law.next_look(looked_at / scale, price, step)
+        return min(max(age, looked_at + SHORTEST), looked_at + LONGEST)
+
+    def urgency(self, age: float) -> float:
+        """How densely looks are worth their price at this age, for `price_for`."""
+        return self._law.root_hazard(age / self._scale) / math.sqrt(self._scale)
+
+    def unfinished(self, age: float, progress: int = 0) -> None:
+        """A look, asked for at this age, was answered: not over yet. progress: percent, 0 tells nothing."""
+        if not age > self._looked_at:
+            return
+        self._looked_at = age
+        self._law, self._scale = self._clock, self._estimate
+        if progress <= 0:
+            return
+        if progress != self._shown:
+            self._shown, self._shown_at = progress, age
+            self._keep_reading(progress, age)
+        law = self._progress.trusted(progress)
+        if law is not None:
+            self._law, self._scale = law, predicted_duration(progress, self._shown_at)
+
+    def _keep_reading(self, progress: int, age: float) -> None:
+        readings = self._readings
+        if readings is None:
+            readings = self._readings = array("f")
+        elif len(readings) >= 2 * TENTHS or tenth_of(readings[-2]) == tenth_of(progress):
+            return
+        readings.extend((progress, age))
+
+    def over(self, age: float) -> None:
+        """The answer that the task is over, however it ended, came at this age: learn from it, once."""
+        low, high = self._looked_at, max(age, self._looked_at)
+        estimate, clock = self._estimate, self._clock
+        readings = iter(self._readings or ())
+        for progress, shown_at in zip(readings, readings, strict=True):
+            by_clock = clock.chance(low / estimate, high / estimate, unfinished_at=shown_at / estimate)
+            self._progress.learn(progress, shown_at, low, high, by_clock)
+        clock.observe(low / estimate, high / estimate)
+
+
+def _remember(memory: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None:
+    """As the latest; what is too much goes, the oldest first."""
+    memory[key] = value
+    memory.move_to_end(key)
+    if len(memory) > most:
+        memory.popitem(last=False)
+
+
+# Reading an export: whatever doesn't fit raises ValueError, TypeError, KeyError or AttributeError.
+
+
+def _read_models(exported: Any) -> dict[tuple[str | None, str | None], _Model]:
+    if exported["version"] != _VERSION:
+        raise ValueError(f"version {exported['version']!r}, expected {_VERSION}")
+    return {(_name(row["kind"]), _name(row["model"])): _read_model(row) for row in exported["models"]}
+
+
+def _read_model(row: Mapping[str, Any]) -> _Model:
+    model = _Model(None if row["estimate"] is None else _number(row["estimate"], 1.0, LONGEST_ESTIMATE))
+    for entry in row["laws"]:
+        _remember(model.laws, _name(entry["size"]), _read_law(entry), _MOST_SIZES)
+    for entry in row["progress"]:
+        number = int(_number(entry["tenth"], 0, TENTHS - 1))
+        model.progress.tenths[number] = Tenth(_read_law(entry), _number(entry["gain"], -GAIN_BOUND, GAIN_BOUND))
+    return model
+
+
+def _read_law(entry: Mapping[str, Any]) -> DurationLaw:
+    observed = [_number(value, 0.0, _MOST_OBSERVED) for value in entry["observed"]]
+    if len(observed) != BINS:
+        raise ValueError(f"{len(observed)} bins, expected {BINS}")
+    return DurationLaw(observed)
+
+
+def _name(value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME):
+        return value
+    raise ValueError(f"expected a name or null, got {value!r:.100}")
+
+
+def _number(value: Any, least: float, most: float) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
+        return float(value)
+    raise ValueError(f"expected a number from {least:g} to {most:g}, got {value!r:.100}")

@@ -36,7 +36,7 @@ from evolink_async.http.answers import Answer, hint_of, read_json, read_task, st
 from evolink_async.http.reads import Reader
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.polling.endings import has_result
-from evolink_async.polling.schedule import SHORTEST, Schedule, Sighting
+from evolink_async.polling.schedule import SHORTEST, Expectation, Schedule, class_of
 from evolink_async.types import Task, TaskStatus
 
 logger = logging.getLogger("evolink_async.polling")
@@ -89,28 +89,18 @@ class Learned:
     """What a client learns about status reads; it outlives a loop.
 
     batches: whether the service answers for many tasks at once; None: not known yet. odd_words: unknown statuses that
-    were logged. submitted: the latest tasks by id, as created; estimates: the latest estimate of each model, seconds.
+    were logged. submitted: the latest tasks by id, as created.
     """
 
     batches: bool | None = None
     odd_words: set[str] = field(default_factory=set)
     submitted: OrderedDict[str, Task] = field(default_factory=OrderedDict)
-    estimates: dict[str, float] = field(default_factory=dict)
 
     def note_submitted(self, task: Task) -> None:
         """Remember a task as created: only then the service tells its estimate, and the caller may keep just the id."""
         self.submitted[task.id] = task
         if len(self.submitted) > _REMEMBERED:
             self.submitted.popitem(last=False)
-
-    def note_estimate(self, task: Task) -> None:
-        """Remember what the service expects of this model."""
-        if task.estimated_time and task.model and (task.model in self.estimates or len(self.estimates) < _REMEMBERED):
-            self.estimates[task.model] = task.estimated_time
-
-    def estimate_of(self, task: Task) -> float | None:
-        """The service's estimate for this task, or the latest for its model, None if neither is known."""
-        return task.estimated_time or self.estimates.get(task.model or "")
 
     def read_batch(self, answer: Answer) -> dict[str, Task] | None:
         """The tasks in the answer to a batch, by id; None if it holds none, and perhaps batches are over for good."""
@@ -151,14 +141,13 @@ class _Watched:
     task: Task
     started: float
     aged: bool  # whether `started` is known and no guess
-    estimate: float | None
+    expectation: Expectation | None  # None: of an id alone nothing is known
     followers: list[Follower] = field(default_factory=list)
     due: float = math.inf  # of its one valid entry in the heap; infinite while it is looked at, and in the end
     looking: bool = False
     heard: bool = False  # the service answered at least once
     look_again: bool = False  # somebody asked for a look while one was under way
     alone: bool = False  # the next look is a single GET
-    last_look: float | None = None
     failures: int = 0
     missing: int = 0
     missing_since: float = 0.0
@@ -217,12 +206,15 @@ class Watcher:
         now = self._loop.time()
         if task.created is None:
             task = self._learned.submitted.get(task.id, task)
-        self._learned.note_estimate(task)
         aged = age is not None or task.created is not None
         started = now - (_age_by_wall_clock(task) if age is None else age)
-        watched = _Watched(task, started, aged, self._learned.estimate_of(task), [follower])
+        known = task.model is not None or task.estimated_time is not None
+        expectation = self._expect(task) if known else None
+        watched = _Watched(task, started, aged, expectation, [follower])
         # Of an id alone nothing is known, and a task that ended needs only its links: the first look is at once.
-        delay = self._interval(watched, now) if aged and not task.is_terminal else 0.0
+        delay = 0.0
+        if expectation is not None and aged and not task.is_terminal:
+            delay = max(0.0, self._due(watched, expectation) - now)
         self._watched[task.id] = watched
         self._plan(watched, delay)
 
@@ -266,16 +258,14 @@ class Watcher:
 
     # Planning
 
-    def _interval(self, watched: _Watched, now: float) -> float:
-        sighting = Sighting(
-            model=watched.task.model,
-            kind=watched.task.kind,
-            age=now - watched.started,
-            estimate=watched.estimate,
-            progress=watched.task.progress,
-            since_last=None if watched.last_look is None else now - watched.last_look,
-        )
-        return self._schedule.next_look(sighting, self._random.random())
+    def _expect(self, task: Task) -> Expectation:
+        credits_reserved = task.usage.credits_reserved
+        price = None if credits_reserved is None else float(credits_reserved)
+        task_class = class_of(task.kind, task.model, price, task.task_info.video_duration)
+        return self._schedule.expect(task_class, task.estimated_time)
+
+    def _due(self, watched: _Watched, expectation: Expectation) -> float:
+        return watched.started + expectation.next_look(self._random.random())
 
     def _plan(self, watched: _Watched, delay: float) -> None:
         watched.due = self._loop.time() + delay
@@ -448,7 +438,6 @@ class Watcher:
 
     def _saw(self, watched: _Watched, task: Task, asked_at: float, *, alone: bool) -> None:
         watched.failures = watched.missing = watched.denied = 0
-        watched.last_look = asked_at
         watched.alone = False
         self._refusals = 0
         if watched.task.is_terminal and not (task.succeeded and has_result(task)):
@@ -458,15 +447,18 @@ class Watcher:
             return
         self._learned.note_status(task)
         now = self._loop.time()
+        if watched.expectation is None:
+            watched.expectation = self._expect(task)
         watched.task = task
-        if watched.estimate is None:
-            watched.estimate = self._learned.estimate_of(task)
         if not watched.aged and task.created is not None:
             watched.aged, watched.started = True, now - _age_by_wall_clock(task)
-        self._again(watched, self._interval(watched, now))
+        watched.expectation.unfinished(asked_at - watched.started, task.progress)
+        self._again(watched, max(SHORTEST, self._due(watched, watched.expectation) - now))
         self._tell_seen(watched)
 
     def _saw_end(self, watched: _Watched, task: Task, asked_at: float, *, alone: bool) -> None:
+        if watched.expectation is not None and watched.aged and not watched.task.is_terminal:
+            watched.expectation.over(self._loop.time() - watched.started)
         if task.succeeded and not has_result(task) and self._awaits_links(watched, asked_at, alone=alone):
             watched.task = task
             watched.alone = True

@@ -15,6 +15,8 @@ from watching import (
     LINK,
     Ear,
     FakeReader,
+    PlainExpectation,
+    PlainSchedule,
     answer,
     done,
     follow,
@@ -35,7 +37,7 @@ from evolink_async.errors import (
     TaskLostError,
 )
 from evolink_async.polling import watcher as watcher_module
-from evolink_async.polling.schedule import EstimateSchedule, Sighting
+from evolink_async.polling.schedule import Expectation, Schedule, TaskClass
 from evolink_async.polling.watcher import Learned
 from evolink_async.types import Task
 
@@ -192,6 +194,102 @@ async def test_a_wrong_wall_clock_changes_only_the_pace(monkeypatch: pytest.Monk
         await ear.over
     assert len(reader.calls) < 20
     assert now() < 67
+
+
+# -- What the schedule is told ---------------------------------------------------------------------
+
+
+class Diary(PlainSchedule):
+    """Keeps what it is told about tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[Any, ...]] = []
+
+    def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
+        diary = self
+
+        class DiaryExpectation(PlainExpectation):
+            def unfinished(self, age: float, progress: int = 0) -> None:
+                super().unfinished(age, progress)
+                diary.told.append(("unfinished", round(age, 1), progress))
+
+            def over(self, age: float) -> None:
+                diary.told.append(("over", round(age, 1)))
+
+        self.told.append(("expect", task_class, estimate))
+        return DiaryExpectation(estimate or 30.0)
+
+
+async def test_the_schedule_is_told_when_looks_were_asked_for_and_when_the_end_was_heard() -> None:
+    diary = Diary()
+    reader = FakeReader(lambda id_: running(id_, progress=round(now())) if now() < 62 else done(id_), latency=0.5)
+    task = fresh(model="a-model", usage={"credits_reserved": 64})
+    async with watching(reader, schedule=diary, learned=Learned(batches=False)) as watcher:
+        (ear,) = follow(watcher, [task])
+        await ear.over
+    assert diary.told == [
+        ("expect", ("image", "a-model", "64 credits"), 100),
+        ("unfinished", 25.0, 26),
+        ("unfinished", 60.0, 60),
+        ("over", 65.5),
+    ]
+
+
+@pytest.mark.parametrize("failure", [refusal(500), refusal(404), refusal(429), ConnectionFailedError("cut")])
+async def test_a_look_that_failed_tells_the_schedule_nothing(failure: Any) -> None:
+    diary = Diary()
+    reader = FakeReader(lambda id_: running(id_) if now() < 40 else failure if now() < 70 else done(id_))
+    async with watching(reader, schedule=diary, learned=Learned(batches=False)) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        await ear.over
+    assert [what for what, *_ in diary.told] == ["expect", "unfinished", "over"]
+    assert diary.told[1][1] == 25.0
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
+async def test_an_end_is_told_once_however_it_was_and_not_again_when_the_links_come(status: str) -> None:
+    diary = Diary()
+    end = {"id": "task-1", "status": status}
+    reader = FakeReader(lambda id_: running(id_) if now() < 60 else end)
+    async with watching(reader, schedule=diary) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        await ear.over
+    assert [told for told in diary.told if told[0] == "over"] == [("over", 60.0)]
+
+
+async def test_a_task_of_unknown_age_teaches_the_schedule_nothing() -> None:
+    diary = Diary()
+    async with watching(FakeReader(done_at(62)), schedule=diary) as watcher:
+        ears = follow(watcher, [Task(id="task-1"), fresh("task-2")], age=None)
+        for ear in ears:
+            await ear.over
+    assert "over" not in [what for what, *_ in diary.told]
+
+
+async def test_of_an_id_alone_the_schedule_is_asked_when_the_first_look_has_told_what_it_is() -> None:
+    diary = Diary()
+    reader = FakeReader(lambda id_: running(id_, model="a-model", task_info={"estimated_time": 50}))
+    async with watching(reader, schedule=diary) as watcher:
+        (ear,) = follow(watcher, [Task(id="task-1")], age=None)
+        await asyncio.sleep(20)
+        watcher.unfollow("task-1", ear)
+    assert [told for told in diary.told if told[0] == "expect"] == [("expect", ("image", "a-model", None), 50)]
+
+
+async def test_tasks_that_take_twice_the_estimate_are_soon_looked_at_less() -> None:
+    reader = FakeReader(lambda id_: running(id_) if now() - float(id_[5:]) < 200 else done(id_))
+    looks = []
+    async with watching(reader, schedule=Schedule(), learned=Learned(batches=False)) as watcher:
+        for _ in range(60):
+            (ear,) = follow(watcher, [fresh(f"task-{now()}", model="a-model")])
+            before = len(reader.calls)
+            await ear.over
+            looks.append(len(reader.calls) - before)
+    assert sum(looks[-10:]) < 0.6 * sum(looks[:10])
+
+
+# -- Hints -----------------------------------------------------------------------------------------
 
 
 async def test_a_hint_hastens_a_look_at_most_once_a_second() -> None:
@@ -531,17 +629,24 @@ async def test_many_refusals_of_the_same_moment_count_as_one() -> None:
 # -- Faults ----------------------------------------------------------------------------------------
 
 
-class Broken(EstimateSchedule):
+class Broken(PlainSchedule):
     """Fails after so many looks."""
 
     def __init__(self, good: int) -> None:
+        super().__init__()
         self.good = good
 
-    def next_look(self, sighting: Sighting, random: float) -> float:
-        self.good -= 1
-        if self.good < 0:
-            raise ZeroDivisionError("a bug")
-        return super().next_look(sighting, random)
+    def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
+        schedule = self
+
+        class BrokenExpectation(PlainExpectation):
+            def next_look(self, random: float) -> float:
+                schedule.good -= 1
+                if schedule.good < 0:
+                    raise ZeroDivisionError("a bug")
+                return super().next_look(random)
+
+        return BrokenExpectation(estimate or 30.0)
 
 
 async def test_a_fault_in_a_look_reaches_every_follower_and_the_watcher_goes_on_with_the_next() -> None:
@@ -554,7 +659,7 @@ async def test_a_fault_in_a_look_reaches_every_follower_and_the_watcher_goes_on_
         await turns()
         assert not our_tasks()
         assert watcher._timer is None
-        watcher._schedule = EstimateSchedule()
+        watcher._schedule = PlainSchedule()
         (ear,) = follow(watcher, [fresh()])
         watcher.notify("task-1")
         await asyncio.sleep(61)

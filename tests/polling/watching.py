@@ -11,7 +11,7 @@ from typing import Any
 from evolink_async.errors import EvoLinkError
 from evolink_async.http.answers import Answer
 from evolink_async.http.retry import RetryPolicy
-from evolink_async.polling.schedule import EstimateSchedule, Schedule
+from evolink_async.polling.schedule import SHORTEST, Expectation, Schedule, TaskClass
 from evolink_async.polling.watcher import Learned, Watcher
 from evolink_async.types import Task
 
@@ -99,6 +99,31 @@ class Ear:
         self.over.set_exception(error)
 
 
+class PlainSchedule(Schedule):
+    """Learns nothing: looks at 25 % and 60 % of the estimate, then every 5 % of it."""
+
+    def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
+        return PlainExpectation(estimate or 30.0)
+
+
+class PlainExpectation(Expectation):
+    def __init__(self, estimate: float) -> None:
+        self.estimate = estimate
+        self.looked_at = 0.0
+
+    def next_look(self, random: float) -> float:
+        for share in (0.25, 0.6):
+            if self.looked_at < 0.9 * share * self.estimate:
+                return share * self.estimate * (1 - random / 10)
+        return self.looked_at + max(SHORTEST, self.estimate / 20) * (1 - random / 10)
+
+    def unfinished(self, age: float, progress: int = 0) -> None:
+        self.looked_at = age
+
+    def over(self, age: float) -> None:
+        pass
+
+
 @asynccontextmanager
 async def watching(
     reader: FakeReader,
@@ -110,7 +135,7 @@ async def watching(
 ) -> AsyncIterator[Watcher]:
     """A watcher, closed in the end; its dice always show `random`."""
     retry = RetryPolicy()
-    watcher = Watcher(reader, schedule or EstimateSchedule(), retry, learned, workers=workers)  # type: ignore[arg-type]
+    watcher = Watcher(reader, schedule or PlainSchedule(), retry, learned, workers=workers)  # type: ignore[arg-type]
     watcher._random.random = lambda: random  # type: ignore[method-assign]
     try:
         yield watcher

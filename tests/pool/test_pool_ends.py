@@ -30,7 +30,7 @@ from evolink_async.http.exchange import Exchange
 from evolink_async.http.reads import Reader
 from evolink_async.http.submit import Submitter
 from evolink_async.polling import watcher
-from evolink_async.polling.schedule import EstimateSchedule
+from evolink_async.polling.schedule import Expectation
 from evolink_async.polling.watcher import Watcher
 from evolink_async.pool import TaskPool
 from evolink_async.pool.record import Record
@@ -297,7 +297,7 @@ async def test_a_crash_on_the_way_is_the_reason_and_everything_comes_back(
 
 @pytest.mark.parametrize(
     ("cls", "name", "at"),
-    [(Reader, "attempt", 1), (Reader, "attempt", 3), (EstimateSchedule, "next_look", 9), (watcher, "task_from", 2)],
+    [(Reader, "attempt", 1), (Reader, "attempt", 3), (Expectation, "next_look", 9), (watcher, "task_from", 2)],
 )
 async def test_a_crash_of_the_watcher_gives_everything_back_at_once(
     api_key: str, monkeypatch: pytest.MonkeyPatch, cls: Any, name: str, at: int
