@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
 from pydantic_core import from_json
 
 from evolink_async.errors import (
@@ -28,7 +27,7 @@ from evolink_async.errors import (
 )
 from evolink_async.http.hints import retry_after
 from evolink_async.http.retry import Verdict
-from evolink_async.types import TASK_ID, Task
+from evolink_async.types import Task, task_from_wire
 
 # 403 codes that speak of the key or the account, not of this request (vendor's client).
 _ACCOUNT_CODES = frozenset({"key_disabled", "key_expired", "user_disabled"})
@@ -133,13 +132,13 @@ def read_task(answer: Answer) -> Task:
 
 def task_from(value: Any, answer: Answer | None = None) -> Task:
     """A task from parsed JSON. Raises `ResponseError` if it is none."""
-    identifier = value.get("id") if isinstance(value, dict) else None
-    if not isinstance(identifier, str) or not TASK_ID.fullmatch(identifier):
-        raise _unreadable(answer, "holds no valid task id")
     try:
-        return Task.model_validate(value)
-    except (ValidationError, RecursionError):
+        task = task_from_wire(value) if isinstance(value, dict) else None
+    except RecursionError:
         raise _unreadable(answer, "is no task") from None
+    if task is None:
+        raise _unreadable(answer, "holds no valid task id")
+    return task
 
 
 def _unreadable(answer: Answer | None, what: str) -> ResponseError:
