@@ -331,25 +331,54 @@ class Task(_Read):
     __str__ = __repr__
 
 
-def task_from_wire(wire: Mapping[str, Any]) -> Task | None:
-    """The task in parsed JSON, None without a valid id."""
-    identifier = wire.get("id")
-    if not isinstance(identifier, str) or not TASK_ID.fullmatch(identifier):
-        return None
-    return Task._of(wire)
+class TaskReading:
+    """The JSON of one task, read as far as somebody asks: most looks only want to know whether it goes on."""
+
+    __slots__ = ("_task", "_wire", "id", "status")
+
+    def __init__(self, wire: Mapping[str, Any]) -> None:
+        self.id: Any = wire.get("id")
+        self.status = _status(wire.get("status"))
+        self._wire = wire
+        self._task: Task | None = None
+
+    @classmethod
+    def of(cls, task: Task) -> Self:
+        """One that was read already."""
+        reading = cls(task.raw)
+        reading.id, reading.status, reading._task = task.id, task.status, task
+        return reading
+
+    @property
+    def has_valid_id(self) -> bool:
+        return isinstance(self.id, str) and TASK_ID.fullmatch(self.id) is not None
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.status in _TERMINAL
+
+    @property
+    def progress(self) -> int:
+        return _progress(self._wire, self.status)
+
+    @property
+    def task(self) -> Task:
+        """The whole of it."""
+        if self._task is None:
+            self._task = Task._of(self._wire)
+        return self._task
 
 
 def _task_fields(wire: Mapping[str, Any]) -> dict[str, Any]:
     """One shape out of all those seen on the wire (and out of our own field names)."""
     status = _status(wire.get("status"))
-    progress = wire.get("progress")
     raw = wire.get("raw")
     return {
         "id": wire.get("id"),
         "status": status,
         "kind": _text(wire.get("kind") or wire.get("type") or _kind_in(wire.get("object"))),
         "model": _text(wire.get("model")),
-        "progress": 100 if progress is None and status == TaskStatus.COMPLETED else _percent(progress),
+        "progress": _progress(wire, status),
         "results": _results(wire),
         "result_data": wire.get("result_data"),
         "error": _failure(wire.get("error")),
@@ -379,6 +408,11 @@ def _status(value: object) -> str:
     if not isinstance(value, str) or not value:
         return TaskStatus.PENDING
     return _STATUS_BY_WORD.get(value) or _STATUS_BY_WORD.get(value.strip().lower()) or value
+
+
+def _progress(wire: Mapping[str, Any], status: str) -> int:
+    progress = wire.get("progress")
+    return 100 if progress is None and status == TaskStatus.COMPLETED else _percent(progress)
 
 
 def _kind_in(object_name: object) -> str | None:

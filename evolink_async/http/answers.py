@@ -27,7 +27,7 @@ from evolink_async.errors import (
 )
 from evolink_async.http.hints import retry_after
 from evolink_async.http.retry import Verdict
-from evolink_async.types import Task, task_from_wire
+from evolink_async.types import Task, TaskReading
 
 # 403 codes that speak of the key or the account, not of this request (vendor's client).
 _ACCOUNT_CODES = frozenset({"key_disabled", "key_expired", "user_disabled"})
@@ -127,18 +127,28 @@ def read_json(answer: Answer) -> Any:
 
 def read_task(answer: Answer) -> Task:
     """The task in a 2xx answer. Raises `ResponseError` if there is no valid id in it."""
-    return task_from(read_json(answer), answer)
+    return task_in(reading_from(read_json(answer), answer), answer)
 
 
-def task_from(value: Any, answer: Answer | None = None) -> Task:
+def task_from(value: Any) -> Task:
     """A task from parsed JSON. Raises `ResponseError` if it is none."""
-    try:
-        task = task_from_wire(value) if isinstance(value, dict) else None
-    except RecursionError:
-        raise _unreadable(answer, "is no task") from None
-    if task is None:
+    return task_in(reading_from(value))
+
+
+def reading_from(value: Any, answer: Answer | None = None) -> TaskReading:
+    """A task from parsed JSON, as yet unread. Raises `ResponseError` if there is no valid id in it."""
+    reading = TaskReading(value) if isinstance(value, dict) else None
+    if reading is None or not reading.has_valid_id:
         raise _unreadable(answer, "holds no valid task id")
-    return task
+    return reading
+
+
+def task_in(reading: TaskReading, answer: Answer | None = None) -> Task:
+    """The whole task. Raises `ResponseError` if it cannot be read."""
+    try:
+        return reading.task
+    except RecursionError:
+        raise _unreadable(answer, "is nested too deeply for a task") from None
 
 
 def _unreadable(answer: Answer | None, what: str) -> ResponseError:

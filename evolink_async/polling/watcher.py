@@ -32,12 +32,12 @@ from evolink_async.errors import (
     ResponseError,
     TaskLostError,
 )
-from evolink_async.http.answers import Answer, hint_of, read_json, read_task, status_error, task_from
+from evolink_async.http.answers import Answer, hint_of, read_json, reading_from, status_error, task_in
 from evolink_async.http.reads import Reader
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.polling.endings import has_result
 from evolink_async.polling.schedule import SHORTEST, Schedule, Sighting
-from evolink_async.types import Task, TaskStatus
+from evolink_async.types import Task, TaskReading, TaskStatus
 
 logger = logging.getLogger("evolink_async.polling")
 
@@ -71,14 +71,17 @@ _REMEMBERED = 1000
 class Follower(Protocol):
     """Whoever wants to know about a task. Called synchronously; one that raises is told `crashed` and no more."""
 
-    def seen(self, task: Task) -> None:
+    def seen(self, reading: TaskReading) -> None:
         """A look that is not the end: the task runs, or it completed and its links are still awaited."""
 
     def ended(self, task: Task) -> None:
         """The first terminal status that was seen. Nothing more is told."""
 
     def lost(self, error: EvoLinkError) -> None:
-        """Nobody looks any more: the service doesn't know the id, or doesn't let us look. Nothing more is told."""
+        """Nobody looks any more: the service doesn't know the id, or doesn't let us look. Nothing more is told.
+
+        Of its task the error knows the id alone: what was seen of it last, the follower may have kept.
+        """
 
     def crashed(self, error: BaseException) -> None:
         """The watcher itself failed. Nothing more is told."""
@@ -112,7 +115,7 @@ class Learned:
         """The service's estimate for this task, or the latest for its model, None if neither is known."""
         return task.estimated_time or self.estimates.get(task.model or "")
 
-    def read_batch(self, answer: Answer) -> dict[str, Task] | None:
+    def read_batch(self, answer: Answer) -> dict[str, TaskReading] | None:
         """The tasks in the answer to a batch, by id; None if it holds none, and perhaps batches are over for good."""
         if not 200 <= answer.status < 300:
             if answer.status in _NO_BATCH:
@@ -122,22 +125,21 @@ class Learned:
             rows = read_json(answer)["data"]
             if not isinstance(rows, list):
                 raise TypeError
-            tasks = [task_from(row) for row in rows if row is not None]
+            readings = [reading_from(row) for row in rows if row is not None]
         except (ResponseError, KeyError, TypeError):
             self._no_batches("an answer of another shape")
             return None
         if self.batches is None:
             self.batches = True
-        return {task.id: task for task in tasks}
+        return {reading.id: reading for reading in readings}
 
     def _no_batches(self, why: str) -> None:
         if self.batches is not False:
             logger.info("status in batches is not available (%s): asking for each task by itself", why)
         self.batches = False
 
-    def note_status(self, task: Task) -> None:
+    def note_status(self, word: str) -> None:
         """Log a status that this library doesn't know, once."""
-        word = task.status
         if isinstance(word, TaskStatus) or word in self.odd_words or len(self.odd_words) >= _MOST_WORDS:
             return
         self.odd_words.add(word)
@@ -145,28 +147,57 @@ class Learned:
 
 
 @dataclass(slots=True, eq=False)
-class _Watched:
-    """What the watcher knows of one task. Times are loop times."""
+class _Trouble:
+    """What went wrong with the looks at one task. Times are loop times."""
 
-    task: Task
+    failures: int = 0
+    missing: int = 0
+    missing_since: float = 0.0
+    denied: int = 0
+    denied_since: float = 0.0
+    ended: Task | None = None  # completed, but there is no link yet
+    empty_looks: int = 0
+    empty_since: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Watched:
+    """What the watcher knows of one task: little, as there may be many. Times are loop times."""
+
+    id: str
+    model: str | None
+    kind: str | None
     started: float
     aged: bool  # whether `started` is known and no guess
     estimate: float | None
-    followers: list[Follower] = field(default_factory=list)
+    followers: tuple[Follower, ...]
+    progress: int = 0
     due: float = math.inf  # of its one valid entry in the heap; infinite while it is looked at, and in the end
     looking: bool = False
     heard: bool = False  # the service answered at least once
     look_again: bool = False  # somebody asked for a look while one was under way
     alone: bool = False  # the next look is a single GET
     last_look: float | None = None
-    failures: int = 0
-    missing: int = 0
-    missing_since: float = 0.0
-    denied: int = 0
-    denied_since: float = 0.0
-    empty_looks: int = 0
-    empty_since: float = 0.0
     hastened: float = -math.inf
+    trouble: _Trouble | None = None
+
+    @property
+    def ended(self) -> Task | None:
+        """The task if it is over, and only its links are awaited."""
+        return None if self.trouble is None else self.trouble.ended
+
+    def in_trouble(self) -> _Trouble:
+        if self.trouble is None:
+            self.trouble = _Trouble()
+        return self.trouble
+
+    def out_of_trouble(self) -> None:
+        """A look told how the task is."""
+        trouble = self.trouble
+        if trouble is not None and trouble.ended is None:
+            self.trouble = None
+        elif trouble is not None:
+            trouble.failures = trouble.missing = trouble.denied = 0
 
 
 class Watcher:
@@ -208,11 +239,11 @@ class Watcher:
     def follow(self, task: Task, follower: Follower, *, age: float | None = None) -> None:
         """Tell `follower` how the task goes on. `age`: seconds since its submission, None if only `created` tells."""
         if self._closed:
-            self._loop.call_soon(self._tell, follower, follower.lost, _closed_while_running(task))
+            self._loop.call_soon(self._tell, follower, follower.lost, _closed_while_running(task.id))
             return
         watched = self._watched.get(task.id)
         if watched is not None:
-            watched.followers.append(follower)
+            watched.followers += (follower,)
             return
         now = self._loop.time()
         if task.created is None:
@@ -220,7 +251,11 @@ class Watcher:
         self._learned.note_estimate(task)
         aged = age is not None or task.created is not None
         started = now - (_age_by_wall_clock(task) if age is None else age)
-        watched = _Watched(task, started, aged, self._learned.estimate_of(task), [follower])
+        watched = _Watched(
+            task.id, task.model, task.kind, started, aged, self._learned.estimate_of(task), (follower,), task.progress
+        )
+        if task.is_terminal:
+            watched.in_trouble().ended = task
         # Of an id alone nothing is known, and a task that ended needs only its links: the first look is at once.
         delay = self._interval(watched, now) if aged and not task.is_terminal else 0.0
         self._watched[task.id] = watched
@@ -231,7 +266,7 @@ class Watcher:
         watched = self._watched.get(task_id)
         if watched is None:
             return
-        watched.followers = [other for other in watched.followers if other is not follower]
+        watched.followers = tuple(other for other in watched.followers if other is not follower)
         if not watched.followers:
             self._forget(watched)
 
@@ -251,13 +286,15 @@ class Watcher:
     def unreachable(self, task_id: str) -> bool:
         """Whether looks were tried and not one of them was answered."""
         watched = self._watched.get(task_id)
-        return watched is not None and watched.failures > 0 and not watched.heard
+        if watched is None or watched.trouble is None:
+            return False
+        return watched.trouble.failures > 0 and not watched.heard
 
     async def aclose(self) -> None:
         """End all looks; followers are told with `ClosedError`."""
         self._closed = True
         for watched in list(self._watched.values()):
-            self._tell_lost(watched, _closed_while_running(watched.task))
+            self._tell_lost(watched, _closed_while_running(watched.id))
         looks = list(self._looks)
         for look in looks:
             look.cancel()
@@ -268,11 +305,11 @@ class Watcher:
 
     def _interval(self, watched: _Watched, now: float) -> float:
         sighting = Sighting(
-            model=watched.task.model,
-            kind=watched.task.kind,
+            model=watched.model,
+            kind=watched.kind,
             age=now - watched.started,
             estimate=watched.estimate,
-            progress=watched.task.progress,
+            progress=watched.progress,
             since_last=None if watched.last_look is None else now - watched.last_look,
         )
         return self._schedule.next_look(sighting, self._random.random())
@@ -295,8 +332,8 @@ class Watcher:
 
     def _forget(self, watched: _Watched) -> None:
         watched.due = math.inf
-        if self._watched.get(watched.task.id) is watched:
-            del self._watched[watched.task.id]
+        if self._watched.get(watched.id) is watched:
+            del self._watched[watched.id]
         if not self._watched:
             self._rest()
 
@@ -347,7 +384,7 @@ class Watcher:
         """A fault of ours: every follower hears of it, none hangs."""
         logger.error("the watcher failed", exc_info=error)
         for watched in list(self._watched.values()):
-            followers, watched.followers = watched.followers, []
+            followers, watched.followers = watched.followers, ()
             self._forget(watched)
             for follower in followers:
                 self._tell(follower, follower.crashed, error)
@@ -393,10 +430,10 @@ class Watcher:
         self.requests += 1
         self.polls += len(group)
         if len(group) == 1:
-            answer = await self._ask("GET", f"/v1/tasks/{quote(group[0].task.id, safe='')}")
+            answer = await self._ask("GET", f"/v1/tasks/{quote(group[0].id, safe='')}")
             self._take_answer(group[0], answer, asked_at)
         else:
-            answer = await self._ask("POST", BATCH_PATH, {"task_ids": [watched.task.id for watched in group]})
+            answer = await self._ask("POST", BATCH_PATH, {"task_ids": [watched.id for watched in group]})
             self._take_batch(group, answer, asked_at)
 
     async def _ask(self, method: str, path: str, json: Any = None) -> Answer | EvoLinkError:
@@ -414,76 +451,91 @@ class Watcher:
             self._refused(watched, answer, asked_at)
             return
         try:
-            task = read_task(answer)
-            if task.id != watched.task.id:
-                raise ResponseError(f"asked for task {watched.task.id}, the answer is about another")
+            reading = reading_from(read_json(answer), answer)
+            if reading.id != watched.id:
+                raise ResponseError(f"asked for task {watched.id}, the answer is about another")
         except ResponseError as error:
             self._failed(watched, error, asked_at)
         else:
-            self._saw(watched, task, asked_at, alone=True)
+            self._saw(watched, reading, asked_at, alone=True)
 
     def _take_batch(self, group: list[_Watched], answer: Answer | EvoLinkError, asked_at: float) -> None:
-        tasks = self._learned.read_batch(answer) if isinstance(answer, Answer) else None
+        readings = self._learned.read_batch(answer) if isinstance(answer, Answer) else None
         for watched in group:
             watched.looking = False
             if not watched.followers:
                 continue
             watched.heard = watched.heard or isinstance(answer, Answer)
-            if tasks is None and self._learned.batches is not False:
+            if readings is None and self._learned.batches is not False:
                 self._batch_failed(watched, answer, asked_at)
-            elif tasks is None or watched.task.id not in tasks:
+            elif readings is None or watched.id not in readings:
                 # Absent means wrong, expired or foreign, and perhaps only "not yet": one answer of its own tells.
                 watched.alone = True
                 self._again(watched, 0.0)
             else:
-                self._saw(watched, tasks[watched.task.id], asked_at, alone=False)
+                self._saw(watched, readings[watched.id], asked_at, alone=False)
 
     def _batch_failed(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         """Perhaps it is only the batch that fails, and for ever: then each task gets a look of its own."""
         status = answer.status if isinstance(answer, Answer) else None
-        watched.alone = status in _NO_ACCESS or (status != 429 and watched.failures + 1 >= _BATCH_FAILURES)
+        failures = watched.in_trouble().failures
+        watched.alone = status in _NO_ACCESS or (status != 429 and failures + 1 >= _BATCH_FAILURES)
         self._refused(watched, answer, asked_at)
 
     # What was seen
 
-    def _saw(self, watched: _Watched, task: Task, asked_at: float, *, alone: bool) -> None:
-        watched.failures = watched.missing = watched.denied = 0
+    def _saw(self, watched: _Watched, reading: TaskReading, asked_at: float, *, alone: bool) -> None:
+        watched.out_of_trouble()
         watched.last_look = asked_at
         watched.alone = False
         self._refusals = 0
-        if watched.task.is_terminal and not (task.succeeded and has_result(task)):
-            task = watched.task  # it ended without a result before, and the first terminal status stands
-        if task.is_terminal:
+        ended = watched.ended
+        if reading.is_terminal or ended is not None:
+            try:
+                task = task_in(reading)
+            except ResponseError as error:
+                self._failed(watched, error, asked_at)
+                return
+            if ended is not None and not (task.succeeded and has_result(task)):
+                task = ended  # it ended without a result before, and the first terminal status stands
             self._saw_end(watched, task, asked_at, alone=alone)
             return
-        self._learned.note_status(task)
+        self._learned.note_status(reading.status)
         now = self._loop.time()
-        watched.task = task
+        watched.progress = reading.progress
+        if watched.estimate is None or not watched.aged:
+            self._learn_about(watched, reading, now)
+        self._again(watched, self._interval(watched, now))
+        self._tell_seen(watched, reading)
+
+    def _learn_about(self, watched: _Watched, reading: TaskReading, now: float) -> None:
+        """Of a task that was followed by its id alone, only a look tells what it is."""
+        task = reading.task
+        watched.model, watched.kind = task.model, task.kind
         if watched.estimate is None:
             watched.estimate = self._learned.estimate_of(task)
         if not watched.aged and task.created is not None:
             watched.aged, watched.started = True, now - _age_by_wall_clock(task)
-        self._again(watched, self._interval(watched, now))
-        self._tell_seen(watched)
 
     def _saw_end(self, watched: _Watched, task: Task, asked_at: float, *, alone: bool) -> None:
         if task.succeeded and not has_result(task) and self._awaits_links(watched, asked_at, alone=alone):
-            watched.task = task
+            watched.in_trouble().ended = task
             watched.alone = True
             self._again(watched, _EMPTY_PAUSE if alone else 0.0)
-            self._tell_seen(watched)
+            self._tell_seen(watched, TaskReading.of(task))
             return
-        followers, watched.followers = watched.followers, []
+        followers, watched.followers = watched.followers, ()
         self._forget(watched)
         for follower in followers:
             self._tell(follower, follower.ended, task)
 
     def _awaits_links(self, watched: _Watched, asked_at: float, *, alone: bool) -> bool:
         """Whether to look once more at a task that completed without any link. Looks in batches don't count."""
+        trouble = watched.in_trouble()
         if alone:
-            watched.empty_since = watched.empty_since if watched.empty_looks else asked_at
-            watched.empty_looks += 1
-        return watched.empty_looks < _EMPTY_LOOKS or asked_at - watched.empty_since < _EMPTY_FOR - _TICK
+            trouble.empty_since = trouble.empty_since if trouble.empty_looks else asked_at
+            trouble.empty_looks += 1
+        return trouble.empty_looks < _EMPTY_LOOKS or asked_at - trouble.empty_since < _EMPTY_FOR - _TICK
 
     def _refused(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         """There was no answer, or one with an error status."""
@@ -503,33 +555,35 @@ class Watcher:
 
     def _missing(self, watched: _Watched) -> None:
         now = self._loop.time()
-        if watched.missing == 0:
-            watched.missing_since = now
-        watched.missing += 1
-        if watched.missing >= _LOST_LOOKS and now - watched.missing_since >= _LOST_AFTER - _TICK:
-            message = f"the service no longer knows the task: 404 {watched.missing} times over {_LOST_AFTER:g} s"
-            self._tell_lost(watched, TaskLostError(message, task=watched.task))
+        trouble = watched.in_trouble()
+        if trouble.missing == 0:
+            trouble.missing_since = now
+        trouble.missing += 1
+        if trouble.missing >= _LOST_LOOKS and now - trouble.missing_since >= _LOST_AFTER - _TICK:
+            message = f"the service no longer knows the task: 404 {trouble.missing} times over {_LOST_AFTER:g} s"
+            self._tell_lost(watched, TaskLostError(message, task=Task(id=watched.id)))
         else:
             watched.alone = True
-            self._again(watched, min(30.0, 2.0**watched.missing))
+            self._again(watched, min(30.0, 2.0**trouble.missing))
 
     def _denied(self, watched: _Watched, error: EvoLinkError) -> None:
         now = self._loop.time()
-        if watched.denied == 0:
-            watched.denied_since = now
-        watched.denied += 1
-        if watched.denied >= _DENIALS and now - watched.denied_since >= _ACCESS_PATIENCE - _TICK:
+        trouble = watched.in_trouble()
+        if trouble.denied == 0:
+            trouble.denied_since = now
+        trouble.denied += 1
+        if trouble.denied >= _DENIALS and now - trouble.denied_since >= _ACCESS_PATIENCE - _TICK:
             self._tell_lost(watched, error)
         else:
             self._again(watched, _DENIED_PAUSE)
 
-    def _failed(self, watched: _Watched, trouble: Answer | EvoLinkError, asked_at: float) -> None:
+    def _failed(self, watched: _Watched, why: Answer | EvoLinkError, asked_at: float) -> None:
         """A look that told nothing: the task is as it was."""
-        watched.failures += 1
-        hint = hint_of(trouble) if isinstance(trouble, Answer) else None
-        if isinstance(trouble, Answer) and trouble.status == 429:
+        failures = watched.in_trouble().failures = watched.in_trouble().failures + 1
+        hint = hint_of(why) if isinstance(why, Answer) else None
+        if isinstance(why, Answer) and why.status == 429:
             self._pause(hint, asked_at)
-        delay = self._retry.delay(watched.failures, hint, self._random.random())
+        delay = self._retry.delay(failures, hint, self._random.random())
         self._again(watched, max(SHORTEST, delay))
 
     def _pause(self, hint: float | None, asked_at: float) -> None:
@@ -543,13 +597,13 @@ class Watcher:
 
     # Telling
 
-    def _tell_seen(self, watched: _Watched) -> None:
-        for follower in tuple(watched.followers):
-            if not self._tell(follower, follower.seen, watched.task):
-                self.unfollow(watched.task.id, follower)
+    def _tell_seen(self, watched: _Watched, reading: TaskReading) -> None:
+        for follower in watched.followers:
+            if not self._tell(follower, follower.seen, reading):
+                self.unfollow(watched.id, follower)
 
     def _tell_lost(self, watched: _Watched, error: EvoLinkError) -> None:
-        followers, watched.followers = watched.followers, []
+        followers, watched.followers = watched.followers, ()
         self._forget(watched)
         for follower in followers:
             # Each its own: an exception raised in two tasks collects the tracebacks and notes of both.
@@ -567,9 +621,9 @@ class Watcher:
         return True
 
 
-def _closed_while_running(task: Task) -> ClosedError:
+def _closed_while_running(task_id: str) -> ClosedError:
     return ClosedError(
-        f"the client was closed while task {task.id} was running; it goes on: wait for it again by its id"
+        f"the client was closed while task {task_id} was running; it goes on: wait for it again by its id"
     )
 
 
