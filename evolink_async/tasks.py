@@ -19,7 +19,7 @@ from evolink_async.errors import (
     ResponseError,
     TaskError,
 )
-from evolink_async.http.answers import task_from, task_in
+from evolink_async.http.answers import task_from
 from evolink_async.polling.endings import has_result
 from evolink_async.polling.watcher import BATCH_PATH, BATCH_SIZE
 from evolink_async.types import Task, TaskReading
@@ -45,7 +45,7 @@ class Tasks:
 
     async def get(self, task_id: str, *, timeout: float | None = 60) -> Task:
         """The task now. Raises `NotFoundError` for an id that the service doesn't know. timeout: seconds in all."""
-        task = task_from(await self._client._read("GET", f"/v1/tasks/{checked_id(task_id)}", timeout))
+        task = task_from(await self._client._read("GET", f"/v1/tasks/{checked_id(task_id)}", timeout)).task
         if task.id != task_id:
             raise ResponseError(f"asked for task {task_id}, the answer is about another")
         return task
@@ -77,7 +77,7 @@ class Tasks:
         except (TimeoutError, ConnectionFailedError):
             return {}  # whether it is the batch or everything that fails: the single GETs find out
         readings = self._client._memory.reads.read_batch(answer) or {}
-        tasks = [task_in(readings[task_id]) for task_id in ids if task_id in readings]
+        tasks = [readings[task_id].task for task_id in ids if task_id in readings]
         return {task.id: task for task in tasks if has_result(task) or not task.succeeded}
 
     async def _get_each(self, ids: list[str], found: dict[str, Task], deadline: float | None) -> None:
@@ -123,7 +123,7 @@ class Tasks:
             query = urlencode({"page": page, "page_size": LIST_PAGE} | filters)
             rows = _rows_of_page(await self._client._read("GET", f"/v1/tasks?{query}", timeout), page)
             known_pages += 1
-            for task in map(task_from, rows):
+            for task in (task_from(row).task for row in rows):
                 if task.id not in seen:
                     seen.add(task.id)
                     known_pages = 0

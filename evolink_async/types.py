@@ -34,7 +34,8 @@ TASK_ID = re.compile(rf"(?=.{{1,128}}\Z){_TASK_ID_FORM}", re.ASCII)
 RESULT_LIFETIME = timedelta(hours=24)  # documented on all image and video pages
 
 _LINK_KEYS = ("video_url", "image_url", "audio_url", "url", "file_url", "result_url", "download_url")
-_RESULT_KEYS = ("result", "output", *_LINK_KEYS)
+_RESULT_KEYS = frozenset({"result", "output", *_LINK_KEYS})
+_DEEPEST = 16  # lists and objects around a link; more has no meaning here
 _ABSURD = 1e15  # no time, size or sum of this service is that large; NaN and infinities fail the test too
 _EARLIEST, _LATEST = 946_684_800, 4_102_444_800  # 2000 and 2100: outside lies a broken clock, not a task
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -82,13 +83,15 @@ def _percent(value: object) -> int:
 
 def _credits(value: object) -> Decimal | None:
     """Credits as an exact decimal: floats through their shortest form, so 2.5 stays 2.5."""
-    if not isinstance(value, (int, float, str, Decimal)) or isinstance(value, bool):
-        return None
-    try:
-        amount = Decimal(str(value))
-    except (InvalidOperation, ValueError):  # the latter for an integer of thousands of digits
-        return None
-    return amount if amount.is_finite() and abs(amount) < _ABSURD else None
+    if isinstance(value, str):
+        try:
+            value = Decimal(value)
+        except InvalidOperation:
+            return None
+    if isinstance(value, Decimal):
+        return value if value.is_finite() and abs(value) < _ABSURD else None
+    number = _number(value)
+    return None if number is None else Decimal(str(value))
 
 
 def _text(value: object) -> str | None:
@@ -152,29 +155,30 @@ class _Read(_Wire):
     @classmethod
     def _unknown(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
         known = _fields_of(cls)
-        return {} if wire.keys() <= known else {name: value for name, value in wire.items() if name not in known}
+        return {} if known.issuperset(wire) else {name: value for name, value in wire.items() if name not in known}
 
     @model_validator(mode="before")
     @classmethod
     def _tolerant(cls, data: Any) -> Any:
-        return cls._read(data) | cls._unknown(data) if isinstance(data, Mapping) else data
+        return cls._read(dict(data)) | cls._unknown(data) if isinstance(data, Mapping) else data
 
     @classmethod
     def _of(cls, wire: Mapping[str, Any]) -> Self:
         """The same as `model_validate` makes of it, without the second look at every value, which costs the most."""
-        values = cls._read(wire)
         made = cls.__new__(cls)
-        put = object.__setattr__
-        put(made, "__dict__", values)
-        put(made, "__pydantic_fields_set__", set(values))
-        put(made, "__pydantic_extra__", cls._unknown(wire))
-        put(made, "__pydantic_private__", None)
+        _put(made, "__dict__", cls._read(wire))
+        _put(made, "__pydantic_fields_set__", _fields_of(cls))
+        _put(made, "__pydantic_extra__", cls._unknown(wire))
+        _put(made, "__pydantic_private__", None)
         return made
 
 
+_put = object.__setattr__  # these values are frozen
+
+
 @cache
-def _fields_of(cls: type[BaseModel]) -> frozenset[str]:
-    return frozenset(cls.model_fields)
+def _fields_of(cls: type[BaseModel]) -> set[str]:
+    return set(cls.model_fields)
 
 
 class TaskInfo(_Read):
@@ -286,7 +290,7 @@ class Task(_Read):
 
     @classmethod
     def _read(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
-        return _task_fields(wire)
+        return _task_fields(wire if isinstance(wire, dict) else dict(wire))
 
     @classmethod
     def _unknown(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
@@ -336,7 +340,7 @@ class TaskReading:
 
     __slots__ = ("_task", "_wire", "id", "status")
 
-    def __init__(self, wire: Mapping[str, Any]) -> None:
+    def __init__(self, wire: dict[str, Any]) -> None:
         self.id: Any = wire.get("id")
         self.status = _status(wire.get("status"))
         self._wire = wire
@@ -345,21 +349,43 @@ class TaskReading:
     @classmethod
     def of(cls, task: Task) -> Self:
         """One that was read already."""
-        reading = cls(task.raw)
-        reading.id, reading.status, reading._task = task.id, task.status, task
+        reading = cls(vars(task))
+        reading._task = task
         return reading
-
-    @property
-    def has_valid_id(self) -> bool:
-        return isinstance(self.id, str) and TASK_ID.fullmatch(self.id) is not None
 
     @property
     def is_terminal(self) -> bool:
         return self.status in _TERMINAL
 
     @property
+    def kind(self) -> str | None:
+        return _kind(self._wire)
+
+    @property
+    def model(self) -> str | None:
+        return _text(self._wire.get("model"))
+
+    @property
     def progress(self) -> int:
         return _progress(self._wire, self.status)
+
+    @property
+    def created(self) -> datetime | None:
+        return _created(self._wire)
+
+    @property
+    def estimated_time(self) -> int | float | None:
+        info = self._wire.get("task_info")
+        if isinstance(info, dict):
+            return _positive(info.get("estimated_time"))
+        return info.estimated_time if isinstance(info, TaskInfo) else None
+
+    @property
+    def credits_reserved(self) -> Decimal | None:
+        usage = self._wire.get("usage")
+        if isinstance(usage, dict):
+            return _credits(usage.get("credits_reserved"))
+        return usage.credits_reserved if isinstance(usage, Usage) else None
 
     @property
     def task(self) -> Task:
@@ -369,14 +395,14 @@ class TaskReading:
         return self._task
 
 
-def _task_fields(wire: Mapping[str, Any]) -> dict[str, Any]:
+def _task_fields(wire: dict[str, Any]) -> dict[str, Any]:
     """One shape out of all those seen on the wire (and out of our own field names)."""
     status = _status(wire.get("status"))
     raw = wire.get("raw")
     return {
         "id": wire.get("id"),
         "status": status,
-        "kind": _text(wire.get("kind") or wire.get("type") or _kind_in(wire.get("object"))),
+        "kind": _kind(wire),
         "model": _text(wire.get("model")),
         "progress": _progress(wire, status),
         "results": _results(wire),
@@ -384,23 +410,27 @@ def _task_fields(wire: Mapping[str, Any]) -> dict[str, Any]:
         "error": _failure(wire.get("error")),
         "task_info": _section(wire.get("task_info"), _NO_INFO),
         "usage": _section(wire.get("usage"), _NO_USAGE),
-        "created": _moment(wire.get("created", wire.get("created_at"))),
-        "raw": raw if isinstance(raw, dict) else dict(wire),
+        "created": _created(wire),
+        "raw": raw if isinstance(raw, dict) else wire,
     }
 
 
 def _section(value: object, nothing: _Section) -> _Section:
     """A part of a task; `nothing` stands for one that is missing, as it is frozen."""
-    if isinstance(value, Mapping):
-        return nothing._of(value) if value else nothing
+    if not value:
+        return nothing
+    if isinstance(value, (dict, Mapping)):  # the check of a dict is the cheaper one by far
+        return nothing._of(value)
     return value if isinstance(value, type(nothing)) else nothing
 
 
 def _failure(value: object) -> TaskFailure | None:
+    if not value:
+        return None
     if isinstance(value, str):
-        return TaskFailure._of({"message": value}) if value else None
+        return TaskFailure._of({"message": value})
     if isinstance(value, Mapping):
-        return TaskFailure._of(value) if value else None
+        return TaskFailure._of(value)
     return value if isinstance(value, TaskFailure) else None
 
 
@@ -412,38 +442,55 @@ def _status(value: object) -> str:
 
 def _progress(wire: Mapping[str, Any], status: str) -> int:
     progress = wire.get("progress")
+    if type(progress) is int and 0 <= progress <= 100:
+        return progress
     return 100 if progress is None and status == TaskStatus.COMPLETED else _percent(progress)
 
 
-def _kind_in(object_name: object) -> str | None:
-    """'image.generation.task' -> 'image'."""
-    return object_name.partition(".")[0] if isinstance(object_name, str) else None
+def _kind(wire: Mapping[str, Any]) -> str | None:
+    kind = wire.get("kind") or wire.get("type")
+    if kind:
+        return _text(kind)
+    name = wire.get("object")  # image.generation.task
+    return _text(name.partition(".")[0]) if isinstance(name, str) else None
+
+
+def _created(wire: Mapping[str, Any]) -> datetime | None:
+    return _moment(wire.get("created", wire.get("created_at")))
 
 
 def _results(wire: Mapping[str, Any]) -> tuple[str, ...]:
     """`results` as documented, else the other places that samples and older pages name."""
-    found = wire.get("results") or [wire[name] for name in _RESULT_KEYS if name in wire]
-    return tuple(_strings_in(found)) if found else ()
+    found = wire.get("results")
+    if not found:
+        if _RESULT_KEYS.isdisjoint(wire):
+            return ()
+        found = [wire[name] for name in ("result", "output", *_LINK_KEYS) if wire.get(name)]
+    return tuple(_strings_in(found, 0))
 
 
-def _strings_in(value: object) -> Iterator[str]:
+def _strings_in(value: object, depth: int) -> Iterator[str]:
     if isinstance(value, str):
         yield value
+    elif depth > _DEEPEST:
+        return
     elif isinstance(value, Mapping):
         nested = value.get("results")
-        yield from _strings_in(nested) if nested else _links_in(value)
+        yield from _strings_in(nested, depth + 1) if nested else _links_in(value, depth)
     elif isinstance(value, Iterable):
         for item in value:
-            yield from _strings_in(item)
+            yield from _strings_in(item, depth + 1)
 
 
-def _links_in(data: object) -> Iterator[str]:
+def _links_in(data: object, depth: int = 0) -> Iterator[str]:
     """Links in `result_data`: a list of objects, one object, or an object holding a list of songs."""
     if isinstance(data, str):
         yield data
+    elif depth > _DEEPEST:
+        return
     elif isinstance(data, Mapping):
         yield from (data[key] for key in _LINK_KEYS if isinstance(data.get(key), str) and data[key])
-        yield from _links_in(data.get("songs"))
-    elif isinstance(data, list | tuple):
+        yield from _links_in(data.get("songs"), depth + 1)
+    elif isinstance(data, (list, tuple)):
         for item in data:
-            yield from _links_in(item)
+            yield from _links_in(item, depth + 1)

@@ -32,7 +32,7 @@ from evolink_async.errors import (
     ResponseError,
     TaskLostError,
 )
-from evolink_async.http.answers import Answer, hint_of, read_json, reading_from, status_error, task_in
+from evolink_async.http.answers import Answer, hint_of, read_json, read_task, status_error
 from evolink_async.http.reads import Reader
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.polling.endings import has_result
@@ -106,12 +106,12 @@ class Learned:
         if len(self.submitted) > _REMEMBERED:
             self.submitted.popitem(last=False)
 
-    def note_estimate(self, task: Task) -> None:
+    def note_estimate(self, task: TaskReading) -> None:
         """Remember what the service expects of this model."""
         if task.estimated_time and task.model and (task.model in self.estimates or len(self.estimates) < _REMEMBERED):
             self.estimates[task.model] = task.estimated_time
 
-    def estimate_of(self, task: Task) -> float | None:
+    def estimate_of(self, task: TaskReading) -> float | None:
         """The service's estimate for this task, or the latest for its model, None if neither is known."""
         return task.estimated_time or self.estimates.get(task.model or "")
 
@@ -125,13 +125,14 @@ class Learned:
             rows = read_json(answer)["data"]
             if not isinstance(rows, list):
                 raise TypeError
-            readings = [reading_from(row) for row in rows if row is not None]
+            # Only ids that we asked for are looked up here, so whether they are valid needs no more checking.
+            readings = {row["id"]: TaskReading(row) for row in rows if row is not None}
         except (ResponseError, KeyError, TypeError):
             self._no_batches("an answer of another shape")
             return None
         if self.batches is None:
             self.batches = True
-        return {reading.id: reading for reading in readings}
+        return readings
 
     def _no_batches(self, why: str) -> None:
         if self.batches is not False:
@@ -140,7 +141,7 @@ class Learned:
 
     def note_status(self, word: str) -> None:
         """Log a status that this library doesn't know, once."""
-        if isinstance(word, TaskStatus) or word in self.odd_words or len(self.odd_words) >= _MOST_WORDS:
+        if word in self.odd_words or len(self.odd_words) >= _MOST_WORDS:
             return
         self.odd_words.add(word)
         logger.warning("unknown task status %r: taken as not finished", word[:64])
@@ -181,23 +182,19 @@ class _Watched:
     hastened: float = -math.inf
     trouble: _Trouble | None = None
 
-    @property
-    def ended(self) -> Task | None:
-        """The task if it is over, and only its links are awaited."""
-        return None if self.trouble is None else self.trouble.ended
-
     def in_trouble(self) -> _Trouble:
         if self.trouble is None:
             self.trouble = _Trouble()
         return self.trouble
 
-    def out_of_trouble(self) -> None:
-        """A look told how the task is."""
+    def out_of_trouble(self) -> Task | None:
+        """A look told how the task is: what remains is that only its links are awaited, and then it is returned."""
         trouble = self.trouble
-        if trouble is not None and trouble.ended is None:
+        if trouble is None or trouble.ended is None:
             self.trouble = None
-        elif trouble is not None:
-            trouble.failures = trouble.missing = trouble.denied = 0
+            return None
+        trouble.failures = trouble.missing = trouble.denied = 0
+        return trouble.ended
 
 
 class Watcher:
@@ -236,7 +233,7 @@ class Watcher:
     def __len__(self) -> int:
         return len(self._watched)
 
-    def follow(self, task: Task, follower: Follower, *, age: float | None = None) -> None:
+    def follow(self, task: TaskReading, follower: Follower, *, age: float | None = None) -> None:
         """Tell `follower` how the task goes on. `age`: seconds since its submission, None if only `created` tells."""
         if self._closed:
             self._loop.call_soon(self._tell, follower, follower.lost, _closed_while_running(task.id))
@@ -246,8 +243,8 @@ class Watcher:
             watched.followers += (follower,)
             return
         now = self._loop.time()
-        if task.created is None:
-            task = self._learned.submitted.get(task.id, task)
+        if task.created is None and task.id in self._learned.submitted:
+            task = TaskReading.of(self._learned.submitted[task.id])
         self._learned.note_estimate(task)
         aged = age is not None or task.created is not None
         started = now - (_age_by_wall_clock(task) if age is None else age)
@@ -255,7 +252,7 @@ class Watcher:
             task.id, task.model, task.kind, started, aged, self._learned.estimate_of(task), (follower,), task.progress
         )
         if task.is_terminal:
-            watched.in_trouble().ended = task
+            watched.in_trouble().ended = task.task
         # Of an id alone nothing is known, and a task that ended needs only its links: the first look is at once.
         delay = self._interval(watched, now) if aged and not task.is_terminal else 0.0
         self._watched[task.id] = watched
@@ -451,7 +448,7 @@ class Watcher:
             self._refused(watched, answer, asked_at)
             return
         try:
-            reading = reading_from(read_json(answer), answer)
+            reading = read_task(answer)
             if reading.id != watched.id:
                 raise ResponseError(f"asked for task {watched.id}, the answer is about another")
         except ResponseError as error:
@@ -485,22 +482,18 @@ class Watcher:
     # What was seen
 
     def _saw(self, watched: _Watched, reading: TaskReading, asked_at: float, *, alone: bool) -> None:
-        watched.out_of_trouble()
+        ended = watched.out_of_trouble()
         watched.last_look = asked_at
         watched.alone = False
         self._refusals = 0
-        ended = watched.ended
         if reading.is_terminal or ended is not None:
-            try:
-                task = task_in(reading)
-            except ResponseError as error:
-                self._failed(watched, error, asked_at)
-                return
+            task = reading.task
             if ended is not None and not (task.succeeded and has_result(task)):
                 task = ended  # it ended without a result before, and the first terminal status stands
             self._saw_end(watched, task, asked_at, alone=alone)
             return
-        self._learned.note_status(reading.status)
+        if not isinstance(reading.status, TaskStatus):
+            self._learned.note_status(reading.status)
         now = self._loop.time()
         watched.progress = reading.progress
         if watched.estimate is None or not watched.aged:
@@ -510,12 +503,11 @@ class Watcher:
 
     def _learn_about(self, watched: _Watched, reading: TaskReading, now: float) -> None:
         """Of a task that was followed by its id alone, only a look tells what it is."""
-        task = reading.task
-        watched.model, watched.kind = task.model, task.kind
+        watched.model, watched.kind = reading.model, reading.kind
         if watched.estimate is None:
-            watched.estimate = self._learned.estimate_of(task)
-        if not watched.aged and task.created is not None:
-            watched.aged, watched.started = True, now - _age_by_wall_clock(task)
+            watched.estimate = self._learned.estimate_of(reading)
+        if not watched.aged and reading.created is not None:
+            watched.aged, watched.started = True, now - _age_by_wall_clock(reading)
 
     def _saw_end(self, watched: _Watched, task: Task, asked_at: float, *, alone: bool) -> None:
         if task.succeeded and not has_result(task) and self._awaits_links(watched, asked_at, alone=alone):
@@ -627,7 +619,7 @@ def _closed_while_running(task_id: str) -> ClosedError:
     )
 
 
-def _age_by_wall_clock(task: Task) -> float:
+def _age_by_wall_clock(task: TaskReading) -> float:
     """Seconds since creation as far as two clocks that may disagree can tell."""
     if task.created is None:
         return 0.0

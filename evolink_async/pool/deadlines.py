@@ -16,7 +16,7 @@ class Ending(Protocol):
 
 T = TypeVar("T", bound=Ending)
 
-_SWEEP = 64  # so many that were stopped may stay in the queue, and a quarter of those that run
+_SWEEP = 64  # so many that were stopped may stay in the queue, or a quarter of all
 
 
 class Deadlines(Generic[T]):
@@ -26,21 +26,23 @@ class Deadlines(Generic[T]):
         self._seconds = seconds
         self._expired = expired
         self._queue: deque[T] = deque()  # the earliest first; who was stopped has no deadline, or another one
-        self._full = _SWEEP
+        self._stopped = 0  # so many in the queue at most
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, thing: T) -> None:
         if self._seconds is None:
             return
         thing.ends_at = asyncio.get_running_loop().time() + self._seconds
-        if len(self._queue) >= self._full:
-            self._queue = deque(other for other in self._queue if other.ends_at is not None)
-            self._full = len(self._queue) + max(_SWEEP, len(self._queue) // 4)
         self._queue.append(thing)
-        self._set_timer()
+        if self._timer is None:
+            self._set_timer()
 
     def stop(self, thing: T) -> None:
         thing.ends_at = None
+        self._stopped += 1
+        if self._stopped > max(_SWEEP, len(self._queue) // 4):
+            self._queue = deque(other for other in self._queue if other.ends_at is not None)
+            self._stopped = 0
 
     def close(self) -> None:
         """Nothing expires any more."""
@@ -50,8 +52,6 @@ class Deadlines(Generic[T]):
             self._timer = None
 
     def _set_timer(self) -> None:
-        if self._timer is not None:
-            return
         while self._queue and self._queue[0].ends_at is None:
             self._queue.popleft()
         if self._queue and (moment := self._queue[0].ends_at) is not None:

@@ -40,7 +40,7 @@ from evolink_async.pool.record import Record, State
 from evolink_async.pool.sources import Sources
 from evolink_async.requests import GenerationRequest
 from evolink_async.session import POLL_TIMEOUT
-from evolink_async.types import Task, TaskStatus
+from evolink_async.types import Task, TaskReading, TaskStatus
 
 if TYPE_CHECKING:
     from evolink_async.client import AsyncEvoLink
@@ -162,7 +162,7 @@ class TaskPool:
                 self._given += 1
                 self._outstanding[task_id] = record
                 if self._entered:
-                    self._follow(record, Task(id=task_id), None)
+                    self._follow(record, _by_id(task_id), None)
 
     async def run(self, request: GenerationRequest) -> Outcome:
         """One request through the pool: its outcome, which the iteration does not yield.
@@ -274,7 +274,7 @@ class TaskPool:
         self._entered_at = self._session.loop.time()
         self._requests_before = self._session.watcher.requests
         for record in list(self._outstanding.values()):
-            self._follow(record, Task(id=record.identity), None)
+            self._follow(record, _by_id(record.identity), None)
         self._sources.start()
         return self
 
@@ -496,14 +496,14 @@ class TaskPool:
         self._tally.posts += sent - record.attempts
         record.attempts = sent
 
-    def _accepted(self, record: Record, task: Task) -> None:
+    def _accepted(self, record: Record, task: TaskReading) -> None:
         """The step into `outstanding`."""
         logger.info("task %s accepted for request %s", task.id, record.identity)
         self._unsent.pop(record, None)
         self._sending.pop(record, None)
         record.submission = None  # with the bytes that were sent
         record.task_id, record.status, record.progress = task.id, task.status, task.progress
-        record.reserved = task.usage.credits_reserved
+        record.reserved = task.credits_reserved
         self._tally.accepted(record.reserved)
         # The service may give two requests the same task.
         self._outstanding[(task.id, record.index) if task.id in self._outstanding else task.id] = record
@@ -512,13 +512,13 @@ class TaskPool:
 
     # Watching
 
-    def _follow(self, record: Record, task: Task, age: float | None) -> None:
+    def _follow(self, record: Record, task: TaskReading, age: float | None) -> None:
         record.state = State.OUTSTANDING
         if task.is_terminal:
-            record.task = task
-        if is_over(task):
-            self._conclude(record, task)
-            return
+            record.task = task.task
+            if is_over(record.task):
+                self._conclude(record, record.task)
+                return
         if self._broken is not None:
             self._give_up(record, self._broken)
             return
@@ -699,8 +699,8 @@ class TaskPool:
             flying = submission.flight is not None and submission.flight.sent
             self._count_posts(record, submission.attempts + flying)
         if settled.task is not None:
-            record.task, record.task_id = settled.task, settled.task.id
-            self._finish(record, OutcomeStatus.UNFINISHED, still_running(settled.task, None))
+            record.task, record.task_id = settled.task.task, settled.task.id
+            self._finish(record, OutcomeStatus.UNFINISHED, still_running(record.task, None))
         elif settled.ending == "not_submitted":
             self._not_sent(record, why)
         else:
@@ -793,6 +793,10 @@ def _not_submitted(reason: BaseException | None) -> NotSubmittedError:
     error = NotSubmittedError(f"nothing was sent for this request: {what}")
     error.__cause__ = reason
     return error
+
+
+def _by_id(task_id: str) -> TaskReading:
+    return TaskReading({"id": task_id})
 
 
 def _client_closed() -> ClosedError:

@@ -130,7 +130,10 @@ class Record:
         self.status, self.progress, self.looked = reading.status, reading.progress, True
         if reading.is_terminal:  # only its links are awaited
             self.task = reading.task
-        self._tell(self.home._seen, self)
+        try:
+            self.home._seen(self)
+        except Exception as error:  # noqa: BLE001  (it becomes the pool's reason)
+            self.home._crashed(self, error)
 
     def ended(self, task: Task) -> None:
         self.task = task

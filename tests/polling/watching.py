@@ -126,7 +126,7 @@ def follow(watcher: Watcher, tasks: Iterable[Task], age: float | None = 0.0) -> 
     ears = []
     for task in tasks:
         ears.append(Ear())
-        watcher.follow(task, ears[-1], age=age)
+        watcher.follow(TaskReading.of(task), ears[-1], age=age)
     return ears
 
 
