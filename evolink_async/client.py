@@ -33,7 +33,7 @@ from evolink_async.polling.endings import conclude, is_over, still_running
 from evolink_async.requests import AudioRequest, GenerationRequest, ImageRequest, VideoRequest, encode_json
 from evolink_async.session import CLOSED, SUBMIT_TIMEOUT, Memory, Options, Session, Validate
 from evolink_async.tasks import Tasks, Waiter
-from evolink_async.types import CreditBalance, Credits, KeyCredits, Task
+from evolink_async.types import CreditBalance, Credits, KeyCredits, Task, TaskReading
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -382,7 +382,7 @@ class AsyncEvoLink:
             message = f"the client is closed, and task {task.id} goes on: wait for it by its id with another one"
             raise ClosedError(message) from None
         waiter = Waiter(session.loop.create_future(), task, on_progress)
-        session.watcher.follow(task, waiter, age=age)
+        session.watcher.follow(TaskReading.of(task), waiter, age=age)
         try:
             async with asyncio.timeout_at(deadline):
                 return conclude(await waiter.future)

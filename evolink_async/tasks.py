@@ -17,11 +17,12 @@ from evolink_async.errors import (
     InvalidRequestError,
     NotFoundError,
     ResponseError,
+    TaskError,
 )
 from evolink_async.http.answers import task_from
 from evolink_async.polling.endings import has_result
 from evolink_async.polling.watcher import BATCH_PATH, BATCH_SIZE
-from evolink_async.types import Task
+from evolink_async.types import Task, TaskReading
 
 if TYPE_CHECKING:
     from evolink_async.client import AsyncEvoLink
@@ -44,7 +45,7 @@ class Tasks:
 
     async def get(self, task_id: str, *, timeout: float | None = 60) -> Task:
         """The task now. Raises `NotFoundError` for an id that the service doesn't know. timeout: seconds in all."""
-        task = task_from(await self._client._read("GET", f"/v1/tasks/{checked_id(task_id)}", timeout))
+        task = task_from(await self._client._read("GET", f"/v1/tasks/{checked_id(task_id)}", timeout)).task
         if task.id != task_id:
             raise ResponseError(f"asked for task {task_id}, the answer is about another")
         return task
@@ -75,8 +76,9 @@ class Tasks:
                 answer = await session.until_closed(session.reader.attempt("POST", BATCH_PATH, {"task_ids": ids}))
         except (TimeoutError, ConnectionFailedError):
             return {}  # whether it is the batch or everything that fails: the single GETs find out
-        tasks = self._client._memory.reads.read_batch(answer) or {}
-        return {task.id: task for task in tasks.values() if task.id in ids and (has_result(task) or not task.succeeded)}
+        readings = self._client._memory.reads.read_batch(answer) or {}
+        tasks = [readings[task_id].task for task_id in ids if task_id in readings]
+        return {task.id: task for task in tasks if has_result(task) or not task.succeeded}
 
     async def _get_each(self, ids: list[str], found: dict[str, Task], deadline: float | None) -> None:
         queue = iter(ids)
@@ -121,7 +123,7 @@ class Tasks:
             query = urlencode({"page": page, "page_size": LIST_PAGE} | filters)
             rows = _rows_of_page(await self._client._read("GET", f"/v1/tasks?{query}", timeout), page)
             known_pages += 1
-            for task in map(task_from, rows):
+            for task in (task_from(row).task for row in rows):
                 if task.id not in seen:
                     seen.add(task.id)
                     known_pages = 0
@@ -159,29 +161,38 @@ class Tasks:
 class Waiter:
     """The follower of one wait."""
 
-    __slots__ = ("_context", "_on_progress", "future", "task")
+    __slots__ = ("_context", "_on_progress", "_seen", "future")
 
     def __init__(self, future: asyncio.Future[Task], task: Task, on_progress: Callable[[Task], object] | None) -> None:
         self.future = future
-        self.task = task
+        self._seen: Task | TaskReading = task
         self._on_progress = on_progress
         self._context = contextvars.copy_context()  # the watcher has none of its own
 
-    def seen(self, task: Task) -> None:
-        self.task = task
-        if self._on_progress is None or task.is_terminal or self.future.done():
+    @property
+    def task(self) -> Task:
+        """The last that was seen of it."""
+        if isinstance(self._seen, TaskReading):
+            self._seen = self._seen.task
+        return self._seen
+
+    def seen(self, reading: TaskReading) -> None:
+        self._seen = reading
+        if self._on_progress is None or reading.is_terminal or self.future.done():
             return
         try:
-            self._context.run(self._on_progress, task)
+            self._context.run(self._on_progress, self.task)
         except Exception:
             logger.exception("on_progress raised; the waiting goes on")
 
     def ended(self, task: Task) -> None:
-        self.task = task
+        self._seen = task
         if not self.future.done():
             self.future.set_result(task)
 
     def lost(self, error: EvoLinkError) -> None:
+        if isinstance(error, TaskError):
+            error.task = self.task
         if not self.future.done():
             self.future.set_exception(error)
 

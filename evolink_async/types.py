@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from functools import cache, lru_cache
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validator
 
 __all__ = [
     "CreditBalance",
@@ -33,6 +34,8 @@ TASK_ID = re.compile(rf"(?=.{{1,128}}\Z){_TASK_ID_FORM}", re.ASCII)
 RESULT_LIFETIME = timedelta(hours=24)  # documented on all image and video pages
 
 _LINK_KEYS = ("video_url", "image_url", "audio_url", "url", "file_url", "result_url", "download_url")
+_RESULT_KEYS = frozenset({"result", "output", *_LINK_KEYS})
+_DEEPEST = 16  # lists and objects around a link; more has no meaning here
 _ABSURD = 1e15  # no time, size or sum of this service is that large; NaN and infinities fail the test too
 _EARLIEST, _LATEST = 946_684_800, 4_102_444_800  # 2000 and 2100: outside lies a broken clock, not a task
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -61,7 +64,7 @@ def _number(value: object) -> float | int | None:
             value = float(value)
         except ValueError:
             return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _ABSURD:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not -_ABSURD < value < _ABSURD:
         return None
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -73,18 +76,22 @@ def _positive(value: object) -> float | int | None:
 
 def _percent(value: object) -> int:
     number = _number(value)
-    return 0 if number is None else int(min(100, max(0, number)))
+    if number is None or number <= 0:
+        return 0
+    return int(number) if number < 100 else 100
 
 
 def _credits(value: object) -> Decimal | None:
     """Credits as an exact decimal: floats through their shortest form, so 2.5 stays 2.5."""
-    if value is None or isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
-        return None
-    try:
-        amount = Decimal(str(value))
-    except (InvalidOperation, ValueError):  # the latter for an integer of thousands of digits
-        return None
-    return amount if amount.is_finite() and abs(amount) < _ABSURD else None
+    if isinstance(value, str):
+        try:
+            value = Decimal(value)
+        except InvalidOperation:
+            return None
+    if isinstance(value, Decimal):
+        return value if value.is_finite() and abs(value) < _ABSURD else None
+    number = _number(value)
+    return None if number is None else Decimal(str(value))
 
 
 def _text(value: object) -> str | None:
@@ -104,9 +111,13 @@ def _moment(value: object) -> datetime | None:
         return _iso_moment(value)
     if number > _LATEST:
         number = number / 1000
-    if not _EARLIEST <= number <= _LATEST:
-        return None
-    return datetime.fromtimestamp(number, UTC)
+    return _unix_moment(number) if _EARLIEST <= number <= _LATEST else None
+
+
+# Many tasks are made in the same second, and the looks at one of them all tell the same.
+@lru_cache(maxsize=4096)
+def _unix_moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def _iso_moment(value: object) -> datetime | None:
@@ -127,61 +138,99 @@ def _utc(moment: datetime) -> datetime | None:
     return moment.astimezone(UTC)
 
 
-CreditAmount = Annotated[Decimal | None, BeforeValidator(_credits)]
-Seconds = Annotated[int | float | None, BeforeValidator(_positive)]
-Text = Annotated[str | None, BeforeValidator(_text)]
-Moment = Annotated[datetime | None, BeforeValidator(_moment)]
-
-
 class _Wire(BaseModel):
     """Base of wire values: frozen, unknown fields kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=(), defer_build=True)
 
 
-class TaskInfo(_Wire):
+class _Read(_Wire):
+    """A wire value that is read tolerantly: whatever the wire holds, `_read` makes the fields' values of it."""
+
+    @classmethod
+    def _read(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
+        """Every field, with a value that needs no more checking."""
+        raise NotImplementedError
+
+    @classmethod
+    def _unknown(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
+        known = _fields_of(cls)
+        return {} if known.issuperset(wire) else {name: value for name, value in wire.items() if name not in known}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tolerant(cls, data: Any) -> Any:
+        return cls._read(dict(data)) | cls._unknown(data) if isinstance(data, Mapping) else data
+
+    @classmethod
+    def _of(cls, wire: Mapping[str, Any]) -> Self:
+        """The same as `model_validate` makes of it, without the second look at every value, which costs the most."""
+        made = cls.__new__(cls)
+        _put(made, "__dict__", cls._read(wire))
+        _put(made, "__pydantic_fields_set__", _fields_of(cls))
+        _put(made, "__pydantic_extra__", cls._unknown(wire))
+        _put(made, "__pydantic_private__", None)
+        return made
+
+
+_put = object.__setattr__  # these values are frozen
+
+
+@cache
+def _fields_of(cls: type[BaseModel]) -> set[str]:
+    return set(cls.model_fields)
+
+
+class TaskInfo(_Read):
     """`task_info` of a task; every part may be missing.
 
     estimated_time: the service's guess at creation, seconds; not a bound (documented as an estimate).
     """
 
-    can_cancel: Annotated[bool | None, BeforeValidator(_boolean)] = None
-    estimated_time: Seconds = None
-    video_duration: Seconds = None
+    can_cancel: bool | None = None
+    estimated_time: int | float | None = None
+    video_duration: int | float | None = None
+
+    @classmethod
+    def _read(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "can_cancel": _boolean(wire.get("can_cancel")),
+            "estimated_time": _positive(wire.get("estimated_time")),
+            "video_duration": _positive(wire.get("video_duration")),
+        }
 
 
-class Usage(_Wire):
+class Usage(_Read):
     """`usage` of a task, in credits; every part may be missing (polls usually omit it all)."""
 
-    billing_rule: Text = None
-    credits_reserved: CreditAmount = None
-    credits_used: CreditAmount = None
-    user_group: Text = None
+    billing_rule: str | None = None
+    credits_reserved: Decimal | None = None
+    credits_used: Decimal | None = None
+    user_group: str | None = None
 
-    @model_validator(mode="before")
     @classmethod
-    def _used_from_cost(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("credits_used") is None and isinstance(data.get("cost"), dict):
-            return {**data, "credits_used": data["cost"].get("credits")}
-        return data
+    def _read(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
+        used, cost = wire.get("credits_used"), wire.get("cost")
+        if used is None and isinstance(cost, Mapping):
+            used = cost.get("credits")
+        return {
+            "billing_rule": _text(wire.get("billing_rule")),
+            "credits_reserved": _credits(wire.get("credits_reserved")),
+            "credits_used": _credits(used),
+            "user_group": _text(wire.get("user_group")),
+        }
 
 
-class TaskFailure(_Wire):
+class TaskFailure(_Read):
     """Why a task failed. `code` is a string whatever the wire held; `unknown_error` if it held none."""
 
     code: str = "unknown_error"
     message: str = ""
 
-    @model_validator(mode="before")
     @classmethod
-    def _tolerant(cls, data: Any) -> Any:
-        if isinstance(data, str):
-            return {"message": data}
-        if not isinstance(data, Mapping):
-            return {} if isinstance(data, list) else data
-        code, message = data.get("code"), data.get("message")
+    def _read(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
+        code, message = wire.get("code"), wire.get("message")
         return {
-            **data,
             "code": str(code) if _is_code(code) else "unknown_error",
             "message": message if isinstance(message, str) else "",
         }
@@ -213,7 +262,11 @@ class Credits(_Wire):
     key: KeyCredits
 
 
-class Task(_Wire):
+_NO_INFO, _NO_USAGE = TaskInfo._of({}), Usage._of({})
+_Section = TypeVar("_Section", TaskInfo, Usage)
+
+
+class Task(_Read):
     """The service's record of one accepted request. Only `id` is certain; all else may be missing on the wire.
 
     progress: 0-100; may stay 0 and jump, may go backwards.
@@ -224,21 +277,24 @@ class Task(_Wire):
 
     id: str = Field(pattern=rf"^{_TASK_ID_FORM}$", max_length=128)
     status: TaskStatus | str = TaskStatus.PENDING
-    kind: Text = None
-    model: Text = None
-    progress: Annotated[int, BeforeValidator(_percent)] = 0
+    kind: str | None = None
+    model: str | None = None
+    progress: int = 0
     results: tuple[str, ...] = ()
     result_data: Any = None
     error: TaskFailure | None = None
-    task_info: TaskInfo = TaskInfo()
-    usage: Usage = Usage()
-    created: Moment = None
+    task_info: TaskInfo = _NO_INFO
+    usage: Usage = _NO_USAGE
+    created: datetime | None = None
     raw: SkipValidation[dict[str, Any]] = Field(default_factory=dict, repr=False)
 
-    @model_validator(mode="before")
     @classmethod
-    def _tolerant(cls, data: Any) -> Any:
-        return _normalised(data) if isinstance(data, Mapping) else data
+    def _read(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
+        return _task_fields(wire if isinstance(wire, dict) else dict(wire))
+
+    @classmethod
+    def _unknown(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
+        return {}  # they are in `raw`
 
     @property
     def is_terminal(self) -> bool:
@@ -279,67 +335,169 @@ class Task(_Wire):
     __str__ = __repr__
 
 
-def _normalised(wire: Mapping[str, Any]) -> dict[str, Any]:
+class TaskReading:
+    """The JSON of one task, read as far as somebody asks: most looks only want to know whether it goes on."""
+
+    __slots__ = ("_task", "_wire", "id", "status")
+
+    def __init__(self, wire: dict[str, Any]) -> None:
+        self.id: Any = wire.get("id")
+        self.status = _status(wire.get("status"))
+        self._wire = wire
+        self._task: Task | None = None
+
+    @classmethod
+    def of(cls, task: Task) -> Self:
+        """One that was read already."""
+        reading = cls(vars(task))
+        reading._task = task
+        return reading
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.status in _TERMINAL
+
+    @property
+    def kind(self) -> str | None:
+        return _kind(self._wire)
+
+    @property
+    def model(self) -> str | None:
+        return _text(self._wire.get("model"))
+
+    @property
+    def progress(self) -> int:
+        return _progress(self._wire, self.status)
+
+    @property
+    def created(self) -> datetime | None:
+        return _created(self._wire)
+
+    @property
+    def estimated_time(self) -> int | float | None:
+        info = self._wire.get("task_info")
+        if isinstance(info, dict):
+            return _positive(info.get("estimated_time"))
+        return info.estimated_time if isinstance(info, TaskInfo) else None
+
+    @property
+    def video_duration(self) -> float | None:
+        info = self._wire.get("task_info")
+        if isinstance(info, dict):
+            return _positive(info.get("video_duration"))
+        return info.video_duration if isinstance(info, TaskInfo) else None
+
+    @property
+    def credits_reserved(self) -> Decimal | None:
+        usage = self._wire.get("usage")
+        if isinstance(usage, dict):
+            return _credits(usage.get("credits_reserved"))
+        return usage.credits_reserved if isinstance(usage, Usage) else None
+
+    @property
+    def task(self) -> Task:
+        """The whole of it."""
+        if self._task is None:
+            self._task = Task._of(self._wire)
+        return self._task
+
+
+def _task_fields(wire: dict[str, Any]) -> dict[str, Any]:
     """One shape out of all those seen on the wire (and out of our own field names)."""
     status = _status(wire.get("status"))
-    progress = wire.get("progress")
     raw = wire.get("raw")
-    error = wire.get("error")
     return {
         "id": wire.get("id"),
         "status": status,
-        "kind": wire.get("kind") or wire.get("type") or _kind_in(wire.get("object")),
-        "model": wire.get("model"),
-        "progress": 100 if progress is None and status == TaskStatus.COMPLETED else progress,
-        "results": tuple(_results(wire)),
+        "kind": _kind(wire),
+        "model": _text(wire.get("model")),
+        "progress": _progress(wire, status),
+        "results": _results(wire),
         "result_data": wire.get("result_data"),
-        "error": error if error and isinstance(error, str | Mapping | TaskFailure) else None,
-        "task_info": _section(wire.get("task_info"), TaskInfo),
-        "usage": _section(wire.get("usage"), Usage),
-        "created": wire.get("created", wire.get("created_at")),
-        "raw": raw if isinstance(raw, dict) else dict(wire),
+        "error": _failure(wire.get("error")),
+        "task_info": _section(wire.get("task_info"), _NO_INFO),
+        "usage": _section(wire.get("usage"), _NO_USAGE),
+        "created": _created(wire),
+        "raw": raw if isinstance(raw, dict) else wire,
     }
 
 
-def _section(value: object, model: type[_Wire]) -> object:
-    return value if isinstance(value, Mapping | model) else {}
+def _section(value: object, nothing: _Section) -> _Section:
+    """A part of a task; `nothing` stands for one that is missing, as it is frozen."""
+    if not value:
+        return nothing
+    if isinstance(value, (dict, Mapping)):  # the check of a dict is the cheaper one by far
+        return nothing._of(value)
+    return value if isinstance(value, type(nothing)) else nothing
+
+
+def _failure(value: object) -> TaskFailure | None:
+    if not value:
+        return None
+    if isinstance(value, str):
+        return TaskFailure._of({"message": value})
+    if isinstance(value, Mapping):
+        return TaskFailure._of(value)
+    return value if isinstance(value, TaskFailure) else None
 
 
 def _status(value: object) -> str:
     if not isinstance(value, str) or not value:
         return TaskStatus.PENDING
-    return _STATUS_BY_WORD.get(value.strip().lower(), value)
+    return _STATUS_BY_WORD.get(value) or _STATUS_BY_WORD.get(value.strip().lower()) or value
 
 
-def _kind_in(object_name: object) -> str | None:
-    """'image.generation.task' -> 'image'."""
-    return object_name.partition(".")[0] if isinstance(object_name, str) else None
+def _progress(wire: Mapping[str, Any], status: str) -> int:
+    progress = wire.get("progress")
+    if type(progress) is int and 0 <= progress <= 100:
+        return progress
+    return 100 if progress is None and status == TaskStatus.COMPLETED else _percent(progress)
 
 
-def _results(wire: Mapping[str, Any]) -> Iterator[str]:
+def _kind(wire: Mapping[str, Any]) -> str | None:
+    kind = wire.get("kind") or wire.get("type")
+    if kind:
+        return _text(kind)
+    name = wire.get("object")  # image.generation.task
+    return _text(name.partition(".")[0]) if isinstance(name, str) else None
+
+
+def _created(wire: Mapping[str, Any]) -> datetime | None:
+    return _moment(wire.get("created", wire.get("created_at")))
+
+
+def _results(wire: Mapping[str, Any]) -> tuple[str, ...]:
     """`results` as documented, else the other places that samples and older pages name."""
-    names = ("result", "output", *_LINK_KEYS)
-    return _strings_in(wire.get("results") or [wire[name] for name in names if wire.get(name)])
+    found = wire.get("results")
+    if not found:
+        if _RESULT_KEYS.isdisjoint(wire):
+            return ()
+        found = [wire[name] for name in ("result", "output", *_LINK_KEYS) if wire.get(name)]
+    return tuple(_strings_in(found, 0))
 
 
-def _strings_in(value: object) -> Iterator[str]:
+def _strings_in(value: object, depth: int) -> Iterator[str]:
     if isinstance(value, str):
         yield value
+    elif depth > _DEEPEST:
+        return
     elif isinstance(value, Mapping):
         nested = value.get("results")
-        yield from _strings_in(nested) if nested else _links_in(value)
+        yield from _strings_in(nested, depth + 1) if nested else _links_in(value, depth)
     elif isinstance(value, Iterable):
         for item in value:
-            yield from _strings_in(item)
+            yield from _strings_in(item, depth + 1)
 
 
-def _links_in(data: object) -> Iterator[str]:
+def _links_in(data: object, depth: int = 0) -> Iterator[str]:
     """Links in `result_data`: a list of objects, one object, or an object holding a list of songs."""
     if isinstance(data, str):
         yield data
+    elif depth > _DEEPEST:
+        return
     elif isinstance(data, Mapping):
         yield from (data[key] for key in _LINK_KEYS if isinstance(data.get(key), str) and data[key])
-        yield from _links_in(data.get("songs"))
-    elif isinstance(data, list | tuple):
+        yield from _links_in(data.get("songs"), depth + 1)
+    elif isinstance(data, (list, tuple)):
         for item in data:
-            yield from _links_in(item)
+            yield from _links_in(item, depth + 1)

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
 from pydantic_core import from_json
 
 from evolink_async.errors import (
@@ -28,7 +27,7 @@ from evolink_async.errors import (
 )
 from evolink_async.http.hints import retry_after
 from evolink_async.http.retry import Verdict
-from evolink_async.types import TASK_ID, Task
+from evolink_async.types import TASK_ID, TaskReading
 
 # 403 codes that speak of the key or the account, not of this request (vendor's client).
 _ACCOUNT_CODES = frozenset({"key_disabled", "key_expired", "user_disabled"})
@@ -44,7 +43,7 @@ _EXCERPT = 200
 _LONGEST_MESSAGE = 2_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """One complete answer. `headers` has lower-case names; `body` is decoded.
 
@@ -61,12 +60,12 @@ class Answer:
         return _word(self.headers.get("x-request-id") or self.headers.get("x-oneapi-request-id"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Judgement:
     """What an answer to a paid POST means, and the error that says so if it is not the end."""
 
     verdict: Verdict
-    task: Task | None = None
+    task: TaskReading | None = None
     error: EvoLinkError | None = None
     retry_after: float | None = None
     replayed: bool = False  # the service proved that it honours idempotency keys
@@ -126,20 +125,17 @@ def read_json(answer: Answer) -> Any:
     return value
 
 
-def read_task(answer: Answer) -> Task:
+def read_task(answer: Answer) -> TaskReading:
     """The task in a 2xx answer. Raises `ResponseError` if there is no valid id in it."""
     return task_from(read_json(answer), answer)
 
 
-def task_from(value: Any, answer: Answer | None = None) -> Task:
-    """A task from parsed JSON. Raises `ResponseError` if it is none."""
+def task_from(value: Any, answer: Answer | None = None) -> TaskReading:
+    """The task in parsed JSON. Raises `ResponseError` if there is no valid id in it."""
     identifier = value.get("id") if isinstance(value, dict) else None
     if not isinstance(identifier, str) or not TASK_ID.fullmatch(identifier):
         raise _unreadable(answer, "holds no valid task id")
-    try:
-        return Task.model_validate(value)
-    except (ValidationError, RecursionError):
-        raise _unreadable(answer, "is no task") from None
+    return TaskReading(value)
 
 
 def _unreadable(answer: Answer | None, what: str) -> ResponseError:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import logging
 import re
 import secrets
@@ -49,7 +50,7 @@ from evolink_async.http.retry import (
     next_step,
 )
 from evolink_async.requests import GenerationRequest, encode_body
-from evolink_async.types import Task
+from evolink_async.types import Task, TaskReading
 
 logger = logging.getLogger("evolink_async.submit")
 
@@ -57,6 +58,8 @@ logger = logging.getLogger("evolink_async.submit")
 GRACE = 5.0
 
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9._-]{16,96}", re.ASCII)  # the vendor's own rule
+
+_ACCEPT = Step(Next.ACCEPT)
 
 Ending = Literal["accepted", "rejected", "unknown", "not_submitted"]
 
@@ -77,12 +80,12 @@ def checked_idempotency_key(key: str | None) -> str:
     return key
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settled:
     """What is known of a paid request at its end. `fatal`: why no further request should be sent."""
 
     ending: Ending
-    task: Task | None = None
+    task: TaskReading | None = None
     error: EvoLinkError | None = None
     fatal: EvoLinkError | None = None
 
@@ -114,6 +117,7 @@ class Submission:
     listener: Listener
     patience: float
     content: bytes = b""
+    submitter: Submitter | None = None
     last_try: bool = False  # once it is out of its current POST it is not sent again
     attempts: int = 0
     flight: Flight | None = None
@@ -140,6 +144,17 @@ class Submission:
     def _in_doubt(self) -> bool:
         """Whether an answer so far leaves open if a task exists."""
         return bool(self._lost or self._asked)
+
+    # What its ticket calls.
+
+    def go(self) -> None:
+        assert self.submitter is not None
+        self.submitter._post(self)
+
+    def turn_failed(self, error: BaseException) -> None:
+        assert self.submitter is not None
+        self.ticket = None
+        self.submitter._broken(self, error)
 
 
 class Submitter:
@@ -168,12 +183,14 @@ class Submitter:
         self._parked: dict[Submission, asyncio.TimerHandle] = {}
         self._live: set[Submission] = set()
         self._closed: ClosedError | None = None
+        self._last_key = self._last_print = ""
         # What an earlier loop has sent again is not answered any more.
         replays.forget_unanswered()
 
     def start(self, submission: Submission) -> None:
         """Queue a submission; its listener hears of the end. Raises `InvalidRequestError` if it cannot be written."""
         submission.content = encode_body(submission.request)
+        submission.submitter = self
         self._live.add(submission)
         if self._closed is None:
             self._queue(submission, submission.urgency, 0.0)
@@ -252,26 +269,28 @@ class Submitter:
     # One attempt
 
     def _queue(self, submission: Submission, urgency: Urgency, delay: float) -> None:
-        def go() -> None:
-            submission.ticket = None
-            submission.flight = flight = Flight()
-            post = self._loop.create_task(
-                self._attempt(submission, flight),
-                name="evolink post",
-                context=contextvars.Context(),
-            )
-            submission.post = post
-            self._posts.add(post)
-            post.add_done_callback(lambda _: self._landed(submission, flight, post))
-
-        def failed(error: BaseException) -> None:
-            submission.ticket = None
-            self._broken(submission, error)
-
         not_before = self._loop.time() + delay if delay > 0 else 0.0
-        ticket = Ticket(submission.request.model, submission.party, urgency, go, not_before, failed)
-        submission.ticket = ticket
+        submission.ticket = ticket = Ticket(
+            submission.request.model,
+            submission.party,
+            urgency,
+            submission.go,
+            not_before,
+            submission.turn_failed,
+        )
         self._pace.enqueue(ticket)
+
+    def _post(self, submission: Submission) -> None:
+        """It is its turn."""
+        submission.ticket = None
+        submission.flight = flight = Flight()
+        submission.post = post = self._loop.create_task(
+            self._attempt(submission, flight),
+            name="evolink post",
+            context=contextvars.Context(),
+        )
+        self._posts.add(post)
+        post.add_done_callback(functools.partial(self._landed, submission, flight))
 
     def _landed(self, submission: Submission, flight: Flight, post: asyncio.Task[None]) -> None:
         self._posts.discard(post)
@@ -316,7 +335,7 @@ class Submitter:
             return
         if submission.end is not None:
             return  # withdrawn meanwhile
-        key_print = fingerprint(key)
+        key_print = self._fingerprint(key)
         if submission._in_doubt:
             why = None
             if submission._key_print != key_print:
@@ -372,6 +391,11 @@ class Submitter:
                 submission._lost += 1
             raise
 
+    def _fingerprint(self, key: str) -> str:
+        if key != self._last_key:
+            self._last_key, self._last_print = key, fingerprint(key)
+        return self._last_print
+
     def _tell_pace(self, model: str, judgement: Judgement, begun: float) -> None:
         now = self._loop.time()
         if judgement.verdict is Verdict.ACCEPTED:
@@ -396,7 +420,10 @@ class Submitter:
         proven = judgement.replayed or verdict is Verdict.IN_PROGRESS
         if proven:
             self._replays.proven = True
-        step = next_step(verdict, self._history(submission, now), judgement.retry_after)
+        if verdict is Verdict.ACCEPTED:
+            step = _ACCEPT  # whatever came before
+        else:
+            step = next_step(verdict, self._history(submission, now), judgement.retry_after)
         if verdict is Verdict.LOST:
             submission._lost += 1
         elif verdict is not Verdict.UNSENT:
@@ -615,7 +642,7 @@ async def submit_and_wait(
         _note(cancellation, submission, settled)
         raise
     if settled.task is not None:
-        return settled.task
+        return settled.task.task
     assert settled.error is not None
     raise settled.error
 

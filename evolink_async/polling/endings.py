@@ -8,7 +8,7 @@ from evolink_async.types import Task, TaskFailure, TaskStatus
 
 def has_result(task: Task) -> bool:
     """Whether a completed task has anything to show."""
-    return bool(task.urls or task.results or task.result_data)
+    return bool(task.results or task.result_data)
 
 
 def is_over(task: Task) -> bool:

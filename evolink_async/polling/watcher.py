@@ -32,12 +32,12 @@ from evolink_async.errors import (
     ResponseError,
     TaskLostError,
 )
-from evolink_async.http.answers import Answer, hint_of, read_json, read_task, status_error, task_from
+from evolink_async.http.answers import Answer, hint_of, read_json, read_task, status_error
 from evolink_async.http.reads import Reader
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.polling.endings import has_result
 from evolink_async.polling.schedule import SHORTEST, Expectation, Schedule, class_of
-from evolink_async.types import Task, TaskStatus
+from evolink_async.types import Task, TaskReading, TaskStatus
 
 logger = logging.getLogger("evolink_async.polling")
 
@@ -71,14 +71,17 @@ _REMEMBERED = 1000
 class Follower(Protocol):
     """Whoever wants to know about a task. Called synchronously; one that raises is told `crashed` and no more."""
 
-    def seen(self, task: Task) -> None:
+    def seen(self, reading: TaskReading) -> None:
         """A look that is not the end: the task runs, or it completed and its links are still awaited."""
 
     def ended(self, task: Task) -> None:
         """The first terminal status that was seen. Nothing more is told."""
 
     def lost(self, error: EvoLinkError) -> None:
-        """Nobody looks any more: the service doesn't know the id, or doesn't let us look. Nothing more is told."""
+        """Nobody looks any more: the service doesn't know the id, or doesn't let us look. Nothing more is told.
+
+        Of its task the error knows the id alone: what was seen of it last, the follower may have kept.
+        """
 
     def crashed(self, error: BaseException) -> None:
         """The watcher itself failed. Nothing more is told."""
@@ -102,7 +105,7 @@ class Learned:
         if len(self.submitted) > _REMEMBERED:
             self.submitted.popitem(last=False)
 
-    def read_batch(self, answer: Answer) -> dict[str, Task] | None:
+    def read_batch(self, answer: Answer) -> dict[str, TaskReading] | None:
         """The tasks in the answer to a batch, by id; None if it holds none, and perhaps batches are over for good."""
         if not 200 <= answer.status < 300:
             if answer.status in _NO_BATCH:
@@ -112,50 +115,72 @@ class Learned:
             rows = read_json(answer)["data"]
             if not isinstance(rows, list):
                 raise TypeError
-            tasks = [task_from(row) for row in rows if row is not None]
+            # Only ids that we asked for are looked up here, so whether they are valid needs no more checking.
+            readings = {row["id"]: TaskReading(row) for row in rows if row is not None}
         except (ResponseError, KeyError, TypeError):
             self._no_batches("an answer of another shape")
             return None
         if self.batches is None:
             self.batches = True
-        return {task.id: task for task in tasks}
+        return readings
 
     def _no_batches(self, why: str) -> None:
         if self.batches is not False:
             logger.info("status in batches is not available (%s): asking for each task by itself", why)
         self.batches = False
 
-    def note_status(self, task: Task) -> None:
+    def note_status(self, word: str) -> None:
         """Log a status that this library doesn't know, once."""
-        word = task.status
-        if isinstance(word, TaskStatus) or word in self.odd_words or len(self.odd_words) >= _MOST_WORDS:
+        if word in self.odd_words or len(self.odd_words) >= _MOST_WORDS:
             return
         self.odd_words.add(word)
         logger.warning("unknown task status %r: taken as not finished", word[:64])
 
 
 @dataclass(slots=True, eq=False)
-class _Watched:
-    """What the watcher knows of one task. Times are loop times."""
+class _Trouble:
+    """What went wrong with the looks at one task. Times are loop times."""
 
-    task: Task
-    started: float
-    aged: bool  # whether `started` is known and no guess
-    expectation: Expectation | None  # None: of an id alone nothing is known
-    followers: list[Follower] = field(default_factory=list)
-    due: float = math.inf  # of its one valid entry in the heap; infinite while it is looked at, and in the end
-    looking: bool = False
-    heard: bool = False  # the service answered at least once
-    look_again: bool = False  # somebody asked for a look while one was under way
-    alone: bool = False  # the next look is a single GET
     failures: int = 0
     missing: int = 0
     missing_since: float = 0.0
     denied: int = 0
     denied_since: float = 0.0
+    ended: Task | None = None  # completed, but there is no link yet
     empty_looks: int = 0
     empty_since: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Watched:
+    """What the watcher knows of one task: little, as there may be many. Times are loop times."""
+
+    id: str
+    started: float
+    aged: bool  # whether `started` is known and no guess
+    expectation: Expectation | None  # None: of an id alone nothing is known
+    followers: tuple[Follower, ...]
+    due: float = math.inf  # of its one valid entry in the heap; infinite while it is looked at, and in the end
+    looking: bool = False
+    heard: bool = False  # the service answered at least once
+    look_again: bool = False  # somebody asked for a look while one was under way
+    alone: bool = False  # the next look is a single GET
     hastened: float = -math.inf
+    trouble: _Trouble | None = None
+
+    def in_trouble(self) -> _Trouble:
+        if self.trouble is None:
+            self.trouble = _Trouble()
+        return self.trouble
+
+    def out_of_trouble(self) -> Task | None:
+        """A look told how the task is: what remains is that only its links are awaited, and then it is returned."""
+        trouble = self.trouble
+        if trouble is None or trouble.ended is None:
+            self.trouble = None
+            return None
+        trouble.failures = trouble.missing = trouble.denied = 0
+        return trouble.ended
 
 
 class Watcher:
@@ -194,23 +219,25 @@ class Watcher:
     def __len__(self) -> int:
         return len(self._watched)
 
-    def follow(self, task: Task, follower: Follower, *, age: float | None = None) -> None:
+    def follow(self, task: TaskReading, follower: Follower, *, age: float | None = None) -> None:
         """Tell `follower` how the task goes on. `age`: seconds since its submission, None if only `created` tells."""
         if self._closed:
-            self._loop.call_soon(self._tell, follower, follower.lost, _closed_while_running(task))
+            self._loop.call_soon(self._tell, follower, follower.lost, _closed_while_running(task.id))
             return
         watched = self._watched.get(task.id)
         if watched is not None:
-            watched.followers.append(follower)
+            watched.followers += (follower,)
             return
         now = self._loop.time()
-        if task.created is None:
-            task = self._learned.submitted.get(task.id, task)
+        if task.created is None and task.id in self._learned.submitted:
+            task = TaskReading.of(self._learned.submitted[task.id])
         aged = age is not None or task.created is not None
         started = now - (_age_by_wall_clock(task) if age is None else age)
         known = task.model is not None or task.estimated_time is not None
         expectation = self._expect(task) if known else None
-        watched = _Watched(task, started, aged, expectation, [follower])
+        watched = _Watched(task.id, started, aged, expectation, (follower,))
+        if task.is_terminal:
+            watched.in_trouble().ended = task.task
         # Of an id alone nothing is known, and a task that ended needs only its links: the first look is at once.
         delay = 0.0
         if expectation is not None and aged and not task.is_terminal:
@@ -223,7 +250,7 @@ class Watcher:
         watched = self._watched.get(task_id)
         if watched is None:
             return
-        watched.followers = [other for other in watched.followers if other is not follower]
+        watched.followers = tuple(other for other in watched.followers if other is not follower)
         if not watched.followers:
             self._forget(watched)
 
@@ -243,13 +270,15 @@ class Watcher:
     def unreachable(self, task_id: str) -> bool:
         """Whether looks were tried and not one of them was answered."""
         watched = self._watched.get(task_id)
-        return watched is not None and watched.failures > 0 and not watched.heard
+        if watched is None or watched.trouble is None:
+            return False
+        return watched.trouble.failures > 0 and not watched.heard
 
     async def aclose(self) -> None:
         """End all looks; followers are told with `ClosedError`."""
         self._closed = True
         for watched in list(self._watched.values()):
-            self._tell_lost(watched, _closed_while_running(watched.task))
+            self._tell_lost(watched, _closed_while_running(watched.id))
         looks = list(self._looks)
         for look in looks:
             look.cancel()
@@ -258,10 +287,9 @@ class Watcher:
 
     # Planning
 
-    def _expect(self, task: Task) -> Expectation:
-        credits_reserved = task.usage.credits_reserved
-        price = None if credits_reserved is None else float(credits_reserved)
-        task_class = class_of(task.kind, task.model, price, task.task_info.video_duration)
+    def _expect(self, task: TaskReading) -> Expectation:
+        price = task.credits_reserved
+        task_class = class_of(task.kind, task.model, None if price is None else float(price), task.video_duration)
         return self._schedule.expect(task_class, task.estimated_time)
 
     def _due(self, watched: _Watched, expectation: Expectation) -> float:
@@ -285,8 +313,8 @@ class Watcher:
 
     def _forget(self, watched: _Watched) -> None:
         watched.due = math.inf
-        if self._watched.get(watched.task.id) is watched:
-            del self._watched[watched.task.id]
+        if self._watched.get(watched.id) is watched:
+            del self._watched[watched.id]
         if not self._watched:
             self._rest()
 
@@ -337,7 +365,7 @@ class Watcher:
         """A fault of ours: every follower hears of it, none hangs."""
         logger.error("the watcher failed", exc_info=error)
         for watched in list(self._watched.values()):
-            followers, watched.followers = watched.followers, []
+            followers, watched.followers = watched.followers, ()
             self._forget(watched)
             for follower in followers:
                 self._tell(follower, follower.crashed, error)
@@ -383,10 +411,10 @@ class Watcher:
         self.requests += 1
         self.polls += len(group)
         if len(group) == 1:
-            answer = await self._ask("GET", f"/v1/tasks/{quote(group[0].task.id, safe='')}")
+            answer = await self._ask("GET", f"/v1/tasks/{quote(group[0].id, safe='')}")
             self._take_answer(group[0], answer, asked_at)
         else:
-            answer = await self._ask("POST", BATCH_PATH, {"task_ids": [watched.task.id for watched in group]})
+            answer = await self._ask("POST", BATCH_PATH, {"task_ids": [watched.id for watched in group]})
             self._take_batch(group, answer, asked_at)
 
     async def _ask(self, method: str, path: str, json: Any = None) -> Answer | EvoLinkError:
@@ -404,78 +432,82 @@ class Watcher:
             self._refused(watched, answer, asked_at)
             return
         try:
-            task = read_task(answer)
-            if task.id != watched.task.id:
-                raise ResponseError(f"asked for task {watched.task.id}, the answer is about another")
+            reading = read_task(answer)
+            if reading.id != watched.id:
+                raise ResponseError(f"asked for task {watched.id}, the answer is about another")
         except ResponseError as error:
             self._failed(watched, error, asked_at)
         else:
-            self._saw(watched, task, asked_at, alone=True)
+            self._saw(watched, reading, asked_at, alone=True)
 
     def _take_batch(self, group: list[_Watched], answer: Answer | EvoLinkError, asked_at: float) -> None:
-        tasks = self._learned.read_batch(answer) if isinstance(answer, Answer) else None
+        readings = self._learned.read_batch(answer) if isinstance(answer, Answer) else None
         for watched in group:
             watched.looking = False
             if not watched.followers:
                 continue
             watched.heard = watched.heard or isinstance(answer, Answer)
-            if tasks is None and self._learned.batches is not False:
+            if readings is None and self._learned.batches is not False:
                 self._batch_failed(watched, answer, asked_at)
-            elif tasks is None or watched.task.id not in tasks:
+            elif readings is None or watched.id not in readings:
                 # Absent means wrong, expired or foreign, and perhaps only "not yet": one answer of its own tells.
                 watched.alone = True
                 self._again(watched, 0.0)
             else:
-                self._saw(watched, tasks[watched.task.id], asked_at, alone=False)
+                self._saw(watched, readings[watched.id], asked_at, alone=False)
 
     def _batch_failed(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         """Perhaps it is only the batch that fails, and for ever: then each task gets a look of its own."""
         status = answer.status if isinstance(answer, Answer) else None
-        watched.alone = status in _NO_ACCESS or (status != 429 and watched.failures + 1 >= _BATCH_FAILURES)
+        failures = watched.in_trouble().failures
+        watched.alone = status in _NO_ACCESS or (status != 429 and failures + 1 >= _BATCH_FAILURES)
         self._refused(watched, answer, asked_at)
 
     # What was seen
 
-    def _saw(self, watched: _Watched, task: Task, asked_at: float, *, alone: bool) -> None:
-        watched.failures = watched.missing = watched.denied = 0
+    def _saw(self, watched: _Watched, reading: TaskReading, asked_at: float, *, alone: bool) -> None:
+        ended = watched.out_of_trouble()
         watched.alone = False
         self._refusals = 0
-        if watched.task.is_terminal and not (task.succeeded and has_result(task)):
-            task = watched.task  # it ended without a result before, and the first terminal status stands
-        if task.is_terminal:
+        if reading.is_terminal or ended is not None:
+            task = reading.task
+            if ended is None and watched.expectation is not None and watched.aged:
+                watched.expectation.over(self._loop.time() - watched.started)
+            if ended is not None and not (task.succeeded and has_result(task)):
+                task = ended  # it ended without a result before, and the first terminal status stands
             self._saw_end(watched, task, asked_at, alone=alone)
             return
-        self._learned.note_status(task)
+        if not isinstance(reading.status, TaskStatus):
+            self._learned.note_status(reading.status)
         now = self._loop.time()
-        if watched.expectation is None:
-            watched.expectation = self._expect(task)
-        watched.task = task
-        if not watched.aged and task.created is not None:
-            watched.aged, watched.started = True, now - _age_by_wall_clock(task)
-        watched.expectation.unfinished(asked_at - watched.started, task.progress)
-        self._again(watched, max(SHORTEST, self._due(watched, watched.expectation) - now))
-        self._tell_seen(watched)
+        expectation = watched.expectation
+        if expectation is None:
+            expectation = watched.expectation = self._expect(reading)
+        if not watched.aged and reading.created is not None:
+            watched.aged, watched.started = True, now - _age_by_wall_clock(reading)
+        expectation.unfinished(asked_at - watched.started, reading.progress)
+        self._again(watched, max(SHORTEST, self._due(watched, expectation) - now))
+        self._tell_seen(watched, reading)
 
     def _saw_end(self, watched: _Watched, task: Task, asked_at: float, *, alone: bool) -> None:
-        if watched.expectation is not None and watched.aged and not watched.task.is_terminal:
-            watched.expectation.over(self._loop.time() - watched.started)
         if task.succeeded and not has_result(task) and self._awaits_links(watched, asked_at, alone=alone):
-            watched.task = task
+            watched.in_trouble().ended = task
             watched.alone = True
             self._again(watched, _EMPTY_PAUSE if alone else 0.0)
-            self._tell_seen(watched)
+            self._tell_seen(watched, TaskReading.of(task))
             return
-        followers, watched.followers = watched.followers, []
+        followers, watched.followers = watched.followers, ()
         self._forget(watched)
         for follower in followers:
             self._tell(follower, follower.ended, task)
 
     def _awaits_links(self, watched: _Watched, asked_at: float, *, alone: bool) -> bool:
         """Whether to look once more at a task that completed without any link. Looks in batches don't count."""
+        trouble = watched.in_trouble()
         if alone:
-            watched.empty_since = watched.empty_since if watched.empty_looks else asked_at
-            watched.empty_looks += 1
-        return watched.empty_looks < _EMPTY_LOOKS or asked_at - watched.empty_since < _EMPTY_FOR - _TICK
+            trouble.empty_since = trouble.empty_since if trouble.empty_looks else asked_at
+            trouble.empty_looks += 1
+        return trouble.empty_looks < _EMPTY_LOOKS or asked_at - trouble.empty_since < _EMPTY_FOR - _TICK
 
     def _refused(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         """There was no answer, or one with an error status."""
@@ -495,33 +527,35 @@ class Watcher:
 
     def _missing(self, watched: _Watched) -> None:
         now = self._loop.time()
-        if watched.missing == 0:
-            watched.missing_since = now
-        watched.missing += 1
-        if watched.missing >= _LOST_LOOKS and now - watched.missing_since >= _LOST_AFTER - _TICK:
-            message = f"the service no longer knows the task: 404 {watched.missing} times over {_LOST_AFTER:g} s"
-            self._tell_lost(watched, TaskLostError(message, task=watched.task))
+        trouble = watched.in_trouble()
+        if trouble.missing == 0:
+            trouble.missing_since = now
+        trouble.missing += 1
+        if trouble.missing >= _LOST_LOOKS and now - trouble.missing_since >= _LOST_AFTER - _TICK:
+            message = f"the service no longer knows the task: 404 {trouble.missing} times over {_LOST_AFTER:g} s"
+            self._tell_lost(watched, TaskLostError(message, task=Task(id=watched.id)))
         else:
             watched.alone = True
-            self._again(watched, min(30.0, 2.0**watched.missing))
+            self._again(watched, min(30.0, 2.0**trouble.missing))
 
     def _denied(self, watched: _Watched, error: EvoLinkError) -> None:
         now = self._loop.time()
-        if watched.denied == 0:
-            watched.denied_since = now
-        watched.denied += 1
-        if watched.denied >= _DENIALS and now - watched.denied_since >= _ACCESS_PATIENCE - _TICK:
+        trouble = watched.in_trouble()
+        if trouble.denied == 0:
+            trouble.denied_since = now
+        trouble.denied += 1
+        if trouble.denied >= _DENIALS and now - trouble.denied_since >= _ACCESS_PATIENCE - _TICK:
             self._tell_lost(watched, error)
         else:
             self._again(watched, _DENIED_PAUSE)
 
-    def _failed(self, watched: _Watched, trouble: Answer | EvoLinkError, asked_at: float) -> None:
+    def _failed(self, watched: _Watched, why: Answer | EvoLinkError, asked_at: float) -> None:
         """A look that told nothing: the task is as it was."""
-        watched.failures += 1
-        hint = hint_of(trouble) if isinstance(trouble, Answer) else None
-        if isinstance(trouble, Answer) and trouble.status == 429:
+        failures = watched.in_trouble().failures = watched.in_trouble().failures + 1
+        hint = hint_of(why) if isinstance(why, Answer) else None
+        if isinstance(why, Answer) and why.status == 429:
             self._pause(hint, asked_at)
-        delay = self._retry.delay(watched.failures, hint, self._random.random())
+        delay = self._retry.delay(failures, hint, self._random.random())
         self._again(watched, max(SHORTEST, delay))
 
     def _pause(self, hint: float | None, asked_at: float) -> None:
@@ -535,13 +569,13 @@ class Watcher:
 
     # Telling
 
-    def _tell_seen(self, watched: _Watched) -> None:
-        for follower in tuple(watched.followers):
-            if not self._tell(follower, follower.seen, watched.task):
-                self.unfollow(watched.task.id, follower)
+    def _tell_seen(self, watched: _Watched, reading: TaskReading) -> None:
+        for follower in watched.followers:
+            if not self._tell(follower, follower.seen, reading):
+                self.unfollow(watched.id, follower)
 
     def _tell_lost(self, watched: _Watched, error: EvoLinkError) -> None:
-        followers, watched.followers = watched.followers, []
+        followers, watched.followers = watched.followers, ()
         self._forget(watched)
         for follower in followers:
             # Each its own: an exception raised in two tasks collects the tracebacks and notes of both.
@@ -559,13 +593,13 @@ class Watcher:
         return True
 
 
-def _closed_while_running(task: Task) -> ClosedError:
+def _closed_while_running(task_id: str) -> ClosedError:
     return ClosedError(
-        f"the client was closed while task {task.id} was running; it goes on: wait for it again by its id"
+        f"the client was closed while task {task_id} was running; it goes on: wait for it again by its id"
     )
 
 
-def _age_by_wall_clock(task: Task) -> float:
+def _age_by_wall_clock(task: TaskReading) -> float:
     """Seconds since creation as far as two clocks that may disagree can tell."""
     if task.created is None:
         return 0.0

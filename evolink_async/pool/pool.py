@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import AsyncIterable, Callable, Hashable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -40,7 +40,7 @@ from evolink_async.pool.record import Record, State
 from evolink_async.pool.sources import Sources
 from evolink_async.requests import GenerationRequest
 from evolink_async.session import POLL_TIMEOUT
-from evolink_async.types import Task, TaskStatus
+from evolink_async.types import Task, TaskReading, TaskStatus
 
 if TYPE_CHECKING:
     from evolink_async.client import AsyncEvoLink
@@ -108,9 +108,10 @@ class TaskPool:
 
         self._pulled: deque[Record] = deque()  # wait for a place
         self._runs: dict[Record, None] = {}  # the same, and somebody awaits them: these go first
-        self._active: dict[Record, None] = {}  # hold a place: sending or outstanding
-        self._unsent: dict[Record, None] = {}  # those of `_active` from sources whose first POST is still to come
-        self._by_task: dict[str, Record] = {}
+        # What holds a place is in one of the next two.
+        self._sending: dict[Record, None] = {}
+        self._outstanding: dict[Hashable, Record] = {}  # by the task's id
+        self._unsent: dict[Record, None] = {}  # of `_sending` those from sources whose first POST is still to come
         self._untaken: deque[Outcome] = deque()
         self._leftovers: list[Outcome] = []
         self._unfinished = 0  # requests of the sources, and attached tasks, without an outcome
@@ -155,14 +156,13 @@ class TaskPool:
             raise InvalidRequestError(f"no task ids: {task_ids!r}", param="task_ids")
         ids = [task_ids] if isinstance(task_ids, str) else list(task_ids)
         for task_id in [checked_id(task_id) for task_id in ids]:
-            if task_id not in self._by_task:
-                record = Record(self, None, None, task_id, task_id, task=Task(id=task_id))
+            if task_id not in self._outstanding:
+                record = Record(self, None, None, task_id, task_id=task_id)
                 self._unfinished += 1
                 self._given += 1
-                self._by_task[task_id] = record
-                self._active[record] = None
+                self._outstanding[task_id] = record
                 if self._entered:
-                    self._follow(record, None)
+                    self._follow(record, _by_id(task_id), None)
 
     async def run(self, request: GenerationRequest) -> Outcome:
         """One request through the pool: its outcome, which the iteration does not yield.
@@ -193,7 +193,7 @@ class TaskPool:
     def notify(self, task_id_or_body: str | Mapping[str, Any]) -> None:
         """A hint, e.g. from a callback, that a task may have ended: it is looked at now. Never believed."""
         task_id = task_id_or_body.get("id") if isinstance(task_id_or_body, Mapping) else task_id_or_body
-        if isinstance(task_id, str) and task_id in self._by_task and self._entered and not self._left:
+        if isinstance(task_id, str) and task_id in self._outstanding and self._entered and not self._left:
             self._session.watcher.notify(task_id)
 
     @property
@@ -204,7 +204,7 @@ class TaskPool:
     @property
     def outstanding(self) -> tuple[str, ...]:
         """The ids of the tasks that run now."""
-        return tuple(self._by_task)
+        return tuple(record.task_id for record in self._outstanding.values() if record.task_id is not None)
 
     @property
     def leftovers(self) -> list[Outcome]:
@@ -220,7 +220,7 @@ class TaskPool:
         if self._last_stats is not None:
             return self._last_stats
         tally = self._tally
-        outstanding = len(self._active) - len(self._unsent)
+        outstanding = self._places_held() - len(self._unsent)
         rate, requests, elapsed, eta = None, 0, 0.0, None
         total = self._total()
         if self._entered:
@@ -258,7 +258,7 @@ class TaskPool:
 
     def __repr__(self) -> str:
         state = "left" if self._left else "stopped" if self._stopped else "open" if self._entered else "not entered"
-        outstanding = len(self._active) - len(self._unsent)
+        outstanding = self._places_held() - len(self._unsent)
         return (
             f"<TaskPool {state}: {self._waiting()} waiting, {outstanding} outstanding, {len(self._untaken)} untaken, "
             f"{self._tally.finished} finished>"
@@ -273,8 +273,8 @@ class TaskPool:
         self._entered = True
         self._entered_at = self._session.loop.time()
         self._requests_before = self._session.watcher.requests
-        for record in list(self._by_task.values()):
-            self._follow(record, None)
+        for record in list(self._outstanding.values()):
+            self._follow(record, _by_id(record.identity), None)
         self._sources.start()
         return self
 
@@ -323,7 +323,13 @@ class TaskPool:
     # Pulling
 
     def _has_room(self) -> bool:
-        return len(self._active) + len(self._pulled) + len(self._untaken) < self._max
+        return self._places_held() + len(self._pulled) + len(self._untaken) < self._max
+
+    def _places_held(self) -> int:
+        return len(self._sending) + len(self._outstanding)
+
+    def _holders(self) -> list[Record]:
+        return [*self._sending, *self._outstanding.values()]
 
     def _take(self, item: Any) -> None:
         """An item was pulled from a source."""
@@ -339,7 +345,7 @@ class TaskPool:
                 WARN_WITHOUT_LEDGER_AT,
             )
         request = item if isinstance(item, GenerationRequest) else None
-        record = Record(self, index, request, request.key if request else None, f"item-{index}", waiter)
+        record = Record(self, index, request, f"item-{index}", waiter)
         try:
             self._begin(record, item)
         except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
@@ -388,11 +394,11 @@ class TaskPool:
             self._filling = False
 
     def _next_to_send(self) -> Record | None:
-        if self._runs and (len(self._active) < self._max or self._displace()):
+        if self._runs and (self._places_held() < self._max or self._displace()):
             record = next(iter(self._runs))
             del self._runs[record]
             return record
-        if self._pulled and len(self._active) < self._max:
+        if self._pulled and self._places_held() < self._max:
             return self._pulled.popleft()
         return None
 
@@ -402,7 +408,7 @@ class TaskPool:
             submission = record.submission
             if submission is not None and submission.ticket is not None:  # without one its POST has begun
                 self._session.submitter.withdraw(submission)
-                del self._unsent[record], self._active[record]
+                del self._unsent[record], self._sending[record]
                 record.submission, record.state = None, State.PULLED
                 self._pulled.appendleft(record)
                 return True
@@ -430,7 +436,7 @@ class TaskPool:
             record,
             self._client._options.retry.unreachable_for,
         )
-        self._active[record] = None
+        self._sending[record] = None
         try:
             self._session.submitter.start(record.submission)
         except InvalidRequestError as error:
@@ -442,7 +448,8 @@ class TaskPool:
 
     def _posting(self, record: Record) -> None:
         self._unsent.pop(record, None)
-        record.submitted_at = record.submitted_at or _now()
+        if record.submitted_at is None:
+            record.submitted_at = _now()
         self._note_progress()
 
     def _held(self, record: Record, error: EvoLinkError) -> None:
@@ -489,28 +496,29 @@ class TaskPool:
         self._tally.posts += sent - record.attempts
         record.attempts = sent
 
-    def _accepted(self, record: Record, task: Task) -> None:
+    def _accepted(self, record: Record, task: TaskReading) -> None:
         """The step into `outstanding`."""
         logger.info("task %s accepted for request %s", task.id, record.identity)
         self._unsent.pop(record, None)
-        record.task = task
-        record.state = State.OUTSTANDING
+        self._sending.pop(record, None)
         record.submission = None  # with the bytes that were sent
-        record.reserved = task.usage.credits_reserved
+        record.task_id, record.status, record.progress = task.id, task.status, task.progress
+        record.reserved = task.credits_reserved
         self._tally.accepted(record.reserved)
-        self._by_task[task.id] = record
-        self._follow(record, 0.0)
+        # The service may give two requests the same task.
+        self._outstanding[(task.id, record.index) if task.id in self._outstanding else task.id] = record
+        self._follow(record, task, 0.0)
         self._note_progress()
 
     # Watching
 
-    def _follow(self, record: Record, age: float | None) -> None:
-        task = record.task
-        assert task is not None
+    def _follow(self, record: Record, task: TaskReading, age: float | None) -> None:
         record.state = State.OUTSTANDING
-        if is_over(task):
-            self._conclude(record, task)
-            return
+        if task.is_terminal:
+            record.task = task.task
+            if is_over(record.task):
+                self._conclude(record, record.task)
+                return
         if self._broken is not None:
             self._give_up(record, self._broken)
             return
@@ -544,19 +552,20 @@ class TaskPool:
     def _time_is_over(self, record: Record) -> None:
         if record.looked:
             self._give_up_watching(record)
-        elif record.task is not None:
+        elif record.task_id is not None:
             # Not one look was answered: it gets one now, and the time that takes.
             record.overdue = True
-            self._session.watcher.notify(record.task.id)
+            self._session.watcher.notify(record.task_id)
             self._last_looks.start(record)
 
     def _give_up_watching(self, record: Record) -> None:
-        if record.state is State.OUTSTANDING and record.task is not None:
-            self._session.watcher.unfollow(record.task.id, record)
-            if record.task.is_terminal:  # only its links were still awaited
-                self._conclude(record, record.task)
+        task = record.known_task()
+        if record.state is State.OUTSTANDING and task is not None:
+            self._session.watcher.unfollow(task.id, record)
+            if task.is_terminal:  # only its links were still awaited
+                self._conclude(record, task)
             else:
-                self._finish(record, OutcomeStatus.UNFINISHED, still_running(record.task, self._task_timeout))
+                self._finish(record, OutcomeStatus.UNFINISHED, still_running(task, self._task_timeout))
 
     # Ending one
 
@@ -578,12 +587,12 @@ class TaskPool:
         outcome = record.outcome(status, error, _now())
         was_outstanding = record.state is State.OUTSTANDING and record.request is not None
         record.state = State.UNTAKEN
-        self._active.pop(record, None)
+        self._sending.pop(record, None)
         self._unsent.pop(record, None)
-        self._timeouts.stop(record)
-        self._last_looks.stop(record)
-        if record.task is not None and self._by_task.get(record.task.id) is record:
-            del self._by_task[record.task.id]
+        if record.task_id is not None:
+            shared = self._outstanding.get(record.task_id) is not record
+            self._outstanding.pop((record.task_id, record.index) if shared else record.task_id, None)
+            self._timeouts.stop(record)
         self._tally.counts[status] += 1
         if was_outstanding:
             self._tally.ended(outcome, record.reserved)
@@ -622,7 +631,7 @@ class TaskPool:
         """Everything outstanding comes back with its id now, what is on the wire as soon as it is answered."""
         self._broken = self._broken or error
         self._end_early(error)
-        for record in list(self._active):
+        for record in list(self._outstanding.values()):
             if record.state is State.OUTSTANDING:
                 self._give_up(record, error)
 
@@ -664,7 +673,7 @@ class TaskPool:
         self._pulled.clear()
         for record in waiting:
             self._not_sent(record, reason)
-        for record in list(self._active):
+        for record in list(self._sending):
             if record.state is not State.SENDING:
                 continue
             settled = self._take_back(record)
@@ -690,8 +699,8 @@ class TaskPool:
             flying = submission.flight is not None and submission.flight.sent
             self._count_posts(record, submission.attempts + flying)
         if settled.task is not None:
-            record.task = settled.task
-            self._finish(record, OutcomeStatus.UNFINISHED, still_running(settled.task, None))
+            record.task, record.task_id = settled.task.task, settled.task.id
+            self._finish(record, OutcomeStatus.UNFINISHED, still_running(record.task, None))
         elif settled.ending == "not_submitted":
             self._not_sent(record, why)
         else:
@@ -699,9 +708,10 @@ class TaskPool:
 
     def _give_up(self, record: Record, why: BaseException | None) -> None:
         """Give a request that is under way the outcome that is known by now."""
-        if record.state is State.OUTSTANDING and record.task is not None:
-            self._session.watcher.unfollow(record.task.id, record)
-            error = still_running(record.task, None)
+        task = record.known_task()
+        if record.state is State.OUTSTANDING and task is not None:
+            self._session.watcher.unfollow(task.id, record)
+            error = still_running(task, None)
             error.__cause__ = why
             self._finish(record, OutcomeStatus.UNFINISHED, error)
         elif record.state is State.SENDING and record.submission is not None:
@@ -718,7 +728,7 @@ class TaskPool:
         self._sources.close_iterables()
         self._sources.take_singles()
         self._withdraw_unsent(ClosedError("the pool's block was left"))
-        posts = {record.submission.post for record in self._active if record.submission and record.submission.post}
+        posts = {record.submission.post for record in self._sending if record.submission and record.submission.post}
         tasks = posts | self._sources.tasks()
         if tasks:
             with anyio.CancelScope(shield=True):
@@ -728,7 +738,7 @@ class TaskPool:
 
     def _collect_leftovers(self) -> None:
         left = ClosedError("the pool's block was left; the task goes on: wait for it with its id")
-        for record in list(self._active):
+        for record in self._holders():
             self._give_up(record, left)
         for outcome in self._untaken:
             self._leave_behind(outcome)
@@ -765,9 +775,9 @@ class TaskPool:
                         await asyncio.wait({post}, timeout=GRACE)
                 except asyncio.CancelledError:
                     pass  # asked twice: what is known must do
-        if record.task is not None:
-            goes_on = "ended" if record.task.is_terminal else "goes on"
-            cancellation.add_note(f"evolink task {record.task.id} {goes_on}: client.tasks.wait({record.task.id!r})")
+        if record.task_id is not None:
+            goes_on = "ended" if record.task is not None and record.task.is_terminal else "goes on"
+            cancellation.add_note(f"evolink task {record.task_id} {goes_on}: client.tasks.wait({record.task_id!r})")
         elif record.attempts or (record.submission is not None and record.submission.was_sent):
             cancellation.add_note(
                 f"an evolink request may have been accepted: idempotency key {record.idempotency_key}"
@@ -785,9 +795,13 @@ def _not_submitted(reason: BaseException | None) -> NotSubmittedError:
     return error
 
 
+def _by_id(task_id: str) -> TaskReading:
+    return TaskReading({"id": task_id})
+
+
 def _client_closed() -> ClosedError:
     return ClosedError("the client was closed under the pool")
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
+def _now() -> float:
+    return time.time()

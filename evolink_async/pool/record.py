@@ -29,16 +29,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Protocol
 
-from evolink_async.errors import EvoLinkError
+from evolink_async.errors import EvoLinkError, TaskError
 from evolink_async.http.submit import Settled, Submission
 from evolink_async.pool.outcome import Outcome, OutcomeStatus
 from evolink_async.requests import GenerationRequest
-from evolink_async.types import Task
+from evolink_async.types import Task, TaskReading, TaskStatus, Usage
 
 
 class State(StrEnum):
@@ -70,23 +70,45 @@ class Record:
     home: Home
     index: int | None
     request: GenerationRequest | None
-    key: str | None
     identity: str
     waiter: asyncio.Future[Outcome] | None = None  # of the `run` that gave it; None: it came from a source
     state: State = State.PULLED
     idempotency_key: str | None = None
     submission: Submission | None = None  # while it is sending
     attempts: int = 0
-    task: Task | None = None
+    task_id: str | None = None
+    task: Task | None = None  # the whole of it, once it is over: that many are outstanding at once, each a word only
+    status: str = TaskStatus.PENDING
+    progress: int = 0
     reserved: Decimal | None = None
     looked: bool = False  # the service has said something about the task since it was submitted or attached
     overdue: bool = False  # its time is over, it only gets one last look
-    submitted_at: datetime | None = None  # of the first POST that was not provably in vain
+    ends_at: float | None = None  # loop time when it is not watched any longer
+    submitted_at: float | None = None  # Unix time of the first POST that was not provably in vain
 
     @property
     def deserted(self) -> bool:
         """Whether the caller of `run` has stopped waiting."""
         return self.waiter is not None and self.waiter.done()
+
+    @property
+    def key(self) -> str | None:
+        """The caller's name for it."""
+        return self.task_id if self.request is None else self.request.key
+
+    def known_task(self) -> Task | None:
+        """The task as far as it is known: of one that goes on, what its outcome has to tell."""
+        if self.task is not None or self.task_id is None:
+            return self.task
+        request = self.request
+        return Task(
+            id=self.task_id,
+            status=self.status,
+            kind=None if request is None else request.kind,
+            model=None if request is None else request.model,
+            progress=self.progress,
+            usage=Usage(credits_reserved=self.reserved),
+        )
 
     # As the listener of its submission. A fault in here is reported by the submitter, to `crashed`.
 
@@ -104,15 +126,22 @@ class Record:
 
     # As a follower of its task. A fault in here would take the watcher down, and with it everybody's tasks.
 
-    def seen(self, task: Task) -> None:
-        self.task, self.looked = task, True
-        self._tell(self.home._seen, self)
+    def seen(self, reading: TaskReading) -> None:
+        self.status, self.progress, self.looked = reading.status, reading.progress, True
+        if reading.is_terminal:  # only its links are awaited
+            self.task = reading.task
+        try:
+            self.home._seen(self)
+        except Exception as error:  # noqa: BLE001  (it becomes the pool's reason)
+            self.home._crashed(self, error)
 
     def ended(self, task: Task) -> None:
         self.task = task
         self._tell(self.home._ended, self, task)
 
     def lost(self, error: EvoLinkError) -> None:
+        if isinstance(error, TaskError):
+            error.task = self.known_task() or error.task
         self._tell(self.home._lost, self, error)
 
     def crashed(self, error: BaseException) -> None:
@@ -129,21 +158,21 @@ class Record:
 
     # Its end
 
-    def outcome(self, status: OutcomeStatus, error: EvoLinkError | None, finished_at: datetime) -> Outcome:
-        """The outcome, if it ends like this."""
+    def outcome(self, status: OutcomeStatus, error: EvoLinkError | None, finished_at: float) -> Outcome:
+        """The outcome, if it ends like this. finished_at: Unix time."""
         return Outcome(
             index=self.index,
             key=self.key,
             identity=self.identity,
             request=self.request,
             status=status,
-            task=self.task,
+            task=self.known_task(),
             error=error,
             credits=self._credits(status),
             attempts=self.attempts,
             idempotency_key=self.idempotency_key,
-            submitted_at=self.submitted_at if self.attempts else None,
-            finished_at=finished_at,
+            submitted_at=None if self.submitted_at is None or not self.attempts else _utc(self.submitted_at),
+            finished_at=_utc(finished_at),
         )
 
     def _credits(self, status: OutcomeStatus) -> Decimal | None:
@@ -152,3 +181,7 @@ class Record:
             return Decimal(0)
         used = self.task.usage.credits_used if self.task else None
         return used if used is not None else self.reserved
+
+
+def _utc(moment: float) -> datetime:
+    return datetime.fromtimestamp(moment, UTC)

@@ -256,6 +256,8 @@ def test_unknown_fields_are_kept() -> None:
     assert task.error is not None
     assert task.error.model_extra == {"suggestion": "s"}
     assert task.raw["new"] == 1
+    read_fast = Task._of({"id": ID, **task.raw})
+    assert (read_fast.usage, read_fast.task_info, read_fast.error) == (task.usage, task.task_info, task.error)
 
 
 def test_the_kind_is_found_in_type_or_object() -> None:
@@ -290,6 +292,7 @@ def test_no_json_breaks_the_reading(fields: dict[str, Any]) -> None:
     assert isinstance(task.urls, tuple)
     assert repr(task)
     assert isinstance(task.error, TaskFailure | None)
+    assert Task._of({**fields, "id": ID}) == task, "the reading without validation gives the same"
     assert pickle.loads(pickle.dumps(task)).id == ID
 
 

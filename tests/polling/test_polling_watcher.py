@@ -39,7 +39,7 @@ from evolink_async.errors import (
 from evolink_async.polling import watcher as watcher_module
 from evolink_async.polling.schedule import Expectation, Schedule, TaskClass
 from evolink_async.polling.watcher import Learned
-from evolink_async.types import Task
+from evolink_async.types import Task, TaskReading
 
 pytestmark = pytest.mark.looptime
 
@@ -131,9 +131,9 @@ async def test_whoever_follows_again_from_within_the_news_of_the_end_is_served()
         class Chain(Ear):
             def ended(self, task: Task) -> None:
                 super().ended(task)
-                watcher.follow(fresh("task-2"), ear, age=0.0)
+                watcher.follow(TaskReading.of(fresh("task-2")), ear, age=0.0)
 
-        watcher.follow(fresh(), Chain(), age=0.0)
+        watcher.follow(TaskReading.of(fresh()), Chain(), age=0.0)
         assert (await asyncio.wait_for(ear.over, 100)).id == "task-2"
 
 
@@ -589,7 +589,7 @@ async def test_a_thousand_different_unknown_statuses_do_not_flood_the_log(caplog
     learned = Learned()
     with caplog.at_level(logging.WARNING, "evolink_async.polling"):
         for n in range(1000):
-            learned.note_status(Task(id="task-1", status=f"odd-{n}" * 50))
+            learned.note_status(f"odd-{n}" * 50)
     assert len(caplog.records) == 100
     assert max(len(record.getMessage()) for record in caplog.records) < 200
 
@@ -699,8 +699,8 @@ async def test_a_follower_that_raises_hurts_nobody_else() -> None:
     reader = FakeReader(done_at(62))
     async with watching(reader) as watcher:
         bad, worse = Bad(), Worse()
-        watcher.follow(fresh(), bad, age=0.0)
-        watcher.follow(fresh(), worse, age=0.0)
+        watcher.follow(TaskReading.of(fresh()), bad, age=0.0)
+        watcher.follow(TaskReading.of(fresh()), worse, age=0.0)
         (good,) = follow(watcher, [fresh()])
         assert (await good.over).succeeded
         assert isinstance(bad.over.exception(), ZeroDivisionError)
@@ -785,7 +785,7 @@ async def test_ten_thousand_tasks_and_a_hundred_thousand_looks_leave_no_growth()
         dice = random.Random(1)
         watcher._random.random = dice.random  # type: ignore[method-assign]
         for n, ear in enumerate(quiet):
-            watcher.follow(fresh(f"task-{n}"), ear, age=0.0)
+            watcher.follow(TaskReading.of(fresh(f"task-{n}")), ear, age=0.0)
 
         async def looks(count: int) -> int:
             goal = watcher.polls + count

@@ -13,7 +13,7 @@ from evolink_async.http.answers import Answer
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.polling.schedule import SHORTEST, Expectation, Schedule, TaskClass
 from evolink_async.polling.watcher import Learned, Watcher
-from evolink_async.types import Task
+from evolink_async.types import Task, TaskReading
 
 LINK = "https://files.example/a.png"
 
@@ -83,8 +83,8 @@ class Ear:
         self.sightings: list[Task] = []
         self.told = 0  # how often the end was told
 
-    def seen(self, task: Task) -> None:
-        self.sightings.append(task)
+    def seen(self, reading: TaskReading) -> None:
+        self.sightings.append(reading.task)
 
     def ended(self, task: Task) -> None:
         self.told += 1
@@ -151,7 +151,7 @@ def follow(watcher: Watcher, tasks: Iterable[Task], age: float | None = 0.0) -> 
     ears = []
     for task in tasks:
         ears.append(Ear())
-        watcher.follow(task, ears[-1], age=age)
+        watcher.follow(TaskReading.of(task), ears[-1], age=age)
     return ears
 
 

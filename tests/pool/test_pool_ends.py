@@ -297,7 +297,7 @@ async def test_a_crash_on_the_way_is_the_reason_and_everything_comes_back(
 
 @pytest.mark.parametrize(
     ("cls", "name", "at"),
-    [(Reader, "attempt", 1), (Reader, "attempt", 3), (Expectation, "next_look", 9), (watcher, "task_from", 2)],
+    [(Reader, "attempt", 1), (Reader, "attempt", 3), (Expectation, "next_look", 9), (watcher, "read_task", 2)],
 )
 async def test_a_crash_of_the_watcher_gives_everything_back_at_once(
     api_key: str, monkeypatch: pytest.MonkeyPatch, cls: Any, name: str, at: int

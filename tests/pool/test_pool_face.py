@@ -7,7 +7,6 @@ import inspect
 import itertools
 import logging
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -235,7 +234,7 @@ async def test_the_total_is_unknown_until_a_generator_is_read(api_key: str) -> N
 
 async def test_the_estimate_of_the_rest_is_of_the_right_size(api_key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Outcomes are dated by the wall clock, which stands still while virtual time passes.
-    monkeypatch.setattr(pool_module, "_now", lambda: datetime.fromtimestamp(now(), UTC))
+    monkeypatch.setattr(pool_module, "_now", now)
     async with world(api_key) as w:
         async with w.pool(images(400), max_outstanding=20) as pool:
             guess = None
