@@ -36,7 +36,8 @@ from evolink_async.http.answers import Answer, hint_of, read_json, read_task, st
 from evolink_async.http.reads import Reader
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.polling.endings import has_result
-from evolink_async.polling.schedule import SHORTEST, Expectation, Schedule, class_of
+from evolink_async.polling.price import price_for
+from evolink_async.polling.schedule import PRICE, SHORTEST, Expectation, Schedule, class_of
 from evolink_async.types import Task, TaskReading, TaskStatus
 
 logger = logging.getLogger("evolink_async.polling")
@@ -44,6 +45,13 @@ logger = logging.getLogger("evolink_async.polling")
 BATCH_PATH = "/v1/tasks/batch"
 BATCH_SIZE = 50  # the vendor's client sends at most this many ids
 WORKERS = 64  # looks under way at once
+# Status requests per second, of everybody together. The service's limit is not published ("safe to poll frequently"
+# says one of its guides), so this is our guess; a refusal lowers it for a while.
+REQUESTS_PER_SECOND = 500.0
+_AT_ONCE = 10
+_FEWEST_REQUESTS, _REFUSED_SHARE, _REGAINED_SHARE = 0.5, 0.7, 1.01  # per second; at a refusal; each second after
+_BATCH_DISCOUNT = 0.5  # in a batch a look costs the service less, but its provider as much
+_REPRICED_EVERY, _SAMPLE, _NEW_PRICE_SHARE, _USED_SHARE = 1.0, 200, 0.3, 0.95
 # A batch takes along what is due within this many seconds: the request is paid for already.
 _GATHER = 0.5
 _PROBE_PATIENCE = 1.0  # seconds that the others wait for the answer to the first batch
@@ -92,10 +100,12 @@ class Learned:
     """What a client learns about status reads; it outlives a loop.
 
     batches: whether the service answers for many tasks at once; None: not known yet. odd_words: unknown statuses that
-    were logged. submitted: the latest tasks by id, as created.
+    were logged. submitted: the latest tasks by id, as created. requests_per_second: how many status requests the
+    service has lately allowed, infinite until it refused one.
     """
 
     batches: bool | None = None
+    requests_per_second: float = math.inf
     odd_words: set[str] = field(default_factory=set)
     submitted: OrderedDict[str, Task] = field(default_factory=OrderedDict)
 
@@ -184,7 +194,11 @@ class _Watched:
 
 
 class Watcher:
-    """Looks at tasks until they end, as rarely as the schedule allows."""
+    """Looks at tasks until they end, as rarely as the schedule allows.
+
+    workers: looks under way at once. requests_per_second: status requests of everybody together, at most; beyond them
+    looks get rarer.
+    """
 
     def __init__(
         self,
@@ -194,12 +208,14 @@ class Watcher:
         learned: Learned | None = None,
         *,
         workers: int = WORKERS,
+        requests_per_second: float = REQUESTS_PER_SECOND,
     ) -> None:
         self._reader = reader
         self._schedule = schedule
         self._retry = retry
         self._learned = Learned() if learned is None else learned
         self._workers = workers
+        self._most_requests = requests_per_second
         self._loop = asyncio.get_running_loop()
         self._random = random.Random()
         self._watched: dict[str, _Watched] = {}
@@ -212,6 +228,8 @@ class Watcher:
         self._held_until = -math.inf  # for the probe
         self._refusals = 0
         self._refused_at = -math.inf
+        self._priced_at = -math.inf
+        self._next_request_at = -math.inf  # if requests were evenly spaced
         self._closed = False
         self.polls = 0  # looks at tasks
         self.requests = 0  # status requests; one batch is one request
@@ -305,6 +323,37 @@ class Watcher:
         if self._heap[0][2] is watched:
             self._set_timer()
 
+    def _price_looks(self) -> None:
+        """Once a second: make looks as dear as it takes for all of them to fit into the requests there may be."""
+        now = self._loop.time()
+        elapsed = now - self._priced_at
+        if elapsed < _REPRICED_EVERY or not self._heap:
+            return
+        self._priced_at = now
+        learned = self._learned
+        if math.isfinite(elapsed):
+            learned.requests_per_second *= _REGAINED_SHARE ** min(elapsed, 100.0)
+        looks = self._requests_per_second * (BATCH_SIZE if learned.batches else 1)
+        sample = self._random.choices(self._heap, k=min(_SAMPLE, len(self._heap)))
+        urgencies = [
+            watched.expectation.urgency(max(0.0, now - watched.started))
+            for _, _, watched in sample
+            if watched.expectation is not None
+        ]
+        price = price_for(urgencies, len(self._watched), _USED_SHARE * looks) if urgencies else 0.0
+        least = PRICE * (_BATCH_DISCOUNT if learned.batches else 1.0)
+        share = _NEW_PRICE_SHARE if math.isfinite(elapsed) else 1.0
+        self._schedule.price = max(least, (1 - share) * self._schedule.price + share * price)
+
+    @property
+    def _requests_per_second(self) -> float:
+        return min(self._learned.requests_per_second, self._most_requests)
+
+    def _count_request(self, now: float) -> None:
+        """Space the next requests; a few may come at once."""
+        gap = 1 / self._requests_per_second
+        self._next_request_at = max(self._next_request_at, now - _AT_ONCE * gap) + gap
+
     def _again(self, watched: _Watched, delay: float) -> None:
         """Plan the next look after one."""
         if watched.look_again:
@@ -332,13 +381,14 @@ class Watcher:
             self._timer = None
         # With as many looks under way as may be, the first that ends sets it.
         if self._heap and len(self._looks) < self._workers:
-            moment = max(self._heap[0][0], self._paused_until, self._held_until)
+            moment = max(self._heap[0][0], self._paused_until, self._held_until, self._next_request_at)
             # An empty context: whoever happened to follow first must not lend his to everybody's looks.
             self._timer = self._loop.call_at(moment, self._dispatch, context=contextvars.Context())
 
     def _dispatch(self) -> None:
         """Look at what is due, and come back when the next look is due."""
         try:
+            self._price_looks()
             while len(self._looks) < self._workers and (group := self._next_group()):
                 look = self._loop.create_task(self._look(group), name="evolink poll")
                 self._looks.add(look)
@@ -373,11 +423,12 @@ class Watcher:
     def _next_group(self) -> list[_Watched]:
         """What is looked at together now: one task, or a batch where the service has them. Empty: nothing is due."""
         now = self._loop.time()
-        paused = now + _TICK < max(self._paused_until, self._held_until)
+        paused = now + _TICK < max(self._paused_until, self._held_until, self._next_request_at)
         first = None if paused else self._take(now + _TICK)
         if first is None:
             return []
         group = [first]
+        self._count_request(now)
         probing = self._learned.batches is None
         if not first.alone and (self._learned.batches or (probing and self._probe is None)):
             while len(group) < BATCH_SIZE and (another := self._take(now + _GATHER, for_batch=True)):
@@ -564,6 +615,9 @@ class Watcher:
         if asked_at >= self._refused_at:
             self._refusals += 1
             self._refused_at = now
+            learned = self._learned
+            refused = min(learned.requests_per_second, self._most_requests)
+            learned.requests_per_second = max(_FEWEST_REQUESTS, _REFUSED_SHARE * refused)
         pause = self._retry.delay(max(1, self._refusals), hint, self._random.random())
         self._paused_until = max(self._paused_until, now + pause)
 

@@ -117,6 +117,9 @@ class PlainExpectation(Expectation):
                 return share * self.estimate * (1 - random / 10)
         return self.looked_at + max(SHORTEST, self.estimate / 20) * (1 - random / 10)
 
+    def urgency(self, age: float) -> float:
+        return 0.0
+
     def unfinished(self, age: float, progress: int = 0) -> None:
         self.looked_at = age
 
@@ -131,12 +134,14 @@ async def watching(
     schedule: Schedule | None = None,
     learned: Learned | None = None,
     workers: int = 64,
-    random: float = 0.0,
+    random: float | None = 0.0,
+    **options: Any,
 ) -> AsyncIterator[Watcher]:
-    """A watcher, closed in the end; its dice always show `random`."""
+    """A watcher, closed in the end; its dice always show `random`, unless that is None."""
     retry = RetryPolicy()
-    watcher = Watcher(reader, schedule or PlainSchedule(), retry, learned, workers=workers)  # type: ignore[arg-type]
-    watcher._random.random = lambda: random  # type: ignore[method-assign]
+    watcher = Watcher(reader, schedule or PlainSchedule(), retry, learned, workers=workers, **options)  # type: ignore[arg-type]
+    if random is not None:
+        watcher._random.random = lambda: random  # type: ignore[method-assign]
     try:
         yield watcher
     finally:
