@@ -10,18 +10,19 @@ import re
 import zlib
 from collections.abc import AsyncIterable, Awaitable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Protocol
 
 import httpx
 
 from evolink_async._version import __version__
 from evolink_async.errors import ConfigurationError
 from evolink_async.http.answers import Answer, excerpt
-from evolink_async.http.foreign import ForeignTransport
+from evolink_async.http.foreign import ForeignTransport, HttpxCaller, HttpxTransport
+from evolink_async.http.gate import Lane
+from evolink_async.http.transport import Call, SlotTransport, origin_of
+from evolink_async.http.wire import Pairs, header_lines
 
 logger = logging.getLogger("evolink_async.http")
-
-Lane = Literal["submit", "read"]
 
 TASK_CAP = 8 * 1024 * 1024  # decoded bytes of an answer that we need
 ERROR_CAP = 64 * 1024  # decoded bytes of an answer that only says what went wrong
@@ -44,10 +45,20 @@ class AnswerLost(Exception):
     """The request, or a part of it, was written, and no whole answer came back."""
 
 
-class Transport(Protocol):
-    """What a call needs below it: `SlotTransport`, or a user's client behind `ForeignTransport`."""
+class Answered(Protocol):
+    """An answer whose body is still to be read: a `Reply`, or what stands for one."""
 
-    def handle_async_request(self, request: httpx.Request) -> Awaitable[httpx.Response]: ...
+    status: int
+    headers: Pairs
+
+    async def read(self) -> bytes: ...
+    async def aclose(self) -> None: ...
+
+
+class Caller(Protocol):
+    """What carries calls: `SlotTransport`, or `HttpxCaller` over anything of httpx's shape."""
+
+    def call(self, call: Call) -> Awaitable[Answered]: ...
 
 
 @dataclass(slots=True)
@@ -58,6 +69,9 @@ class Flight:
     sent: bool = False  # the first byte is about to be written: from here on it may have been received
     sent_at: float | None = None  # loop time of that
 
+
+# What httpx writes as it is.
+_PLAIN_TARGET = re.compile(r"/[A-Za-z0-9/._~?=&:@!$()*+,;-]*", re.ASCII)
 
 # A name or an address.
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9._-]+)?", re.ASCII)
@@ -98,10 +112,16 @@ def _is_loopback(host: str) -> bool:
 class Exchange:
     """Makes single calls to one host over a transport."""
 
-    def __init__(self, transport: Transport, base_url: str) -> None:
+    def __init__(self, transport: SlotTransport | HttpxTransport, base_url: str) -> None:
         self._transport = transport
-        self._base_url = base_url
-        self.host = httpx.URL(base_url).netloc.decode("ascii")
+        self._ours = isinstance(transport, SlotTransport)
+        self._caller: Caller = transport if isinstance(transport, SlotTransport) else HttpxCaller(transport)
+        url = httpx.URL(base_url)
+        self.host = url.netloc.decode("ascii")
+        self._origin = origin_of(url)
+        self._root = url.raw_path.rstrip(b"/")
+        self._key = ""
+        self._lines = b""  # of every request with this key
 
     async def send(
         self,
@@ -111,13 +131,14 @@ class Exchange:
         key: str,
         lane: Lane,
         seconds: float,
-        content: bytes | None = None,
+        content: bytes | AsyncIterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
         flight: Flight | None = None,
     ) -> Answer:
         """Send one request and read its whole answer, within `seconds` from the moment it has a connection slot.
 
-        Raises `NotSent` or `AnswerLost`. Cancelling it closes its connection.
+        Content that is no bytes needs its Content-Length among the headers. Raises `NotSent` or `AnswerLost`.
+        Cancelling it closes its connection.
         """
         flight = flight or Flight()
         loop = asyncio.get_running_loop()
@@ -133,20 +154,24 @@ class Exchange:
         trouble: BaseException
         flight.connecting = True
         try:
-            request = httpx.Request(
-                method,
-                self._base_url + path,
-                headers=_headers(key, content, headers),
-                content=content,
-                extensions={
-                    "timeout": _timeouts(seconds),
-                    "lane": lane,
-                    "on_slot": begin,
-                    "on_bytes": first_byte,
-                },
+            call = Call(
+                method.encode("ascii"),
+                self._origin,
+                self._root + _target(path),
+                self._header_lines(method, key, content, headers),
+                b"" if content is None else content,
+                length=None if headers is None or isinstance(content, bytes) else int(headers.get("Content-Length", 0)),
+                lane=lane,
+                connect_timeout=min(CONNECT_TIMEOUT, seconds),
+                # Ours has the whole of it bounded here, and each timer costs. Of others we cannot know how well they
+                # bear to be cancelled.
+                read_timeout=None if self._ours else seconds,
+                write_timeout=None if self._ours else seconds,
+                on_slot=begin,
+                on_bytes=first_byte,
             )
             async with whole:
-                answer = await self._exchange(request, key)
+                answer = await self._exchange(call, key)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -164,21 +189,45 @@ class Exchange:
             raise self._failure(flight, trouble, reason)
         raise self._failure(flight, trouble, reason) from trouble
 
-    async def _exchange(self, request: httpx.Request, key: str) -> Answer:
-        response = await self._transport.handle_async_request(request)
+    async def _exchange(self, call: Call, key: str) -> Answer:
+        reply = await self._caller.call(call)
         try:
-            cap = ERROR_CAP if response.status_code >= 300 else TASK_CAP
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            body, problem = await _read_body(response, headers.get("content-encoding", ""), cap)
+            cap = ERROR_CAP if reply.status >= 300 else TASK_CAP
+            headers = _headers_of(reply.headers)
+            body, problem = await _read_body(reply, headers.get("content-encoding", ""), cap)
         finally:
             try:
-                await response.aclose()
+                await reply.aclose()
             except Exception as error:  # noqa: BLE001  (the answer is here, or its loss is being told already)
                 logger.debug("closing an answer failed: %s", type(error).__name__)
         if len(key) >= _SHORTEST_SECRET:  # a service that quotes the key in its answer doesn't get it into our errors
             headers = {name: value.replace(key, "[API key]") for name, value in headers.items()}
             body = body.replace(key.encode(), b"[API key]")
-        return Answer(response.status_code, headers, body, problem)
+        return Answer(reply.status, headers, body, problem)
+
+    def _header_lines(self, method: str, key: str, content: object, more: Mapping[str, str] | None) -> bytes:
+        if key != self._key:
+            self._lines = header_lines(
+                [
+                    (b"Host", self.host.encode("ascii")),
+                    (b"Authorization", b"Bearer " + key.encode("ascii")),
+                    (b"User-Agent", USER_AGENT.encode("ascii")),
+                    (b"Accept", b"application/json"),
+                    # Compression buys nothing for answers this small, and a bomb needs a decoder.
+                    (b"Accept-Encoding", b"identity"),
+                ]
+            )
+            self._key = key
+        lines = self._lines
+        if content is not None and (more is None or "Content-Type" not in more):
+            lines += b"Content-Type: application/json\r\n"
+        if isinstance(content, bytes):
+            lines += b"Content-Length: %d\r\n" % len(content)
+        elif content is None and method != "GET":
+            lines += b"Content-Length: 0\r\n"
+        if more:
+            lines += header_lines((name.encode("ascii"), value.encode("ascii")) for name, value in more.items())
+        return lines
 
     def _failure(self, flight: Flight, trouble: BaseException, reason: str) -> NotSent | AnswerLost:
         unsent = not flight.sent
@@ -195,33 +244,29 @@ def _says_unsent(error: BaseException) -> bool:
     return bool(names & _UNSENT)
 
 
-def _timeouts(seconds: float) -> dict[str, float | None]:
-    return {"connect": min(CONNECT_TIMEOUT, seconds), "read": seconds, "write": seconds, "pool": None}
+def _target(path: str) -> bytes:
+    if _PLAIN_TARGET.fullmatch(path):
+        return path.encode("ascii")
+    return httpx.URL("http://localhost" + path).raw_path
 
 
-def _headers(key: str, content: bytes | None, more: Mapping[str, str] | None) -> dict[str, str]:
-    headers = {
-        "Authorization": f"Bearer {key}",
-        "User-Agent": USER_AGENT,
-        "Accept": "application/json",
-        # Compression buys nothing for answers this small, and a bomb needs a decoder.
-        "Accept-Encoding": "identity",
-    }
-    if content is not None:
-        headers["Content-Type"] = "application/json"
-    if more:
-        headers.update(more)
+def _headers_of(pairs: Pairs) -> dict[str, str]:
+    """Headers by lower-case name; what came more than once is joined as RFC 9110 has it."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in pairs:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 
 
-async def _read_body(response: httpx.Response, encoding: str, cap: int) -> tuple[bytes, str | None]:
+async def _read_body(reply: Answered, encoding: str, cap: int) -> tuple[bytes, str | None]:
     """The decoded body up to `cap` bytes, or why there is none. Never holds more than the cap and one chunk."""
     encoding = encoding.strip().lower()
     if encoding not in _PLAIN and encoding not in _DEFLATED:
         return b"", f"is compressed in a way that was not asked for ({excerpt(encoding.encode())!r})"
     inflater = zlib.decompressobj(wbits=47) if encoding in _DEFLATED else None  # 47: gzip or zlib, whichever it is
     body = bytearray()
-    async for chunk in cast("AsyncIterable[bytes]", response.stream):
+    while chunk := await reply.read():
         try:
             body += chunk if inflater is None else inflater.decompress(chunk, cap - len(body) + 1)
         except zlib.error:

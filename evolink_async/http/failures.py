@@ -1,53 +1,8 @@
-"""Failures of the network: httpcore's exceptions and the system's become httpx's."""
+"""Failures on the way to a connection: the system's exceptions become httpx's."""
 
 from __future__ import annotations
 
-import httpcore
 import httpx
-
-_TRANSLATIONS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
-    # The most specific first: the first match wins.
-    (httpcore.ConnectTimeout, httpx.ConnectTimeout),
-    (httpcore.ReadTimeout, httpx.ReadTimeout),
-    (httpcore.WriteTimeout, httpx.WriteTimeout),
-    (httpcore.PoolTimeout, httpx.PoolTimeout),
-    (httpcore.TimeoutException, httpx.TimeoutException),
-    (httpcore.ConnectError, httpx.ConnectError),
-    (httpcore.ReadError, httpx.ReadError),
-    (httpcore.WriteError, httpx.WriteError),
-    (httpcore.NetworkError, httpx.NetworkError),
-    (httpcore.LocalProtocolError, httpx.LocalProtocolError),
-    (httpcore.RemoteProtocolError, httpx.RemoteProtocolError),
-    (httpcore.ProtocolError, httpx.ProtocolError),
-    (httpcore.ProxyError, httpx.ProxyError),
-    (httpcore.UnsupportedProtocol, httpx.UnsupportedProtocol),
-    # Raised before anything is written, if a connection is asked for two things at once.
-    (httpcore.ConnectionNotAvailable, httpx.ConnectError),
-)
-
-
-def translate_exception(exc: BaseException) -> httpx.TransportError | None:
-    """The httpx exception that stands for one of httpcore's; None for anything else.
-
-    It carries its `__cause__`, except where the original's text may show a header, and so the API key.
-    """
-    target = next((target for source, target in _TRANSLATIONS if isinstance(exc, source)), None)
-    if target is None:
-        return None
-    if isinstance(exc, httpcore.LocalProtocolError):
-        translated = target("the request isn't valid HTTP/1.1 (details withheld: they may show a header)")
-        translated.__suppress_context__ = True
-    else:
-        translated = target(describe(exc))
-        translated.__cause__ = exc
-    return translated
-
-
-def raise_translated(exc: BaseException) -> None:
-    """Raise what stands for `exc`, if anything does; the caller re-raises the original otherwise."""
-    translated = translate_exception(exc)
-    if translated is not None:
-        raise translated
 
 
 def raise_connect_failure(exc: BaseException, timeout: float | None, place: str) -> None:

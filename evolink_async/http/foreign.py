@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
-from typing import Any, cast
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Mapping
+from typing import Any, Protocol, cast
 
 import httpx
 
 from evolink_async.http.gate import Gate, Lane
-from evolink_async.http.transport import lane_of, pass_gate
+from evolink_async.http.transport import Call, lane_of, pass_gate
 
 _PLAIN_EXTENSIONS = ("http_version", "reason_phrase")
 
@@ -79,6 +79,68 @@ class ForeignTransport(httpx.AsyncBaseTransport):
     def __repr__(self) -> str:
         kind = type(self._client)
         return f"<ForeignTransport {kind.__module__}.{kind.__qualname__}, {self._gate!r}>"
+
+
+class HttpxTransport(Protocol):
+    """Anything of the shape of httpx's transports."""
+
+    def handle_async_request(self, request: httpx.Request) -> Awaitable[httpx.Response]: ...
+
+
+class HttpxCaller:
+    """Carries our calls over a transport of httpx's shape."""
+
+    def __init__(self, transport: HttpxTransport) -> None:
+        self._transport = transport
+
+    async def call(self, call: Call) -> HttpxReply:
+        """Send one request; what the transport raises comes through as it is."""
+        scheme = call.origin[0].decode("ascii")
+        lines = (line.partition(b": ") for line in call.lines.split(b"\r\n") if line)
+        request = httpx.Request(
+            call.method.decode("ascii"),
+            f"{scheme}://{call.netloc.decode('ascii')}{call.target.decode('ascii')}",
+            headers=[(name, value) for name, _, value in lines],
+            content=call.body or None,
+            extensions={
+                "timeout": {
+                    "connect": call.connect_timeout,
+                    "read": call.read_timeout,
+                    "write": call.write_timeout,
+                    "pool": call.pool_timeout,
+                },
+                "lane": call.lane,
+                "on_slot": call.on_slot,
+                "on_bytes": call.on_bytes,
+            },
+        )
+        return HttpxReply(await self._transport.handle_async_request(request))
+
+
+class HttpxReply:
+    """An httpx response as we read answers."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._parts = aiter(cast("AsyncIterable[bytes]", response.stream))
+        self.status = response.status_code
+        self.headers = list(response.headers.raw)
+
+    async def read(self) -> bytes:
+        """The next bytes of the body; none at its end."""
+        async for part in self._parts:
+            if part:
+                return part
+        return b""
+
+    async def aclose(self) -> None:
+        """Let go of the response."""
+        try:
+            close = getattr(self._parts, "aclose", None)
+            if close is not None:
+                await close()
+        finally:
+            await self._response.aclose()
 
 
 def _headers_of(response: httpx.Response) -> list[tuple[bytes, bytes]]:

@@ -8,10 +8,10 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import httpcore
 import httpx
 
 from evolink_async.http.stream import SocketStream
+from evolink_async.http.wire import HttpConnection, header_lines, request_line
 
 DEFAULT_PORTS = {b"http": 80, b"https": 443}
 
@@ -50,8 +50,8 @@ class Proxy:
         return place_of(self.host, self.port)
 
     @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        return [] if self.authorization is None else [(b"Proxy-Authorization", self.authorization)]
+    def header_lines(self) -> bytes:
+        return b"" if self.authorization is None else header_lines([(b"Proxy-Authorization", self.authorization)])
 
 
 class Proxies:
@@ -109,19 +109,14 @@ def place_of(host: bytes, port: int) -> str:
 
 async def open_tunnel(stream: SocketStream, origin: Origin, proxy: Proxy) -> None:
     """Ask the proxy to connect us through to `origin`."""
-    _, host, port = origin
-    authority = place_of(host, port).encode("ascii")
-    request = httpcore.Request(
-        method=b"CONNECT",
-        url=httpcore.URL(scheme=proxy.scheme, host=proxy.host, port=proxy.port, target=authority),
-        headers=[(b"Host", authority), (b"Accept", b"*/*"), *proxy.headers],
-    )
-    next_hop = httpcore.Origin(proxy.scheme, proxy.host, proxy.port)
+    authority = place_of(origin[1], origin[2]).encode("ascii")
+    lines = header_lines([(b"Host", authority), (b"Accept", b"*/*")]) + proxy.header_lines
+    request = request_line(b"CONNECT", authority) + lines + b"\r\n"
     try:
-        response = await httpcore.AsyncHTTP11Connection(next_hop, stream).handle_async_request(request)
-    except (httpcore.NetworkError, httpcore.ProtocolError) as exc:
+        head = await HttpConnection(stream).send(b"CONNECT", request, b"")
+    except (httpx.NetworkError, httpx.ProtocolError) as exc:
         # Not what they would mean elsewhere: our own request wasn't even begun.
         raise httpx.ProxyError(f"the proxy {proxy.place} did not open a tunnel: {exc}") from exc
-    if not 200 <= response.status <= 299:
-        reason = response.extensions.get("reason_phrase", b"").decode("ascii", errors="replace")
-        raise httpx.ProxyError(f"the proxy {proxy.place} refused the tunnel: {response.status} {reason}")
+    if not 200 <= head.status <= 299:
+        reason = head.reason.decode("ascii", errors="replace")
+        raise httpx.ProxyError(f"the proxy {proxy.place} refused the tunnel: {head.status} {reason}")

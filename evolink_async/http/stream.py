@@ -1,4 +1,4 @@
-"""A TCP or TLS connection over an asyncio protocol, with the interface that httpcore asks for.
+"""A TCP or TLS connection over an asyncio protocol. Its failures are httpx's exceptions.
 
 It can be cut synchronously at any moment, which is what makes cancellation safe: no clean-up ever has to wait.
 """
@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-import httpcore
 import httpx
 
 from evolink_async.http.failures import describe
@@ -120,8 +119,8 @@ def _close_late(attempt: asyncio.Task[socket.socket]) -> None:
         attempt.result().close()
 
 
-class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
-    """A connection as httpcore wants it, on an asyncio transport.
+class SocketStream(asyncio.Protocol):
+    """A connection on an asyncio transport.
 
     asyncio reads all the time, so a connection that the server closes while idle is noticed without a request.
     """
@@ -129,7 +128,8 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._received = bytearray()
+        self._received: list[bytes] = []
+        self._size = 0
         self._ended = False  # no more bytes will come
         self._failure: Exception | None = None
         self._aborted = False
@@ -148,8 +148,9 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        self._received += data
-        if len(self._received) > _HIGH_WATER and self._transport is not None:
+        self._received.append(data)
+        self._size += len(data)
+        if self._size > _HIGH_WATER and self._transport is not None:
             self._transport.pause_reading()
             self._reading_paused = True
         self._wake(self._reader)
@@ -172,51 +173,52 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._writing_paused = False
         self._wake(self._writer)
 
-    # What httpcore calls.
+    # What HTTP needs.
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+    async def read(self, timeout: float | None = None) -> bytes:
+        """What has come, at least one byte; nothing once the peer has ended the connection."""
         if not self._received and not self._ended:
             self._reader = self._loop.create_future()
-            await self._wait(self._reader, timeout, httpcore.ReadTimeout, "no bytes came")
+            await self._wait(self._reader, timeout, httpx.ReadTimeout, "no bytes came")
         if not self._received and self._failure is not None:
-            raise httpcore.ReadError(describe(self._failure)) from self._failure
-        return self._take(max_bytes)
+            raise httpx.ReadError(describe(self._failure)) from self._failure
+        return self._take()
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if not buffer:
+    async def write(self, data: bytes, timeout: float | None = None) -> None:
+        """Write, and wait while the peer takes no more."""
+        if not data:
             return
         if self._untouched:
             self._touch()
         if self._transport is None or self._ended:
-            raise httpcore.WriteError(describe(self._failure))
-        self._transport.write(buffer)
+            raise httpx.WriteError(describe(self._failure))
+        self._transport.write(data)
         while self._writing_paused and not self._ended:
             self._writer = self._loop.create_future()
-            await self._wait(self._writer, timeout, httpcore.WriteTimeout, "the peer took no bytes")
+            await self._wait(self._writer, timeout, httpx.WriteTimeout, "the peer took no bytes")
 
-    async def aclose(self) -> None:
-        self.abort()
+    # What the slot calls.
 
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
+    async def start_tls(self, ssl_context: ssl.SSLContext, server_hostname: str) -> None:
         # asyncio would wait for the handshake of a connection that is gone already.
         if self._transport is None or self._ended or self._received:
-            raise httpcore.ConnectError(describe(self._failure))
-        async with asyncio.timeout(timeout):
-            secured = await self._loop.start_tls(self._transport, self, ssl_context, server_hostname=server_hostname)
+            raise httpx.ConnectError(describe(self._failure))
+        secured = await self._loop.start_tls(self._transport, self, ssl_context, server_hostname=server_hostname)
         if secured is None:  # asyncio's answer if the connection was cut without an error
-            raise httpcore.ConnectError(describe(self._failure))
+            raise httpx.ConnectError(describe(self._failure))
         self._transport = secured
-        return self
 
     def get_extra_info(self, info: str) -> Any:
-        if info == "is_readable":
-            return self._is_readable()
+        """What asyncio knows of the connection, also under httpx's names "client_addr" and "server_addr"."""
         names = {"client_addr": "sockname", "server_addr": "peername"}
         return None if self._transport is None else self._transport.get_extra_info(names.get(info, info))
 
-    # What the slot calls.
+    def is_readable(self) -> bool:
+        """Whether something came, if only the end, as far as this machine knows."""
+        if self._ended or self._received or self._transport is None:
+            return True
+        # What arrived since the loop last looked.
+        return _is_socket_readable(self._transport.get_extra_info("socket").fileno())
 
     async def connect(self, host: str, port: int) -> None:
         """Open the TCP connection, to whichever of the host's addresses answers first."""
@@ -254,24 +256,19 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         # A server that closed the idle connection, or wrote into it ("408 Request Timeout" is common), did not
         # mean this request. Raised as a failure to connect, because nothing of it was sent.
         if self._ended or self._received:
-            raise httpcore.ConnectError("the server closed the connection before the request was written")
+            raise httpx.ConnectError("the server closed the connection before the request was written")
         tell, self._on_first_byte = self._on_first_byte, None
         if tell is not None:
             tell()
 
-    def _take(self, max_bytes: int) -> bytes:
-        data = bytes(self._received[:max_bytes])
-        del self._received[:max_bytes]
-        if self._reading_paused and not self._received and self._transport is not None:
+    def _take(self) -> bytes:
+        data = self._received[0] if len(self._received) == 1 else b"".join(self._received)
+        self._received.clear()
+        self._size = 0
+        if self._reading_paused and self._transport is not None:
             self._reading_paused = False
             self._transport.resume_reading()
         return data
-
-    def _is_readable(self) -> bool:
-        if self._ended or self._received or self._transport is None:
-            return True
-        # What arrived since the loop last looked.
-        return _is_socket_readable(self._transport.get_extra_info("socket").fileno())
 
     @staticmethod
     def _wake(waiter: asyncio.Future[None] | None) -> None:
@@ -282,7 +279,7 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self,
         waiter: asyncio.Future[None],
         timeout: float | None,
-        error: type[httpcore.TimeoutException],
+        error: type[httpx.TimeoutException],
         what: str,
     ) -> None:
         # Cheaper than asyncio.timeout(), which every read of every poll would pay for.
@@ -296,7 +293,7 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
                 timer.cancel()
 
 
-def _expire(waiter: asyncio.Future[None], error: type[httpcore.TimeoutException], message: str) -> None:
+def _expire(waiter: asyncio.Future[None], error: type[httpx.TimeoutException], message: str) -> None:
     if not waiter.done():
         waiter.set_exception(error(message))
 

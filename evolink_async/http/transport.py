@@ -2,7 +2,7 @@
 
 `SlotTransport` is an ordinary httpx transport, made for very many small exchanges at once. Its parts:
 
-* `_Slot`          a connection: a `SocketStream` below, httpcore's HTTP/1.1 (h11) on top.
+* `_Slot`          a connection: a `SocketStream` below, an `HttpConnection` on top.
 * `_IdleSlots`     slots between two requests: newest first per origin, oldest first over all of them.
 * `_Lease`         a place of the gate and the slot in it, from the first byte to the last; given back exactly once.
 
@@ -18,16 +18,17 @@ import gc
 import ssl
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
-from typing import Any, cast
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
 
-import httpcore
 import httpx
 
-from evolink_async.http.failures import raise_connect_failure, raise_translated
+from evolink_async.http.failures import raise_connect_failure
 from evolink_async.http.gate import LANES, Gate, Lane
 from evolink_async.http.proxies import DEFAULT_PORTS, Origin, Proxies, Proxy, open_tunnel, place_of
 from evolink_async.http.stream import SocketStream, shared_ssl_context
+from evolink_async.http.wire import Body, Head, HttpConnection, header_lines, request_line
 
 DEFAULT_KEEPALIVE_EXPIRY = 4.0
 """Seconds. Common servers drop an idle connection after 5 s: a POST written into one that the server is just
@@ -40,55 +41,84 @@ class TransportClosed(httpx.TransportError, RuntimeError):
     """The transport is closed; nothing was sent."""
 
 
+@dataclass(slots=True)
+class Call:
+    """A request on its way to a connection; times in seconds, None: for ever.
+
+    lines: the headers, as `header_lines` makes them. length: of a body that is no bytes, None: it is sent in chunks.
+    pool_timeout bounds the wait at the gate, connect_timeout the whole way to a usable connection: DNS, TCP, proxy and
+    TLS together. on_slot: called as soon as the gate is passed: here the exchange begins. on_bytes: called right before
+    the first byte of the request is written, and never before the connection is ready; if it wasn't called, then
+    nothing of the request left this machine.
+    """
+
+    method: bytes
+    origin: Origin
+    target: bytes
+    lines: bytes
+    body: Body = b""
+    length: int | None = None
+    lane: Lane = "read"
+    pool_timeout: float | None = None
+    connect_timeout: float | None = None
+    read_timeout: float | None = None
+    write_timeout: float | None = None
+    on_slot: Callable[[], object] | None = None
+    on_bytes: Callable[[], object] | None = None
+    server_name: str | None = None  # for TLS, if it isn't the host
+
+    @property
+    def netloc(self) -> bytes:
+        """Host and port as a URL has them."""
+        scheme, host, port = self.origin
+        place = place_of(host, port).encode("ascii")
+        return place.rpartition(b":")[0] if port == DEFAULT_PORTS[scheme] else place
+
+
 class _Slot:
     """One connection to one origin, straight or through a proxy."""
 
     __slots__ = ("_connection", "_forward_proxy", "_stream", "idle_since", "origin")
 
-    def __init__(self, origin: Origin, stream: SocketStream, forward_proxy: Proxy | None, next_hop: Origin) -> None:
+    def __init__(self, origin: Origin, stream: SocketStream, forward_proxy: Proxy | None) -> None:
         self.origin = origin
         self.idle_since = 0.0
         self._stream = stream
         self._forward_proxy = forward_proxy
-        # httpcore's keep-alive clock stays off: `idle_since` is measured on the loop's.
-        self._connection = httpcore.AsyncHTTP11Connection(httpcore.Origin(*next_hop), stream)
+        self._connection = HttpConnection(stream)
 
-    async def send(self, request: httpx.Request, on_bytes: Callable[[], object] | None) -> httpcore.Response:
-        core_request = self._convert(request)
-        self._stream.begin_exchange(on_bytes)
-        return await self._connection.handle_async_request(core_request)
+    @property
+    def stream(self) -> SocketStream:
+        return self._stream
+
+    async def send(self, call: Call) -> Head:
+        target, lines = call.target, call.lines
+        if self._forward_proxy is not None:
+            target = b"%b://%b%b" % (call.origin[0], call.netloc, target)
+            lines = self._forward_proxy.header_lines + lines
+        return await self._connection.send(
+            call.method,
+            b"%b%b\r\n" % (request_line(call.method, target), lines),
+            call.body,
+            length=call.length,
+            read_timeout=call.read_timeout,
+            write_timeout=call.write_timeout,
+            on_bytes=call.on_bytes,
+        )
+
+    async def read(self) -> bytes:
+        return await self._connection.read()
 
     def is_reusable(self) -> bool:
         """Whether the last exchange ended cleanly: read to the end, nothing left over, no wish to close."""
-        # Bytes after the end of an answer would be taken for the answer to the next request. httpcore passes
-        # them to h11, whose `trailing_data` is the only place to see them. Should httpcore ever move it: close
-        # rather than trust.
-        state = getattr(self._connection, "_h11_state", None)
-        return self._connection.is_idle() and state is not None and not state.trailing_data[0]
+        return self._connection.is_reusable
 
     def is_stale(self) -> bool:
         """Whether the server closed the idle connection, or wrote into it, as far as this machine knows."""
-        return self._connection.has_expired()
+        return self._stream.is_readable()
 
     def abort(self) -> None:
         self._stream.abort()
-
-    def _convert(self, request: httpx.Request) -> httpcore.Request:
-        url, proxy = request.url, self._forward_proxy
-        headers = request.headers.raw
-        if proxy is None:
-            scheme, host, port, target = url.raw_scheme, url.raw_host, url.port, url.raw_path
-        else:
-            scheme, host, port = proxy.scheme, proxy.host, proxy.port
-            target = b"%b://%b%b" % (url.raw_scheme, url.netloc, url.raw_path)
-            headers = proxy.headers + headers
-        return httpcore.Request(
-            method=request.method,
-            url=httpcore.URL(scheme=scheme, host=host, port=port, target=target),
-            headers=headers,
-            content=cast(httpx.AsyncByteStream, request.stream),
-            extensions=request.extensions,
-        )
 
 
 class _IdleSlots:
@@ -163,39 +193,59 @@ class _Lease:
             self._gate.release(self._lane)
 
 
-class _LeasedBody(httpx.AsyncByteStream):
-    """A response's body, which holds its slot until it is closed. Closed early, it costs the connection."""
+class Reply:
+    """An answer whose body is still to be read. It holds its slot until it is closed: early, that costs the connection.
 
-    def __init__(self, response: httpcore.Response, lease: _Lease) -> None:
-        self._stream = response.stream
+    headers: names and values as they came.
+    """
+
+    __slots__ = ("_lease", "_slot", "headers", "reason", "status")
+
+    def __init__(self, head: Head, lease: _Lease, slot: _Slot) -> None:
+        self.status, self.reason, self.headers = head
         self._lease = lease
-        self._complete = False
+        self._slot = slot
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        parts = cast("AsyncGenerator[bytes, None]", aiter(cast("AsyncIterable[bytes]", self._stream)))
+    async def read(self) -> bytes:
+        """The next bytes of the body; none at its end."""
+        if not self._lease.is_open:
+            raise httpx.StreamClosed
         try:
-            async for part in parts:
-                yield part
-            self._complete = True
-        except BaseException as exc:  # GeneratorExit too: the reader left early
+            return await self._slot.read()
+        except BaseException:
             self._lease.discard()
-            await parts.aclose()
-            raise_translated(exc)
             raise
 
     async def aclose(self) -> None:
-        if not self._lease.is_open:
-            return
-        if not self._complete:
-            self._lease.discard()
-            return
-        try:
-            await cast(httpx.AsyncByteStream, self._stream).aclose()
-        except BaseException as exc:
-            self._lease.discard()
-            raise_translated(exc)
-            raise
+        """Give the slot back. Can be repeated."""
         self._lease.give_back()
+
+    def discard(self) -> None:
+        """Close the connection and give the slot back."""
+        self._lease.discard()
+
+    @property
+    def stream(self) -> SocketStream:
+        """The connection that it came on."""
+        return self._slot.stream
+
+
+class _HttpxBody(httpx.AsyncByteStream):
+    """The body of a reply as httpx reads it."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            while part := await self._reply.read():
+                yield part
+        except BaseException:  # GeneratorExit too: the reader left early
+            self._reply.discard()
+            raise
+
+    async def aclose(self) -> None:
+        await self._reply.aclose()
 
 
 def lane_of(request: httpx.Request) -> Lane:
@@ -215,7 +265,34 @@ async def pass_gate(gate: Gate, lane: Lane, timeout: float | None) -> None:
         raise httpx.PoolTimeout(f"no connection slot came free within {timeout:g} s: {gate!r}") from None
 
 
-def _origin_of(url: httpx.URL) -> Origin:
+def _call_of(request: httpx.Request) -> Call:
+    """What httpx asks for. Raises before anything is sent if it cannot be."""
+    extensions = request.extensions
+    timeouts: _Timeouts = extensions.get("timeout") or {}
+    length = request.headers.get("content-length")
+    body: Body = cast("AsyncIterable[bytes]", request.stream)
+    if length is None and "transfer-encoding" not in request.headers:
+        body = b""  # as httpx says it, unless somebody took the header out
+    return Call(
+        request.method.encode("ascii"),
+        origin_of(request.url),
+        request.url.raw_path,
+        header_lines(request.headers.raw),
+        body,
+        length=int(length) if length and length.isdecimal() else None,
+        lane=lane_of(request),
+        pool_timeout=timeouts.get("pool"),
+        connect_timeout=timeouts.get("connect"),
+        read_timeout=timeouts.get("read"),
+        write_timeout=timeouts.get("write"),
+        on_slot=extensions.get("on_slot"),
+        on_bytes=extensions.get("on_bytes"),
+        server_name=extensions.get("sni_hostname"),
+    )
+
+
+def origin_of(url: httpx.URL) -> Origin:
+    """Scheme, host and port of a URL. Raises `httpx.UnsupportedProtocol` for one that is not http(s) with a host."""
     scheme = url.raw_scheme
     if scheme not in DEFAULT_PORTS or not url.raw_host:
         raise httpx.UnsupportedProtocol(f"the URL must be http:// or https:// with a host, got {url.scheme!r}")
@@ -231,14 +308,8 @@ class SlotTransport(httpx.AsyncBaseTransport):
     closed: read it to the end, or close it. An exchange that fails, is cancelled or isn't read to the end closes
     its own connection and disturbs no other.
 
-    Request extensions, besides those of httpcore's HTTP/1.1 ("trace", "sni_hostname", ...):
-
-    * `"timeout"`: httpx's mapping. "pool" bounds the wait at the gate (`httpx.PoolTimeout`), "connect" the whole
-      way to a usable connection: DNS, TCP, proxy and TLS together.
-    * `"lane"`: "submit" or "read" (default), see `Gate`.
-    * `"on_slot"`: called without arguments as soon as the gate is passed: here the exchange begins.
-    * `"on_bytes"`: called without arguments right before the first byte of the request is written, and never
-      before the connection is ready. If it wasn't called, then nothing of the request left this machine.
+    Request extensions: httpx's `"timeout"` and `"sni_hostname"`; `"lane"`: "submit" or "read" (default), see `Gate`;
+    `"on_slot"` and `"on_bytes"`: functions without arguments, see `Call`.
 
     All exceptions of the network are httpx's. `trust_env` covers the proxies, SSL_CERT_FILE and SSL_CERT_DIR.
     `verify` is True, False or an `ssl.SSLContext`.
@@ -293,30 +364,33 @@ class SlotTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request. Returns when the response's headers are here; its body is still to be read."""
-        extensions = request.extensions
-        timeouts: _Timeouts = extensions.get("timeout") or {}
-        lane = lane_of(request)
-        origin = _origin_of(request.url)
+        reply = await self.call(_call_of(request))
+        return httpx.Response(
+            status_code=reply.status,
+            headers=reply.headers,
+            stream=_HttpxBody(reply),
+            extensions={
+                "http_version": b"HTTP/1.1",
+                "reason_phrase": reply.reason,
+                "network_stream": reply.stream,
+            },
+        )
+
+    async def call(self, call: Call) -> Reply:
+        """`handle_async_request` without httpx's objects, which cost more than the exchange."""
         self._refuse_if_closed()
-        await pass_gate(self._gate, lane, timeouts.get("pool"))
-        lease = _Lease(self._gate, lane, self._keep)
+        await pass_gate(self._gate, call.lane, call.pool_timeout)
+        lease = _Lease(self._gate, call.lane, self._keep)
         try:
             self._refuse_if_closed()
-            on_slot = extensions.get("on_slot")
-            if on_slot is not None:
-                on_slot()
-            lease.slot = self._reuse(origin) or await self._open(origin, extensions, timeouts.get("connect"))
-            response = await lease.slot.send(request, extensions.get("on_bytes"))
-        except BaseException as exc:
+            if call.on_slot is not None:
+                call.on_slot()
+            slot = lease.slot = self._reuse(call.origin) or await self._open(call)
+            head = await slot.send(call)
+        except BaseException:
             lease.discard()
-            raise_translated(exc)
             raise
-        return httpx.Response(
-            status_code=response.status,
-            headers=response.headers,
-            stream=_LeasedBody(response, lease),
-            extensions=response.extensions,
-        )
+        return Reply(head, lease, slot)
 
     async def aclose(self) -> None:
         """Close the idle connections now, and those in use as soon as their responses are closed."""
@@ -366,14 +440,15 @@ class SlotTransport(httpx.AsyncBaseTransport):
         while self._idle and self._gate.in_use + len(self._idle) > self._gate.total:
             self._idle.pop_oldest().abort()
 
-    async def _open(self, origin: Origin, extensions: Mapping[str, Any], timeout: float | None) -> _Slot:
+    async def _open(self, call: Call) -> _Slot:
+        origin, timeout = call.origin, call.connect_timeout
         proxy = self._proxies.for_origin(origin)
         self._make_room()
         self._connections_opened += 1
         stream = SocketStream()
         try:
             async with asyncio.timeout(timeout):
-                return await self._connect(stream, origin, proxy, extensions)
+                return await self._connect(stream, origin, proxy, call.server_name)
         except BaseException as exc:
             stream.abort()
             via = "" if proxy is None else f" through the proxy {proxy.place}"
@@ -381,7 +456,7 @@ class SlotTransport(httpx.AsyncBaseTransport):
             raise
 
     async def _connect(
-        self, stream: SocketStream, origin: Origin, proxy: Proxy | None, extensions: Mapping[str, Any]
+        self, stream: SocketStream, origin: Origin, proxy: Proxy | None, server_name: str | None
     ) -> _Slot:
         scheme, host, _ = origin
         if proxy is None:
@@ -391,12 +466,11 @@ class SlotTransport(httpx.AsyncBaseTransport):
             if proxy.scheme == b"https":
                 await stream.start_tls(self._ssl_context(), proxy.host.decode("ascii"))
             if scheme == b"http":
-                return _Slot(origin, stream, proxy, (proxy.scheme, proxy.host, proxy.port))
+                return _Slot(origin, stream, proxy)
             await open_tunnel(stream, origin, proxy)
         if scheme == b"https":
-            server_name = extensions.get("sni_hostname") or host.decode("ascii")
-            await stream.start_tls(self._ssl_context(), server_name)
-        return _Slot(origin, stream, None, origin)
+            await stream.start_tls(self._ssl_context(), server_name or host.decode("ascii"))
+        return _Slot(origin, stream, None)
 
     def _ssl_context(self) -> ssl.SSLContext:
         return shared_ssl_context(self._verify, self._trust_env)

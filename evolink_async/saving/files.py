@@ -34,7 +34,7 @@ from evolink_async.saving.upload import Content, MultipartBody, Source, SourceFi
 
 if TYPE_CHECKING:
     from evolink_async.client import AsyncEvoLink
-    from evolink_async.http.exchange import Lane
+    from evolink_async.http.gate import Lane
 
 __all__ = ["FileQuota", "Files", "UploadedFile"]
 

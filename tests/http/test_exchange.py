@@ -170,6 +170,7 @@ CUT = {
 }
 
 
+@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("name", CUT)
 async def test_an_answer_that_was_cut_is_lost(name: str) -> None:
     async with served(CUT[name]) as url, AsyncEvoLink(base_url=url, on_lost_response="hold") as client:
@@ -189,6 +190,7 @@ WHOLE = {
 }
 
 
+@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("name", WHOLE)
 async def test_an_answer_that_is_whole_is_read(name: str) -> None:
     async with served(WHOLE[name]) as url, AsyncEvoLink(base_url=url) as client:
