@@ -90,8 +90,13 @@ def _credits(value: object) -> Decimal | None:
             return None
     if isinstance(value, Decimal):
         return value if value.is_finite() and abs(value) < _ABSURD else None
-    number = _number(value)
-    return None if number is None else Decimal(str(value))
+    return None if _number(value) is None else _decimal(str(value))
+
+
+# The same few prices come again and again, and each task keeps one.
+@lru_cache(maxsize=1024)
+def _decimal(text: str) -> Decimal:
+    return Decimal(text)
 
 
 def _text(value: object) -> str | None:

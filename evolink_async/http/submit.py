@@ -489,6 +489,8 @@ class Submitter:
     def _settle(self, submission: Submission, end: Settled) -> None:
         submission.end = end
         self._live.discard(submission)
+        if not self._live:
+            self._live.clear()  # gives back what it took when it was full
         try:
             submission.listener.settled(submission, end)
         except Exception as error:

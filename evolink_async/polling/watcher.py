@@ -13,13 +13,12 @@ import contextvars
 import copy
 import functools
 import heapq
-import itertools
 import logging
 import math
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -169,14 +168,26 @@ class _Watched:
     started: float
     aged: bool  # whether `started` is known and no guess
     expectation: Expectation | None  # None: of an id alone nothing is known
-    followers: tuple[Follower, ...]
+    follower: Follower | None  # nearly always the only one; None: nobody follows any more
     due: float = math.inf  # of its one valid entry in the heap; infinite while it is looked at, and in the end
     looking: bool = False
     heard: bool = False  # the service answered at least once
-    look_again: bool = False  # somebody asked for a look while one was under way
     alone: bool = False  # the next look is a single GET
-    hastened: float = -math.inf
+    others: tuple[Follower, ...] = ()  # besides `follower`
     trouble: _Trouble | None = None
+
+    @property
+    def followers(self) -> tuple[Follower, ...]:
+        return () if self.follower is None else (self.follower, *self.others)
+
+    @followers.setter
+    def followers(self, followers: Sequence[Follower]) -> None:
+        self.follower = followers[0] if followers else None
+        self.others = tuple(followers[1:])
+
+    def __lt__(self, other: _Watched) -> bool:
+        """Of two that are due at the same moment, the older comes first."""
+        return self.started < other.started
 
     def in_trouble(self) -> _Trouble:
         if self.trouble is None:
@@ -219,8 +230,9 @@ class Watcher:
         self._loop = asyncio.get_running_loop()
         self._random = random.Random()
         self._watched: dict[str, _Watched] = {}
-        self._heap: list[tuple[float, int, _Watched]] = []
-        self._numbers = itertools.count()
+        self._heap: list[tuple[float, _Watched]] = []
+        self._hastened: OrderedDict[str, float] = OrderedDict()  # by id, the loop time of the latest hint
+        self._look_again: set[str] = set()  # somebody asked for a look while one was under way
         self._looks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._probe: list[_Watched] | None = None  # the batch under way that finds out whether there are batches
@@ -244,7 +256,7 @@ class Watcher:
             return
         watched = self._watched.get(task.id)
         if watched is not None:
-            watched.followers += (follower,)
+            watched.others += (follower,)
             return
         now = self._loop.time()
         if task.created is None and task.id in self._learned.submitted:
@@ -253,7 +265,7 @@ class Watcher:
         started = now - (_age_by_wall_clock(task) if age is None else age)
         known = task.model is not None or task.estimated_time is not None
         expectation = self._expect(task) if known else None
-        watched = _Watched(task.id, started, aged, expectation, (follower,))
+        watched = _Watched(task.id, started, aged, expectation, follower)
         if task.is_terminal:
             watched.in_trouble().ended = task.task
         # Of an id alone nothing is known, and a task that ended needs only its links: the first look is at once.
@@ -268,19 +280,21 @@ class Watcher:
         watched = self._watched.get(task_id)
         if watched is None:
             return
-        watched.followers = tuple(other for other in watched.followers if other is not follower)
-        if not watched.followers:
+        watched.followers = [other for other in watched.followers if other is not follower]
+        if watched.follower is None:
             self._forget(watched)
 
     def notify(self, task_id: str) -> None:
         """A hint that the task may have ended: look now, at most once per task and second."""
         watched = self._watched.get(task_id)
         now = self._loop.time()
-        if watched is None or now - watched.hastened < _NOTICE_PAUSE:
+        while self._hastened and now - next(iter(self._hastened.values())) >= _NOTICE_PAUSE:
+            self._hastened.popitem(last=False)
+        if watched is None or task_id in self._hastened:
             return
-        watched.hastened = now
+        self._hastened[task_id] = now
         if watched.looking:
-            watched.look_again = True
+            self._look_again.add(task_id)
         else:
             watched.alone = True
             self._plan(watched, 0.0)
@@ -317,10 +331,10 @@ class Watcher:
         watched.due = self._loop.time() + delay
         if len(self._heap) > 2 * len(self._watched) + BATCH_SIZE:
             # Entries of those who went early, or were hastened: they must not pile up until their time comes.
-            self._heap = [entry for entry in self._heap if entry[0] == entry[2].due]
+            self._heap = [entry for entry in self._heap if entry[0] == entry[1].due]
             heapq.heapify(self._heap)
-        heapq.heappush(self._heap, (watched.due, next(self._numbers), watched))
-        if self._heap[0][2] is watched:
+        heapq.heappush(self._heap, (watched.due, watched))
+        if self._heap[0][1] is watched:
             self._set_timer()
 
     def _price_looks(self) -> None:
@@ -337,7 +351,7 @@ class Watcher:
         sample = self._random.choices(self._heap, k=min(_SAMPLE, len(self._heap)))
         urgencies = [
             watched.expectation.urgency(max(0.0, now - watched.started))
-            for _, _, watched in sample
+            for _, watched in sample
             if watched.expectation is not None
         ]
         price = price_for(urgencies, len(self._watched), _USED_SHARE * looks) if urgencies else 0.0
@@ -356,12 +370,14 @@ class Watcher:
 
     def _again(self, watched: _Watched, delay: float) -> None:
         """Plan the next look after one."""
-        if watched.look_again:
-            watched.look_again, watched.alone, delay = False, True, 0.0
+        if watched.id in self._look_again:
+            self._look_again.discard(watched.id)
+            watched.alone, delay = True, 0.0
         self._plan(watched, delay)
 
     def _forget(self, watched: _Watched) -> None:
         watched.due = math.inf
+        self._look_again.discard(watched.id)
         if self._watched.get(watched.id) is watched:
             del self._watched[watched.id]
         if not self._watched:
@@ -406,7 +422,7 @@ class Watcher:
         if error is not None:
             self._crash(error)
         for watched in group:
-            if watched.looking and watched.followers:  # cut by somebody who cancels every task that he finds
+            if watched.looking and watched.follower is not None:  # cut by somebody who cancels every task that he finds
                 watched.looking = False
                 self._again(watched, SHORTEST)
         self._set_timer()
@@ -442,7 +458,7 @@ class Watcher:
     def _take(self, until: float, *, for_batch: bool = False) -> _Watched | None:
         """The first in the heap, if it is due; on the way, drop entries of those planned anew or finished."""
         while self._heap and self._heap[0][0] <= until:
-            moment, _, watched = self._heap[0]
+            moment, watched = self._heap[0]
             valid = watched.due == moment
             if valid and for_batch and watched.alone:
                 return None
@@ -455,7 +471,7 @@ class Watcher:
     # Looking
 
     async def _look(self, group: list[_Watched]) -> None:
-        group = [watched for watched in group if watched.followers]
+        group = [watched for watched in group if watched.follower is not None]
         if not group:
             return
         asked_at = self._loop.time()
@@ -476,7 +492,7 @@ class Watcher:
 
     def _take_answer(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         watched.looking = False
-        if not watched.followers:
+        if watched.follower is None:
             return
         watched.heard = watched.heard or isinstance(answer, Answer)
         if not isinstance(answer, Answer) or not 200 <= answer.status < 300:
@@ -495,7 +511,7 @@ class Watcher:
         readings = self._learned.read_batch(answer) if isinstance(answer, Answer) else None
         for watched in group:
             watched.looking = False
-            if not watched.followers:
+            if watched.follower is None:
                 continue
             watched.heard = watched.heard or isinstance(answer, Answer)
             if readings is None and self._learned.batches is not False:

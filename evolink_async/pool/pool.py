@@ -52,6 +52,7 @@ logger = logging.getLogger("evolink_async.pool")
 Source = GenerationRequest | Iterable[GenerationRequest] | AsyncIterable[GenerationRequest]
 
 WARN_WITHOUT_LEDGER_AT = 100
+_DIGITS = 8  # of an idempotency key: the request's number in the pool; 24 are random
 
 
 class TaskPool:
@@ -108,7 +109,7 @@ class TaskPool:
 
         self._pulled: deque[Record] = deque()  # wait for a place
         self._runs: dict[Record, None] = {}  # the same, and somebody awaits them: these go first
-        # What holds a place is in one of the next two.
+        # What holds a place is in one of the next two. (A dict that was large stays so until it is cleared.)
         self._sending: dict[Record, None] = {}
         self._outstanding: dict[Hashable, Record] = {}  # by the task's id
         self._unsent: dict[Record, None] = {}  # of `_sending` those from sources whose first POST is still to come
@@ -122,6 +123,9 @@ class TaskPool:
             client._options.request_timeout or POLL_TIMEOUT, self._give_up_watching
         )
 
+        self._overdue: set[Record] = set()  # their time is over, they only get one last look
+
+        self._key_prefix = new_idempotency_key()[:-_DIGITS]
         self._next_index = 0
         self._given = 0  # requests that did not come from the sources: runs and attached tasks
         self._tally = Tally()
@@ -426,11 +430,11 @@ class TaskPool:
         if reason is not None:
             self._not_sent(record, reason)
             return
-        record.idempotency_key = record.idempotency_key or new_idempotency_key()
+        record.has_key = True
         record.state = State.SENDING
         record.submission = Submission(
             request,
-            record.idempotency_key,
+            self._key_of(record),
             self,
             Urgency.SOURCE if record.waiter is None else Urgency.CALLER,
             record,
@@ -446,8 +450,12 @@ class TaskPool:
         if record.waiter is None:
             self._unsent[record] = None
 
+    def _key_of(self, record: Record) -> str:
+        """The idempotency key of a request: random, but for the last digits, so that none has to be kept."""
+        return f"{self._key_prefix}{record.index:0{_DIGITS}x}"
+
     def _posting(self, record: Record) -> None:
-        self._unsent.pop(record, None)
+        _drop(self._unsent, record)
         if record.submitted_at is None:
             record.submitted_at = _now()
         self._note_progress()
@@ -499,10 +507,10 @@ class TaskPool:
     def _accepted(self, record: Record, task: TaskReading) -> None:
         """The step into `outstanding`."""
         logger.info("task %s accepted for request %s", task.id, record.identity)
-        self._unsent.pop(record, None)
-        self._sending.pop(record, None)
+        _drop(self._unsent, record)
+        _drop(self._sending, record)
         record.submission = None  # with the bytes that were sent
-        record.task_id, record.status, record.progress = task.id, task.status, task.progress
+        record.task_id, record.progress = task.id, task.progress
         record.reserved = task.credits_reserved
         self._tally.accepted(record.reserved)
         # The service may give two requests the same task.
@@ -527,7 +535,7 @@ class TaskPool:
 
     def _seen(self, record: Record) -> None:
         self._tally.polls += 1
-        if record.overdue:
+        if record in self._overdue:
             self._give_up_watching(record)
 
     def _ended(self, record: Record, task: Task) -> None:
@@ -550,11 +558,11 @@ class TaskPool:
             self._no_access(error)
 
     def _time_is_over(self, record: Record) -> None:
-        if record.looked:
+        if record.status is not None:
             self._give_up_watching(record)
         elif record.task_id is not None:
             # Not one look was answered: it gets one now, and the time that takes.
-            record.overdue = True
+            self._overdue.add(record)
             self._session.watcher.notify(record.task_id)
             self._last_looks.start(record)
 
@@ -587,12 +595,13 @@ class TaskPool:
         outcome = record.outcome(status, error, _now())
         was_outstanding = record.state is State.OUTSTANDING and record.request is not None
         record.state = State.UNTAKEN
-        self._sending.pop(record, None)
-        self._unsent.pop(record, None)
+        _drop(self._sending, record)
+        _drop(self._unsent, record)
         if record.task_id is not None:
             shared = self._outstanding.get(record.task_id) is not record
             self._outstanding.pop((record.task_id, record.index) if shared else record.task_id, None)
             self._timeouts.stop(record)
+            self._overdue.discard(record)
         self._tally.counts[status] += 1
         if was_outstanding:
             self._tally.ended(outcome, record.reserved)
@@ -786,6 +795,12 @@ class TaskPool:
     def _note_progress(self) -> None:
         if self._entered and not self._left:
             self._progress.changed()
+
+
+def _drop(records: dict[Record, None], record: Record) -> None:
+    records.pop(record, None)
+    if not records:
+        records.clear()  # gives back what it took when it was full
 
 
 def _not_submitted(reason: BaseException | None) -> NotSubmittedError:

@@ -53,6 +53,7 @@ class State(StrEnum):
 class Home(Protocol):
     """What a record tells its pool."""
 
+    def _key_of(self, record: Record) -> str: ...
     def _posting(self, record: Record) -> None: ...
     def _held(self, record: Record, error: EvoLinkError) -> None: ...
     def _settled(self, record: Record, settled: Settled) -> None: ...
@@ -73,16 +74,14 @@ class Record:
     identity: str
     waiter: asyncio.Future[Outcome] | None = None  # of the `run` that gave it; None: it came from a source
     state: State = State.PULLED
-    idempotency_key: str | None = None
+    has_key: bool = False  # an idempotency key: it was given to the submitter
     submission: Submission | None = None  # while it is sending
     attempts: int = 0
     task_id: str | None = None
     task: Task | None = None  # the whole of it, once it is over: that many are outstanding at once, each a word only
-    status: str = TaskStatus.PENDING
+    status: str | None = None  # that a look found, since the task was submitted or attached
     progress: int = 0
     reserved: Decimal | None = None
-    looked: bool = False  # the service has said something about the task since it was submitted or attached
-    overdue: bool = False  # its time is over, it only gets one last look
     ends_at: float | None = None  # loop time when it is not watched any longer
     submitted_at: float | None = None  # Unix time of the first POST that was not provably in vain
 
@@ -96,6 +95,11 @@ class Record:
         """The caller's name for it."""
         return self.task_id if self.request is None else self.request.key
 
+    @property
+    def idempotency_key(self) -> str | None:
+        """Of all its POSTs; None if there was nobody yet to make them."""
+        return self.home._key_of(self) if self.has_key else None
+
     def known_task(self) -> Task | None:
         """The task as far as it is known: of one that goes on, what its outcome has to tell."""
         if self.task is not None or self.task_id is None:
@@ -103,7 +107,7 @@ class Record:
         request = self.request
         return Task(
             id=self.task_id,
-            status=self.status,
+            status=self.status or TaskStatus.PENDING,
             kind=None if request is None else request.kind,
             model=None if request is None else request.model,
             progress=self.progress,
@@ -127,7 +131,7 @@ class Record:
     # As a follower of its task. A fault in here would take the watcher down, and with it everybody's tasks.
 
     def seen(self, reading: TaskReading) -> None:
-        self.status, self.progress, self.looked = reading.status, reading.progress, True
+        self.status, self.progress = reading.status, reading.progress
         if reading.is_terminal:  # only its links are awaited
             self.task = reading.task
         try:
