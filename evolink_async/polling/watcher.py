@@ -186,8 +186,8 @@ class _Watched:
         self.others = tuple(followers[1:])
 
     def __lt__(self, other: _Watched) -> bool:
-        """Of two that are due at the same moment, the older comes first."""
-        return self.started < other.started
+        """Only ever asked of two with the same id, of which one was forgotten: the heap needs some answer."""
+        return False
 
     def in_trouble(self) -> _Trouble:
         if self.trouble is None:
@@ -230,11 +230,12 @@ class Watcher:
         self._loop = asyncio.get_running_loop()
         self._random = random.Random()
         self._watched: dict[str, _Watched] = {}
-        self._heap: list[tuple[float, _Watched]] = []
+        self._heap: list[tuple[float, str, _Watched]] = []  # due; the id, so that no two are equal
         self._hastened: OrderedDict[str, float] = OrderedDict()  # by id, the loop time of the latest hint
         self._look_again: set[str] = set()  # somebody asked for a look while one was under way
         self._looks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
         self._probe: list[_Watched] | None = None  # the batch under way that finds out whether there are batches
         self._paused_until = -math.inf
         self._held_until = -math.inf  # for the probe
@@ -331,10 +332,10 @@ class Watcher:
         watched.due = self._loop.time() + delay
         if len(self._heap) > 2 * len(self._watched) + BATCH_SIZE:
             # Entries of those who went early, or were hastened: they must not pile up until their time comes.
-            self._heap = [entry for entry in self._heap if entry[0] == entry[1].due]
+            self._heap = [entry for entry in self._heap if entry[0] == entry[2].due]
             heapq.heapify(self._heap)
-        heapq.heappush(self._heap, (watched.due, watched))
-        if self._heap[0][1] is watched:
+        heapq.heappush(self._heap, (watched.due, watched.id, watched))
+        if self._heap[0][2] is watched:
             self._set_timer()
 
     def _price_looks(self) -> None:
@@ -351,7 +352,7 @@ class Watcher:
         sample = self._random.choices(self._heap, k=min(_SAMPLE, len(self._heap)))
         urgencies = [
             watched.expectation.urgency(max(0.0, now - watched.started))
-            for _, watched in sample
+            for _, _, watched in sample
             if watched.expectation is not None
         ]
         price = price_for(urgencies, len(self._watched), _USED_SHARE * looks) if urgencies else 0.0
@@ -392,17 +393,23 @@ class Watcher:
                 look.cancel()  # one of them may be running right now: it has nothing left to wait for
 
     def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        moment = math.inf
         # With as many looks under way as may be, the first that ends sets it.
         if self._heap and len(self._looks) < self._workers:
             moment = max(self._heap[0][0], self._paused_until, self._held_until, self._next_request_at)
+        if self._timer is not None:
+            if self._timer_at == moment:
+                return
+            self._timer.cancel()
+            self._timer = None
+        self._timer_at = moment
+        if moment < math.inf:
             # An empty context: whoever happened to follow first must not lend his to everybody's looks.
             self._timer = self._loop.call_at(moment, self._dispatch, context=contextvars.Context())
 
     def _dispatch(self) -> None:
         """Look at what is due, and come back when the next look is due."""
+        self._timer = None
         try:
             self._price_looks()
             while len(self._looks) < self._workers and (group := self._next_group()):
@@ -458,7 +465,7 @@ class Watcher:
     def _take(self, until: float, *, for_batch: bool = False) -> _Watched | None:
         """The first in the heap, if it is due; on the way, drop entries of those planned anew or finished."""
         while self._heap and self._heap[0][0] <= until:
-            moment, watched = self._heap[0]
+            moment, _, watched = self._heap[0]
             valid = watched.due == moment
             if valid and for_batch and watched.alone:
                 return None
