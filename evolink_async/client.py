@@ -336,6 +336,8 @@ class AsyncEvoLink:
         # A service on a loopback host, which is the only one that plain http is allowed for, may call back to one.
         lenient = self._options.allow_private_hosts or self._options.base_url.startswith("http:")
         findings = check(request.kind, request.model, request.params(), allow_private_hosts=lenient)
+        if not findings:
+            return
         errors = [finding for finding in findings if finding.severity == "error" and mode is True]
         for finding in findings:
             if finding not in errors:

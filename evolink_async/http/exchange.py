@@ -114,13 +114,13 @@ class Exchange:
 
     def __init__(self, transport: SlotTransport | HttpxTransport, base_url: str) -> None:
         self._transport = transport
-        self._ours = isinstance(transport, SlotTransport)
         self._caller: Caller = transport if isinstance(transport, SlotTransport) else HttpxCaller(transport)
         url = httpx.URL(base_url)
         self.host = url.netloc.decode("ascii")
         self._origin = origin_of(url)
         self._root = url.raw_path.rstrip(b"/")
         self._key = ""
+        self._secret = b""
         self._lines = b""  # of every request with this key
 
     async def send(
@@ -141,15 +141,10 @@ class Exchange:
         Cancelling it closes its connection.
         """
         flight = flight or Flight()
-        loop = asyncio.get_running_loop()
-        whole = asyncio.timeout(None)
-
-        def begin() -> None:
-            whole.reschedule(loop.time() + seconds)
 
         def first_byte() -> None:
             flight.sent = True
-            flight.sent_at = loop.time()
+            flight.sent_at = asyncio.get_running_loop().time()
 
         trouble: BaseException
         flight.connecting = True
@@ -162,16 +157,11 @@ class Exchange:
                 b"" if content is None else content,
                 length=None if headers is None or isinstance(content, bytes) else int(headers.get("Content-Length", 0)),
                 lane=lane,
+                seconds=seconds,
                 connect_timeout=min(CONNECT_TIMEOUT, seconds),
-                # Ours has the whole of it bounded here, and each timer costs. Of others we cannot know how well they
-                # bear to be cancelled.
-                read_timeout=None if self._ours else seconds,
-                write_timeout=None if self._ours else seconds,
-                on_slot=begin,
                 on_bytes=first_byte,
             )
-            async with whole:
-                answer = await self._exchange(call, key)
+            answer = await self._exchange(call, key)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -182,7 +172,7 @@ class Exchange:
         else:
             logger.debug("%s %s -> %d", method, path, answer.status)
             return answer
-        reason = f"took longer than {seconds:g} s" if whole.expired() else _reason(trouble)
+        reason = _reason(trouble)
         # An exception may quote a header, and so the key: then it is neither shown nor kept.
         if key in f"{reason} {trouble} {trouble!r}" or isinstance(trouble, httpx.LocalProtocolError | UnicodeError):
             reason = f"{type(trouble).__name__} (details withheld: they may show a header)"
@@ -201,23 +191,26 @@ class Exchange:
             except Exception as error:  # noqa: BLE001  (the answer is here, or its loss is being told already)
                 logger.debug("closing an answer failed: %s", type(error).__name__)
         if len(key) >= _SHORTEST_SECRET:  # a service that quotes the key in its answer doesn't get it into our errors
-            headers = {name: value.replace(key, "[API key]") for name, value in headers.items()}
-            body = body.replace(key.encode(), b"[API key]")
+            for name, value in headers.items():
+                if key in value:
+                    headers[name] = value.replace(key, "[API key]")
+            body = body.replace(self._secret, b"[API key]")
         return Answer(reply.status, headers, body, problem)
 
     def _header_lines(self, method: str, key: str, content: object, more: Mapping[str, str] | None) -> bytes:
         if key != self._key:
+            secret = key.encode("ascii")
             self._lines = header_lines(
                 [
                     (b"Host", self.host.encode("ascii")),
-                    (b"Authorization", b"Bearer " + key.encode("ascii")),
+                    (b"Authorization", b"Bearer " + secret),
                     (b"User-Agent", USER_AGENT.encode("ascii")),
                     (b"Accept", b"application/json"),
                     # Compression buys nothing for answers this small, and a bomb needs a decoder.
                     (b"Accept-Encoding", b"identity"),
                 ]
             )
-            self._key = key
+            self._key, self._secret = key, secret
         lines = self._lines
         if content is not None and (more is None or "Content-Type" not in more):
             lines += b"Content-Type: application/json\r\n"

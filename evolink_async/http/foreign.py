@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sys
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterator, Mapping
 from typing import Any, Protocol, cast
 
 import httpx
@@ -94,7 +96,19 @@ class HttpxCaller:
         self._transport = transport
 
     async def call(self, call: Call) -> HttpxReply:
-        """Send one request; what the transport raises comes through as it is."""
+        """Send one request; what the transport raises comes through as it is.
+
+        The seconds of the call bound the wait for the answer's head, and then each read.
+        """
+        loop = asyncio.get_running_loop()
+        whole = asyncio.timeout(None)
+
+        def begin() -> None:
+            if call.seconds is not None:
+                whole.reschedule(loop.time() + call.seconds)
+            if call.on_slot is not None:
+                call.on_slot()
+
         scheme = call.origin[0].decode("ascii")
         lines = (line.partition(b": ") for line in call.lines.split(b"\r\n") if line)
         request = httpx.Request(
@@ -105,32 +119,52 @@ class HttpxCaller:
             extensions={
                 "timeout": {
                     "connect": call.connect_timeout,
-                    "read": call.read_timeout,
-                    "write": call.write_timeout,
+                    # Of other clients we cannot know how well they bear to be cut: they may time out by themselves.
+                    "read": call.read_timeout or call.seconds,
+                    "write": call.write_timeout or call.seconds,
                     "pool": call.pool_timeout,
                 },
                 "lane": call.lane,
-                "on_slot": call.on_slot,
+                "on_slot": begin,
                 "on_bytes": call.on_bytes,
             },
         )
-        return HttpxReply(await self._transport.handle_async_request(request))
+        with _expiry(whole, call.seconds):
+            async with whole:
+                response = await self._transport.handle_async_request(request)
+        return HttpxReply(response, whole.when(), call.seconds)
+
+
+@contextlib.contextmanager
+def _expiry(limit: asyncio.Timeout, seconds: float | None) -> Iterator[None]:
+    """Our limit is told from timeouts of the transport's own."""
+    try:
+        yield
+    except TimeoutError as error:
+        if limit.expired():
+            raise httpx.ReadTimeout(f"took longer than {seconds:g} s") from error
+        raise
 
 
 class HttpxReply:
     """An httpx response as we read answers."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpx.Response, deadline: float | None, seconds: float | None) -> None:
         self._response = response
+        self._deadline = deadline
+        self._seconds = seconds
         self._parts = aiter(cast("AsyncIterable[bytes]", response.stream))
         self.status = response.status_code
         self.headers = list(response.headers.raw)
 
     async def read(self) -> bytes:
         """The next bytes of the body; none at its end."""
-        async for part in self._parts:
-            if part:
-                return part
+        limit = asyncio.timeout_at(self._deadline)
+        with _expiry(limit, self._seconds):
+            async with limit:
+                async for part in self._parts:
+                    if part:
+                        return part
         return b""
 
     async def aclose(self) -> None:

@@ -181,6 +181,8 @@ class SocketStream(asyncio.Protocol):
             self._reader = self._loop.create_future()
             await self._wait(self._reader, timeout, httpx.ReadTimeout, "no bytes came")
         if not self._received and self._failure is not None:
+            if isinstance(self._failure, httpx.ReadTimeout):
+                raise self._failure
             raise httpx.ReadError(describe(self._failure)) from self._failure
         return self._take()
 
@@ -247,6 +249,11 @@ class SocketStream(asyncio.Protocol):
                 self._transport = None
         self._wake(self._reader)
         self._wake(self._writer)
+
+    def expire(self, seconds: float) -> None:
+        """Cut the connection because the exchange has had all its time: whoever reads gets `httpx.ReadTimeout`."""
+        self._failure = self._failure or httpx.ReadTimeout(f"took longer than {seconds:g} s")
+        self.abort()
 
     # Inside.
 

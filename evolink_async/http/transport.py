@@ -46,6 +46,7 @@ class Call:
     """A request on its way to a connection; times in seconds, None: for ever.
 
     lines: the headers, as `header_lines` makes them. length: of a body that is no bytes, None: it is sent in chunks.
+    seconds: for the whole exchange, from the gate to the end of the answer: `httpx.ReadTimeout` when they are over.
     pool_timeout bounds the wait at the gate, connect_timeout the whole way to a usable connection: DNS, TCP, proxy and
     TLS together. on_slot: called as soon as the gate is passed: here the exchange begins. on_bytes: called right before
     the first byte of the request is written, and never before the connection is ready; if it wasn't called, then
@@ -59,6 +60,7 @@ class Call:
     body: Body = b""
     length: int | None = None
     lane: Lane = "read"
+    seconds: float | None = None
     pool_timeout: float | None = None
     connect_timeout: float | None = None
     read_timeout: float | None = None
@@ -162,7 +164,7 @@ class _IdleSlots:
 class _Lease:
     """A place of the gate, and the slot in it once there is one. Ends once, whoever ends it first."""
 
-    __slots__ = ("_gate", "_idle", "_lane", "_open", "slot")
+    __slots__ = ("_gate", "_idle", "_lane", "_open", "slot", "timer")
 
     def __init__(self, gate: Gate, lane: Lane, idle: Callable[[_Slot], None]) -> None:
         self._gate = gate
@@ -170,6 +172,7 @@ class _Lease:
         self._idle = idle
         self._open = True
         self.slot: _Slot | None = None
+        self.timer: asyncio.TimerHandle | None = None  # of the exchange
 
     @property
     def is_open(self) -> bool:
@@ -178,7 +181,7 @@ class _Lease:
     def discard(self) -> None:
         """Close the connection and give the place back."""
         if self._open:
-            self._open = False
+            self._end()
             if self.slot is not None:
                 self.slot.abort()
             self._gate.release(self._lane)
@@ -188,9 +191,14 @@ class _Lease:
         if self.slot is None or not self.slot.is_reusable():
             self.discard()
         elif self._open:
-            self._open = False
+            self._end()
             self._idle(self.slot)
             self._gate.release(self._lane)
+
+    def _end(self) -> None:
+        self._open = False
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 class Reply:
@@ -385,7 +393,11 @@ class SlotTransport(httpx.AsyncBaseTransport):
             self._refuse_if_closed()
             if call.on_slot is not None:
                 call.on_slot()
+            loop = asyncio.get_running_loop()
+            began = loop.time()
             slot = lease.slot = self._reuse(call.origin) or await self._open(call)
+            if call.seconds is not None:
+                lease.timer = loop.call_at(began + call.seconds, slot.stream.expire, call.seconds)
             head = await slot.send(call)
         except BaseException:
             lease.discard()

@@ -592,7 +592,8 @@ class TaskPool:
 
     def _close(self, record: Record, status: OutcomeStatus, error: EvoLinkError | None) -> None:
         """The step into `untaken`: for the reader, or the caller of `run`, or who looks at the leftovers."""
-        outcome = record.outcome(status, error, _now())
+        now = _now()
+        outcome = record.outcome(status, error, now)
         was_outstanding = record.state is State.OUTSTANDING and record.request is not None
         record.state = State.UNTAKEN
         _drop(self._sending, record)
@@ -604,7 +605,9 @@ class TaskPool:
             self._overdue.discard(record)
         self._tally.counts[status] += 1
         if was_outstanding:
-            self._tally.ended(outcome, record.reserved)
+            self._tally.ended(
+                outcome, record.reserved, now - (now if record.submitted_at is None else record.submitted_at)
+            )
         if record.waiter is None:
             self._unfinished -= 1
             self._untaken.append(outcome)

@@ -30,13 +30,12 @@ class Tally:
         """A task was accepted that had so much reserved."""
         self.reserved += reserved or 0
 
-    def ended(self, outcome: Outcome, reserved: Decimal | None) -> None:
-        """An accepted task came to its end."""
+    def ended(self, outcome: Outcome, reserved: Decimal | None, seconds: float) -> None:
+        """An accepted task came to its end, so many seconds after it was sent."""
         self.reserved -= reserved or 0
         self.spent += outcome.credits or 0
-        if outcome.submitted_at and outcome.finished_at:
-            self._seconds += max(0.0, (outcome.finished_at - outcome.submitted_at).total_seconds())
-            self._timed += 1
+        self._seconds += max(0.0, seconds)
+        self._timed += 1
 
     @property
     def finished(self) -> int:

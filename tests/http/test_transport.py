@@ -26,7 +26,7 @@ from evolink_async.http import stream as stream_module
 from evolink_async.http.foreign import ForeignTransport
 from evolink_async.http.gate import Gate
 from evolink_async.http.proxies import Proxies
-from evolink_async.http.transport import SlotTransport, TransportClosed
+from evolink_async.http.transport import Call, SlotTransport, TransportClosed
 
 # For localhost and 127.0.0.1, signed by itself, known to nobody: worth nothing outside these tests.
 TEST_CERTIFICATE = """\
@@ -773,7 +773,7 @@ async def test_a_silent_tls_peer_is_a_connect_timeout(make: Make, client_tls: ss
     async with serving(silence) as server:
         url = server.url.replace("http:", "https:")
         with pytest.raises(httpx.ConnectTimeout):
-            await fetch(make(verify=client_tls), url, timeout={"connect": 0.05}, **calls.extensions)
+            await fetch(make(verify=client_tls), url, timeout={"connect": 0.3}, **calls.extensions)
         await server.peers[0].lost
     assert calls == ["slot"]
 
@@ -810,6 +810,47 @@ async def test_the_systems_refusals_are_connect_errors(
         await fetch(transport, "http://evolink.invalid")
     assert caught.value.__cause__ is failure
     assert_clean(transport)
+
+
+def call_to(server: Server, **more: Any) -> Call:
+    return Call(b"GET", (b"http", b"127.0.0.1", server.port), b"/", b"Host: 127.0.0.1\r\n", **more)
+
+
+async def test_an_exchange_that_has_had_all_its_time_is_cut_though_bytes_still_come(make: Make) -> None:
+    transport = make(1)
+
+    def drip(peer: Peer, request: bytes) -> None:
+        async def send() -> None:
+            peer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            while not peer.lost.done():
+                await asyncio.sleep(0.01)
+                peer.write(b".")
+
+        drips.append(asyncio.ensure_future(send()))
+
+    drips: list[asyncio.Future[None]] = []
+    async with serving(drip) as server:
+        reply = await transport.call(call_to(server, seconds=0.1))
+
+        async def read_on() -> None:
+            while await reply.read():
+                pass
+
+        with pytest.raises(httpx.ReadTimeout, match=r"took longer than 0\.1 s"):
+            await read_on()
+        assert (transport.in_use, transport.idle) == (0, 0)
+        server.answer = silence
+        with pytest.raises(httpx.ReadTimeout, match=r"took longer than 0\.1 s"):
+            await transport.call(call_to(server, seconds=0.1))
+        server.answer = always(OK)
+        reply = await transport.call(call_to(server, seconds=0.1))
+        assert await reply.read() == b"ok"
+        await reply.aclose()
+        await asyncio.sleep(0.15)
+        assert transport.idle == 1, "the time of an exchange that ended is of no meaning to the connection"
+        with pytest.raises(httpx.StreamClosed):
+            await reply.read()
+        await asyncio.gather(*drips)
 
 
 # -- Cancellation ------------------------------------------------------------------------------------
