@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from evolink_async.catalog import Finding
     from evolink_async.pool import Outcome, TaskPool
     from evolink_async.saving import Files
 
@@ -331,11 +333,9 @@ class AsyncEvoLink:
         mode = self._options.validate
         if mode is False:
             return
-        from evolink_async.catalog import check
-
         # A service on a loopback host, which is the only one that plain http is allowed for, may call back to one.
         lenient = self._options.allow_private_hosts or self._options.base_url.startswith("http:")
-        findings = check(request.kind, request.model, request.params(), allow_private_hosts=lenient)
+        findings = _catalogue_check()(request.kind, request.model, request.params(), allow_private_hosts=lenient)
         if not findings:
             return
         errors = [finding for finding in findings if finding.severity == "error" and mode is True]
@@ -447,6 +447,13 @@ class Generations:
         """Submit: the task as created. See `AsyncEvoLink.submit`."""
         request = self._request_class(model=model, prompt=prompt, **params)
         return await self._client.submit(request, timeout=timeout, idempotency_key=idempotency_key)
+
+
+@cache
+def _catalogue_check() -> Callable[..., list[Finding]]:
+    from evolink_async.catalog import check  # reads the catalogue, which not every program needs
+
+    return check
 
 
 def _files_url_beside(base_url: str) -> str:

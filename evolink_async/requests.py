@@ -109,7 +109,8 @@ def encode_body(request: GenerationRequest) -> bytes:
     """
     body = request.body()
     for name, value in body.items():
-        _check_text(name, ascii(name))
+        if not name.isascii():
+            _check_text(name, ascii(name))
         _check_json(value, name, 0)
     return _encode(body)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from functools import cache, lru_cache
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validator
 
@@ -150,35 +150,48 @@ class _Wire(BaseModel):
 
 
 class _Read(_Wire):
-    """A wire value that is read tolerantly: whatever the wire holds, `_read` makes the fields' values of it."""
+    """A wire value that is read tolerantly: whatever the wire holds, each field makes a fitting value of it."""
+
+    _readers: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
 
     @classmethod
-    def _read(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
-        """Every field, with a value that needs no more checking."""
-        raise NotImplementedError
-
-    @classmethod
-    def _unknown(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
-        known = _fields_of(cls)
-        return {} if known.issuperset(wire) else {name: value for name, value in wire.items() if name not in known}
+    def _read(cls, wire: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Every field, with a value that needs no more checking; and what is no field."""
+        values, unknown = _defaults_of(cls).copy(), {}
+        for name, value in wire.items():
+            reader = cls._readers.get(name)
+            if reader is None:
+                unknown[name] = value
+            else:
+                values[name] = reader(value)
+        return values, unknown
 
     @model_validator(mode="before")
     @classmethod
     def _tolerant(cls, data: Any) -> Any:
-        return cls._read(dict(data)) | cls._unknown(data) if isinstance(data, Mapping) else data
+        if not isinstance(data, Mapping):
+            return data
+        values, unknown = cls._read(dict(data))
+        return values | unknown
 
     @classmethod
     def _of(cls, wire: Mapping[str, Any]) -> Self:
         """The same as `model_validate` makes of it, without the second look at every value, which costs the most."""
+        values, unknown = cls._read(wire)
         made = cls.__new__(cls)
-        _put(made, "__dict__", cls._read(wire))
+        _put(made, "__dict__", values)
         _put(made, "__pydantic_fields_set__", _fields_of(cls))
-        _put(made, "__pydantic_extra__", cls._unknown(wire))
+        _put(made, "__pydantic_extra__", unknown)
         _put(made, "__pydantic_private__", None)
         return made
 
 
 _put = object.__setattr__  # these values are frozen
+
+
+@cache
+def _defaults_of(cls: type[BaseModel]) -> dict[str, Any]:
+    return {name: field.default for name, field in cls.model_fields.items()}
 
 
 @cache
@@ -192,21 +205,22 @@ class TaskInfo(_Read):
     estimated_time: the service's guess at creation, seconds; not a bound (documented as an estimate).
     """
 
+    _readers: ClassVar = {"can_cancel": _boolean, "estimated_time": _positive, "video_duration": _positive}
+
     can_cancel: bool | None = None
     estimated_time: int | float | None = None
     video_duration: int | float | None = None
 
-    @classmethod
-    def _read(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "can_cancel": _boolean(wire.get("can_cancel")),
-            "estimated_time": _positive(wire.get("estimated_time")),
-            "video_duration": _positive(wire.get("video_duration")),
-        }
-
 
 class Usage(_Read):
     """`usage` of a task, in credits; every part may be missing (polls usually omit it all)."""
+
+    _readers: ClassVar = {
+        "billing_rule": _text,
+        "credits_reserved": _credits,
+        "credits_used": _credits,
+        "user_group": _text,
+    }
 
     billing_rule: str | None = None
     credits_reserved: Decimal | None = None
@@ -214,31 +228,28 @@ class Usage(_Read):
     user_group: str | None = None
 
     @classmethod
-    def _read(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
-        used, cost = wire.get("credits_used"), wire.get("cost")
-        if used is None and isinstance(cost, Mapping):
-            used = cost.get("credits")
-        return {
-            "billing_rule": _text(wire.get("billing_rule")),
-            "credits_reserved": _credits(wire.get("credits_reserved")),
-            "credits_used": _credits(used),
-            "user_group": _text(wire.get("user_group")),
-        }
+    def _read(cls, wire: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        values, unknown = super()._read(wire)
+        if "cost" in unknown and wire.get("credits_used") is None and isinstance(wire["cost"], Mapping):
+            values["credits_used"] = _credits(wire["cost"].get("credits"))
+        return values, unknown
+
+
+def _code(value: object) -> str:
+    return str(value) if _is_code(value) else "unknown_error"
+
+
+def _message(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 class TaskFailure(_Read):
     """Why a task failed. `code` is a string whatever the wire held; `unknown_error` if it held none."""
 
+    _readers: ClassVar = {"code": _code, "message": _message}
+
     code: str = "unknown_error"
     message: str = ""
-
-    @classmethod
-    def _read(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
-        code, message = wire.get("code"), wire.get("message")
-        return {
-            "code": str(code) if _is_code(code) else "unknown_error",
-            "message": message if isinstance(message, str) else "",
-        }
 
 
 def _is_code(value: object) -> bool:
@@ -294,12 +305,8 @@ class Task(_Read):
     raw: SkipValidation[dict[str, Any]] = Field(default_factory=dict, repr=False)
 
     @classmethod
-    def _read(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
-        return _task_fields(wire if isinstance(wire, dict) else dict(wire))
-
-    @classmethod
-    def _unknown(cls, wire: Mapping[str, Any]) -> dict[str, Any]:
-        return {}  # they are in `raw`
+    def _read(cls, wire: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        return _task_fields(wire if isinstance(wire, dict) else dict(wire)), {}  # all the rest is in `raw`
 
     @property
     def is_terminal(self) -> bool:

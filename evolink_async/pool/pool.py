@@ -507,7 +507,6 @@ class TaskPool:
     def _accepted(self, record: Record, task: TaskReading) -> None:
         """The step into `outstanding`."""
         logger.info("task %s accepted for request %s", task.id, record.identity)
-        _drop(self._unsent, record)
         _drop(self._sending, record)
         record.submission = None  # with the bytes that were sent
         record.task_id, record.progress = task.id, task.progress
@@ -596,8 +595,9 @@ class TaskPool:
         outcome = record.outcome(status, error, now)
         was_outstanding = record.state is State.OUTSTANDING and record.request is not None
         record.state = State.UNTAKEN
-        _drop(self._sending, record)
-        _drop(self._unsent, record)
+        if record in self._sending:
+            _drop(self._sending, record)
+            _drop(self._unsent, record)
         if record.task_id is not None:
             shared = self._outstanding.get(record.task_id) is not record
             self._outstanding.pop((record.task_id, record.index) if shared else record.task_id, None)
