@@ -9,7 +9,8 @@ overhead  The whole way of a task (submit, looks, bookkeeping, delivery) over a 
 tcp       The same over TCP, the service in another process; then aiohttp, used by hand, makes the same calls: as many
           POSTs, as many status requests for as many tasks. "core" is the core install on asyncio's own loop, "fast"
           the `fast` extra; each beside aiohttp on the same loop. CPU time is the client process's own.
-memory    Bytes for each outstanding task beyond its request: as Python counts them, and resident.
+memory    Bytes for each outstanding task beyond its request: as Python counts them, and resident. Every task was
+          looked at at least once, and shows progress. Without a key of its own a request is given a name, kept as well.
 constant  The peak of resident memory while a generator of ever more requests goes through.
 crowd     So many tasks outstanding on one client, looked at 3,000 times a second, each task in turn: the share of one
           core, and how late the latest look was. In batches of 50, and one by one.
@@ -72,6 +73,8 @@ class Job:
     seed: int = 1
     fast: bool = True
     keys: bool = True
+    counted: bool = True  # memory: as Python counts it, not as the system does
+    estimate: int = 0  # that the service tells; 0: what it takes
     looks: float = 0.0  # a second, for the crowd
     batches: bool = True
     window: float = 0.0  # seconds that the crowd is watched
@@ -105,13 +108,14 @@ class Counts(NamedTuple):
 class Service:
     """Takes everything, finishes it in time, and says so in as few steps as it can."""
 
+    counts_path = b"/v1/counts"
     created = (
         '{{"created":1757156493,"id":"{0}","model":"gpt-4o-image","object":"image.generation.task","progress":0,'
         '"status":"{1}","task_info":{{"can_cancel":true,"estimated_time":{2}}},"type":"image",{3}'
         '"usage":{{"billing_rule":"per_call","credits_reserved":2.5,"user_group":"default"}}}}'
     )
     running = (
-        '{{"created":1757156493,"id":"{0}","model":"gpt-4o-image","object":"image.generation.task","progress":0,'
+        '{{"created":1757156493,"id":"{0}","model":"gpt-4o-image","object":"image.generation.task","progress":30,'
         '"status":"processing","task_info":{{"can_cancel":true}},"type":"image"}}'
     )
     done = (
@@ -122,7 +126,7 @@ class Service:
 
     def __init__(self, job: Job) -> None:
         self._seconds = job.seconds
-        self._estimate = min(round(job.seconds), 250)
+        self._estimate = job.estimate or max(1, round(job.seconds))
         self._batches = job.batches
         self._random = random.Random(job.seed)
         self._ends: dict[str, float] = {}
@@ -135,7 +139,7 @@ class Service:
 
     def answer(self, target: bytes, body: bytes) -> bytes | None:
         """The JSON of an answer; None: there is nothing of that kind."""
-        if target == b"/v1/counts":
+        if target == self.counts_path:
             return json.dumps(self.counts).encode()
         if target == b"/v1/images/generations":
             return self._make()
@@ -288,22 +292,26 @@ def per(seconds: float, tasks: int) -> float:
 
 
 async def memory(job: Job) -> dict[str, Any]:
-    """Bytes for each task that is outstanding: counted by Python, or resident."""
+    """Bytes for each task that is outstanding and was looked at: counted by Python, or resident."""
     given = list(requests(job))
-    counted = job.fast  # the same field decides which of the two this process looks at
     async with canned_client(job) as (client, transport):
         transport._KEPT = 0
-        async with client.pool(max_outstanding=max(job.outstanding, 100)) as warm:
+        async with client.pool() as warm:
             warm.add(given[0])
-            await anext(warm) if not job.seconds else await _until(lambda: bool(warm.outstanding))
+            await _until(lambda: bool(warm.outstanding))
             gc.collect()
-            before = _held(counted, start=True)
+            before = _held(job.counted, start=True)
             async with client.pool(given, max_outstanding=job.outstanding) as pool:
                 await _until(lambda: len(pool.outstanding) == job.outstanding)
-                await asyncio.sleep(0.1)
+                await _until(lambda: pool.stats.polls >= 1.2 * job.outstanding)
                 gc.collect()
-                held = _held(counted) - before - _service_bytes(transport.service, counted)
-    return {"outstanding": job.outstanding, "counted": counted, "keys": job.keys, "bytes": held / job.outstanding}
+                held = _held(job.counted) - before - _service_bytes(transport.service, job.counted)
+    return {
+        "outstanding": job.outstanding,
+        "keys": job.keys,
+        "counted": job.counted,
+        "bytes": held / job.outstanding,
+    }
 
 
 def _held(counted: bool, *, start: bool = False) -> int:
@@ -341,16 +349,36 @@ async def constant(job: Job) -> dict[str, Any]:
 
 
 class EveryTask:
-    """A schedule that looks at each of so many tasks in turn, so many of them a second."""
+    """A schedule that looks at each of so many tasks in turn, so many of them a second, whatever it costs."""
+
+    price = 1.0
 
     def __init__(self, job: Job) -> None:
-        self._interval = job.outstanding / job.looks
-        self._random = random.Random(job.seed)
+        self.interval = job.outstanding / job.looks
+        self.random = random.Random(job.seed)
 
-    def next_look(self, sighting: Any, _: float) -> float:
-        # The first one anywhere in the interval, the others a little apart from it.
-        first = sighting.since_last is None
-        return self._interval * (self._random.random() if first else self._random.uniform(0.95, 1.05))
+    def expect(self, *_: object) -> InTurn:
+        return InTurn(self)
+
+
+class InTurn:
+    """What that schedule expects of one task: the first look anywhere in the interval, the others an interval apart."""
+
+    __slots__ = ("_looked_at", "_schedule")
+
+    def __init__(self, schedule: EveryTask) -> None:
+        self._schedule = schedule
+        self._looked_at = 0.0
+
+    def next_look(self, dice: float) -> float:
+        interval = self._schedule.interval
+        return self._looked_at + (interval * (0.95 + dice / 10) if self._looked_at else interval * dice)
+
+    def unfinished(self, age: float, progress: int = 0) -> None:
+        self._looked_at = age
+
+    def urgency(self, age: float) -> float:
+        return 1.0
 
 
 async def crowd(job: Job) -> dict[str, Any]:
@@ -373,7 +401,8 @@ async def crowd(job: Job) -> dict[str, Any]:
     before = process.memory_info().rss
     async with canned_client(job) as (client, transport):
         transport._KEPT = 0
-        client._memory.schedule = client._session.watcher._schedule = EveryTask(job)
+        watcher = client._session.watcher
+        watcher._schedule, watcher._most_requests = EveryTask(job), 1e6
         pool = client.pool(given, max_outstanding=job.outstanding, task_timeout=None)
         async with pool:
             await _until(lambda: len(pool.outstanding) == job.outstanding)
@@ -630,7 +659,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if "memory" in options.parts:
         note("memory")
         results["memory"] = [
-            in_process(_row, "memory", job(size, tasks=size, seconds=10_000.0, fast=counted, keys=keys))
+            in_process(_row, "memory", job(size, tasks=size, seconds=10_000.0, estimate=20, keys=keys, counted=counted))
             for size in sizes
             for keys in (True, False)
             for counted in (True, False)

@@ -7,10 +7,10 @@ age end, price what a look costs in seconds of delay. The hazard is learned for 
 from __future__ import annotations
 
 import math
-from array import array
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 from evolink_async.polling.law import BINS, DurationLaw
@@ -29,7 +29,7 @@ _USUAL_OF_ANY = 60.0
 _FIRST_STEP, _FIRST_SPREAD = 0.7, 0.1
 _DEAREST = 0.25  # of the expected duration: no budget is so small that a task is as good as forgotten
 
-_MOST_MODELS, _MOST_SIZES, _LONGEST_NAME = 128, 16, 256
+_MOST_MODELS, _MOST_SIZES, _MOST_BASES, _LONGEST_NAME = 128, 16, 64, 256
 _ABSURD = 1e15
 _INHERITED = 30.0  # observations that a new size takes over from its model
 _VERSION = 1
@@ -47,6 +47,7 @@ class TaskClass(NamedTuple):
     size: str | None = None
 
 
+@lru_cache(maxsize=1024)
 def class_of(kind: str | None, model: str | None, credits_reserved: float | None, seconds: float | None) -> TaskClass:
     """The class of a task as created: its price stands for all that makes it longer. seconds: of the video.
 
@@ -67,6 +68,7 @@ class _Model:
     estimate: float | None = None
     laws: OrderedDict[str | None, DurationLaw] = field(default_factory=OrderedDict)
     progress: ProgressLaws = field(default_factory=ProgressLaws)
+    bases: OrderedDict[tuple[str | None, float], _Basis] = field(default_factory=OrderedDict)
 
     def law(self, size: str | None) -> DurationLaw:
         """The law of this size; a new size starts from what the model has shown lately."""
@@ -109,7 +111,15 @@ class Schedule:
             model.estimate = estimate = max(1.0, min(estimate, LONGEST_ESTIMATE))
         else:
             estimate = model.estimate or _USUAL.get(kind or "", _USUAL_OF_ANY)
-        return Expectation(self, model.law(size), model.progress, estimate)
+        return Expectation(self._basis(model, size, estimate))
+
+    def _basis(self, model: _Model, size: str | None, estimate: float) -> _Basis:
+        law = model.law(size)
+        basis = model.bases.get((size, estimate))
+        if basis is None or basis.law is not law:
+            basis = _Basis(self, law, model.progress, estimate)
+        _remember(model.bases, (size, estimate), basis, _MOST_BASES)
+        return basis
 
     def export(self) -> dict[str, Any]:
         """What was learned, as plain JSON values for `restore`."""
@@ -143,78 +153,78 @@ class Schedule:
             _remember(self._models, key, model, _MOST_MODELS)
 
 
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """What tasks of one class and estimate are expected by; shared, as there may be many of them at once."""
+
+    schedule: Schedule
+    law: DurationLaw
+    progress: ProgressLaws
+    estimate: float
+
+
 class Expectation:
     """What is expected of one task, and what was seen of it. Ages are seconds since its submission."""
 
-    __slots__ = (
-        "_clock",
-        "_estimate",
-        "_law",
-        "_looked_at",
-        "_progress",
-        "_readings",
-        "_scale",
-        "_schedule",
-        "_shown",
-        "_shown_at",
-    )
+    __slots__ = ("_basis", "_looked_at", "_readings", "_shown", "_shown_at", "_trusted")
 
-    def __init__(self, schedule: Schedule, law: DurationLaw, progress: ProgressLaws, estimate: float) -> None:
-        self._schedule = schedule
-        self._clock = self._law = law  # the class's; the one that decides now
-        self._estimate = self._scale = estimate  # their units
-        self._progress = progress
+    def __init__(self, basis: _Basis) -> None:
+        self._basis = basis
+        self._trusted: tuple[DurationLaw, float] | None = None  # the law of its progress, and the unit of that
         self._looked_at = 0.0  # 0.0: there was no look
         self._shown = 0  # the latest progress, and the age at which it first showed
         self._shown_at = 0.0
-        self._readings: array[float] | None = None  # progress, age, of the first look at each tenth
+        self._readings: tuple[float, ...] = ()  # progress, age, of the first look at each tenth
+
+    @property
+    def _deciding(self) -> tuple[DurationLaw, float]:
+        """The law that decides now, and its unit."""
+        return self._trusted or (self._basis.law, self._basis.estimate)
 
     def next_look(self, random: float) -> float:
         """The age at which to look next, counted from the latest look; may be over for a task never looked at.
 
         random: uniform in [0, 1), spreads the first looks at tasks of the same age.
         """
-        looked_at, scale = self._looked_at, self._scale
-        price = min(self._schedule.price / scale, _DEAREST)
+        looked_at, (law, scale) = self._looked_at, self._deciding
+        price = min(self._basis.schedule.price / scale, _DEAREST)
         step = 1.0 if looked_at else _FIRST_STEP + _FIRST_SPREAD * random
-        age = scale * self._law.next_look(looked_at / scale, price, step)
+        age = scale * law.next_look(looked_at / scale, price, step)
         return min(max(age, looked_at + SHORTEST), looked_at + LONGEST)
 
     def urgency(self, age: float) -> float:
         """How densely looks are worth their price at this age, for `price_for`."""
-        return self._law.root_hazard(age / self._scale) / math.sqrt(self._scale)
+        law, scale = self._deciding
+        return law.root_hazard(age / scale) / math.sqrt(scale)
 
     def unfinished(self, age: float, progress: int = 0) -> None:
         """A look, asked for at this age, was answered: not over yet. progress: percent, 0 tells nothing."""
         if not age > self._looked_at:
             return
         self._looked_at = age
-        self._law, self._scale = self._clock, self._estimate
+        self._trusted = None
         if progress <= 0:
             return
         if progress != self._shown:
             self._shown, self._shown_at = progress, age
             self._keep_reading(progress, age)
-        law = self._progress.trusted(progress)
+        law = self._basis.progress.trusted(progress)
         if law is not None:
-            self._law, self._scale = law, predicted_duration(progress, self._shown_at)
+            self._trusted = law, predicted_duration(progress, self._shown_at)
 
     def _keep_reading(self, progress: int, age: float) -> None:
         readings = self._readings
-        if readings is None:
-            readings = self._readings = array("f")
-        elif len(readings) >= 2 * TENTHS or tenth_of(readings[-2]) == tenth_of(progress):
-            return
-        readings.extend((progress, age))
+        if len(readings) < 2 * TENTHS and not (readings and tenth_of(readings[-2]) == tenth_of(progress)):
+            self._readings = (*readings, progress, age)
 
     def over(self, age: float) -> None:
         """The answer that the task is over, however it ended, came at this age: learn from it, once."""
         low, high = self._looked_at, max(age, self._looked_at)
-        estimate, clock = self._estimate, self._clock
-        readings = iter(self._readings or ())
+        estimate, clock = self._basis.estimate, self._basis.law
+        readings = iter(self._readings)
         for progress, shown_at in zip(readings, readings, strict=True):
             by_clock = clock.chance(low / estimate, high / estimate, unfinished_at=shown_at / estimate)
-            self._progress.learn(progress, shown_at, low, high, by_clock)
+            self._basis.progress.learn(progress, shown_at, low, high, by_clock)
         clock.observe(low / estimate, high / estimate)
 
 

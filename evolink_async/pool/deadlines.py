@@ -1,68 +1,82 @@
-"""Things that end a fixed time after they began: one timer for all of them."""
+"""Things that end a fixed time after they began: one timer for all of them, and next to no memory for each."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_TOGETHER = 1e-3  # of the time: things that began so close to each other end together, with the last of them
+_SWEEP = 64  # so many that are over may stay in the queue, or a quarter of all
 
 
-class Ending(Protocol):
-    """Something with a deadline of its own, in loop time; None: it has none now."""
-
-    ends_at: float | None
-
-
-T = TypeVar("T", bound=Ending)
-
-_SWEEP = 64  # so many that were stopped may stay in the queue, or a quarter of all
+@dataclass(slots=True)
+class _Group(Generic[T]):
+    began: float  # the first of them
+    ends: float  # the last of them
+    things: list[T]
 
 
 class Deadlines(Generic[T]):
-    """Calls `expired(thing)` `seconds` after `start(thing)`, unless it was stopped. seconds None: never."""
+    """Calls `expired(thing)` `seconds` after `start(thing)` (0.1 % later at most), unless the thing is over by then.
 
-    def __init__(self, seconds: float | None, expired: Callable[[T], None]) -> None:
+    seconds None: never. is_over: whether a thing needs no deadline any more. Each is started once.
+    """
+
+    def __init__(self, seconds: float | None, expired: Callable[[T], None], is_over: Callable[[T], bool]) -> None:
         self._seconds = seconds
         self._expired = expired
-        self._queue: deque[T] = deque()  # the earliest first; who was stopped has no deadline, or another one
-        self._stopped = 0  # so many in the queue at most
+        self._is_over = is_over
+        self._groups: deque[_Group[T]] = deque()  # the earliest first
+        self._held = self._over = 0  # things in there, and how many of them are over, at most
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, thing: T) -> None:
         if self._seconds is None:
             return
-        thing.ends_at = asyncio.get_running_loop().time() + self._seconds
-        self._queue.append(thing)
+        now = asyncio.get_running_loop().time()
+        if self._groups and now - self._groups[-1].began <= _TOGETHER * self._seconds:
+            group = self._groups[-1]
+            group.ends = now + self._seconds
+            group.things.append(thing)
+        else:
+            self._groups.append(_Group(now, now + self._seconds, [thing]))
+        self._held += 1
         if self._timer is None:
             self._set_timer()
 
-    def stop(self, thing: T) -> None:
-        thing.ends_at = None
-        self._stopped += 1
-        if self._stopped > max(_SWEEP, len(self._queue) // 4):
-            self._queue = deque(other for other in self._queue if other.ends_at is not None)
-            self._stopped = 0
+    def note_end(self) -> None:
+        """One of the things is over: they must not pile up until their time comes."""
+        self._over += 1
+        if self._over > max(_SWEEP, self._held // 4):
+            for group in self._groups:
+                group.things = [thing for thing in group.things if not self._is_over(thing)]
+            self._groups = deque(group for group in self._groups if group.things)
+            self._held = sum(len(group.things) for group in self._groups)
+            self._over = 0
 
     def close(self) -> None:
         """Nothing expires any more."""
-        self._queue.clear()
+        self._groups.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _set_timer(self) -> None:
-        while self._queue and self._queue[0].ends_at is None:
-            self._queue.popleft()
-        if self._queue and (moment := self._queue[0].ends_at) is not None:
-            self._timer = asyncio.get_running_loop().call_at(moment, self._look)
+        if self._groups:
+            self._timer = asyncio.get_running_loop().call_at(self._groups[0].ends, self._look)
 
     def _look(self) -> None:
         self._timer = None
         now = asyncio.get_running_loop().time()
-        while self._queue and ((moment := self._queue[0].ends_at) is None or moment <= now + 1e-5):
-            thing = self._queue.popleft()
-            if moment is not None:
-                thing.ends_at = None
-                self._expired(thing)
+        while self._groups and self._groups[0].ends <= now + 1e-5:
+            group = self._groups.popleft()
+            self._held -= len(group.things)
+            for thing in group.things:
+                if not self._is_over(thing):
+                    self._expired(thing)
         self._set_timer()

@@ -118,9 +118,9 @@ class TaskPool:
         self._unfinished = 0  # requests of the sources, and attached tasks, without an outcome
         self._filling = False
         self._changed = asyncio.Event()
-        self._timeouts: Deadlines[Record] = Deadlines(self._task_timeout, self._time_is_over)
+        self._timeouts: Deadlines[Record] = Deadlines(self._task_timeout, self._time_is_over, Record.is_over)
         self._last_looks: Deadlines[Record] = Deadlines(
-            client._options.request_timeout or POLL_TIMEOUT, self._give_up_watching
+            client._options.request_timeout or POLL_TIMEOUT, self._give_up_watching, Record.is_over
         )
 
         self._overdue: set[Record] = set()  # their time is over, they only get one last look
@@ -601,7 +601,7 @@ class TaskPool:
         if record.task_id is not None:
             shared = self._outstanding.get(record.task_id) is not record
             self._outstanding.pop((record.task_id, record.index) if shared else record.task_id, None)
-            self._timeouts.stop(record)
+            self._timeouts.note_end()
             self._overdue.discard(record)
         self._tally.counts[status] += 1
         if was_outstanding:

@@ -82,13 +82,16 @@ class Record:
     status: str | None = None  # that a look found, since the task was submitted or attached
     progress: int = 0
     reserved: Decimal | None = None
-    ends_at: float | None = None  # loop time when it is not watched any longer
     submitted_at: float | None = None  # Unix time of the first POST that was not provably in vain
 
     @property
     def deserted(self) -> bool:
         """Whether the caller of `run` has stopped waiting."""
         return self.waiter is not None and self.waiter.done()
+
+    def is_over(self) -> bool:
+        """Whether it has its outcome."""
+        return self.state is State.UNTAKEN
 
     @property
     def key(self) -> str | None:
