@@ -658,8 +658,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         ]
     if "memory" in options.parts:
         note("memory")
+        estimate = 2 if options.quick else 20
         results["memory"] = [
-            in_process(_row, "memory", job(size, tasks=size, seconds=10_000.0, estimate=20, keys=keys, counted=counted))
+            in_process(
+                _row, "memory", job(size, tasks=size, seconds=10_000.0, estimate=estimate, keys=keys, counted=counted)
+            )
             for size in sizes
             for keys in (True, False)
             for counted in (True, False)

@@ -1,6 +1,6 @@
 """What one status poll costs, with several HTTP clients in turn, against a loopback server in a second process.
 
-    python benchmarks/transport.py [--requests 2000] [--latency 0.02] [--rows slot,aiohttp] [--json]
+    python benchmarks/transport.py [--requests 2000] [--latency 0.02] [--rows slot,aiohttp] [--install fast] [--json]
 
 Every row starts all its requests at once and reads and parses each answer. Connections are opened inside the
 measurement, because programs do that too. CPU time is the client process's own and barely depends on what else the
@@ -308,7 +308,7 @@ def median_of(results: list[Result]) -> Result:
 
 def machine() -> dict[str, str]:
     """Where the figures come from."""
-    packages = ("httpx", "httpcore", "h11", "anyio", "aiohttp", "uvloop")
+    packages = ("httpx", "httpcore", "h11", "httptools", "anyio", "aiohttp", "uvloop")
     versions = {"python": platform.python_version()}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -324,7 +324,7 @@ def report(medians: dict[str, Result], options: argparse.Namespace) -> str:
     lines = [", ".join(f"{key} {value}" for key, value in machine().items())]
     lines.append(
         f"{options.requests} requests at once, server latency {options.latency * 1000:g} ms, "
-        f"seed {options.seed}, median of {options.repeat}"
+        f"seed {options.seed}, median of {options.repeat}, {options.install} install"
     )
     lines.append("")
     lines.append(
@@ -372,7 +372,7 @@ def as_json(medians: dict[str, Result], options: argparse.Namespace) -> str:
         }
         for name, result in medians.items()
     }
-    setting = {key: getattr(options, key) for key in ("requests", "latency", "seed", "repeat", "limit")}
+    setting = {key: getattr(options, key) for key in ("requests", "latency", "seed", "repeat", "limit", "install")}
     return json.dumps({"machine": machine(), "setting": setting, "rows": rows}, indent=2)
 
 
@@ -385,7 +385,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3, help="runs per row, the median is shown (3)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the task ids (1)")
     parser.add_argument("--rows", default=",".join(ROWS), help=f"comma-separated: {', '.join(ROWS)}")
-    parser.add_argument("--uvloop", action="store_true", help="run the clients on uvloop")
+    parser.add_argument(
+        "--install",
+        choices=("core", "fast"),
+        default="core",
+        help="ours, as without the `fast` extra (h11; every row on asyncio's own loop) or with it (httptools; uvloop)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     options.rows = [name.strip() for name in options.rows.split(",")]
@@ -399,10 +404,12 @@ def main() -> None:
     options = parse()
     SETTINGS.limit = options.limit
     SETTINGS.random = random.Random(options.seed)
-    if options.uvloop:
+    if options.install == "fast":
         import uvloop
 
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    else:
+        sys.modules["httptools"] = None  # type: ignore[assignment]
     medians: dict[str, Result] = {}
     with serving(options.latency) as (base_url, opened):
         for name in options.rows:

@@ -33,7 +33,8 @@ class Outcome:
 
     index: counts requests in the order pulled, from 0; None for tasks that were attached. key: the caller's own.
     identity: the request's key, or 16 hex digits of its content's hash and how many equal ones came before it.
-    task: the last that was seen of it, None if there is none. error: None if all went well.
+    task: the last that was seen of it, None if there is none; of one that may still run only its id, kind, model,
+    status, progress and reserved credits are kept. error: None if all went well.
     files: paths written. credits: charged or still reserved, over all tries; None if the service told nothing.
     attempts: POSTs sent. submitted_at, finished_at: aware UTC. from_ledger: not run again, known from an earlier run.
     """
