@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
@@ -38,6 +38,7 @@ from evolink_async.pool.outcome import Outcome, OutcomeStatus, PoolStats
 from evolink_async.pool.progress import Progress, Tally
 from evolink_async.pool.record import Record, State
 from evolink_async.pool.sources import Sources
+from evolink_async.pool.waiting import Waiting
 from evolink_async.requests import GenerationRequest
 from evolink_async.session import POLL_TIMEOUT
 from evolink_async.types import Task, TaskStatus
@@ -92,6 +93,7 @@ class TaskPool:
         refuse_unknown(later)
         self._client = client
         self._max = checked_count(max_outstanding, "max_outstanding", 1, MOST)
+        self._half = max(1, self._max // 2)
         self._task_timeout = checked_seconds(task_timeout, "task_timeout")
         if stop_after_rejections is not None:
             checked_count(stop_after_rejections, "stop_after_rejections", 1, MOST)
@@ -106,8 +108,9 @@ class TaskPool:
         self._refusals = Refusals(stop_after_rejections)
         self._block = Block()
 
-        self._pulled: deque[Record] = deque()  # wait for a place
-        self._runs: dict[Record, None] = {}  # the same, and somebody awaits them: these go first
+        self._pulled = Waiting(self._may_have_place)  # wait for a place
+        self._runs = Waiting(self._may_have_place)  # the same, and somebody awaits them: these go first
+        self._sending_of: Counter[str] = Counter()  # requests in that state, by model
         self._active: dict[Record, None] = {}  # hold a place: sending or outstanding
         self._unsent: dict[Record, None] = {}  # those of `_active` from sources whose first POST is still to come
         self._by_task: dict[str, Record] = {}
@@ -325,10 +328,18 @@ class TaskPool:
     def _has_room(self) -> bool:
         return len(self._active) + len(self._pulled) + len(self._untaken) < self._max
 
-    def _take(self, item: Any) -> None:
-        """An item was pulled from a source."""
+    def _take(self, item: Any) -> str | None:
+        """An item was pulled from a source. Gives the model for whose sake that source is not to be read on for now."""
         self._unfinished += 1
-        self._new_record(item, None)
+        record = self._new_record(item, None)
+        return None if record.request is None or self._may_wait(record.model) else record.model
+
+    def _may_wait(self, model: str) -> bool:
+        """Whether one more request of this model may be pulled: half of the places are left to the others."""
+        return self._sending_of[model] + self._pulled.of(model) < self._half
+
+    def _may_have_place(self, model: str) -> bool:
+        return self._sending_of[model] < self._half
 
     def _new_record(self, item: Any, waiter: asyncio.Future[Outcome] | None) -> Record:
         index = self._next_index
@@ -365,11 +376,16 @@ class TaskPool:
         except InvalidRequestError as error:
             self._finish(record, OutcomeStatus.REJECTED, error)
             return
-        if record.waiter is None:
-            self._pulled.append(record)
-        else:
-            self._runs[record] = None
+        self._line_of(record).put(record)
         self._fill()
+
+    def _line_of(self, record: Record) -> Waiting:
+        return self._pulled if record.waiter is None else self._runs
+
+    def _read_on(self, model: str) -> None:
+        """Fewer of this model wait now, perhaps."""
+        if self._may_wait(model):
+            self._sources.release(model)
 
     # Sending
 
@@ -388,13 +404,14 @@ class TaskPool:
             self._filling = False
 
     def _next_to_send(self) -> Record | None:
-        if self._runs and (len(self._active) < self._max or self._displace()):
-            record = next(iter(self._runs))
-            del self._runs[record]
+        record = self._runs.next()
+        if record is not None and (len(self._active) < self._max or self._displace()):
+            self._runs.remove(record)
             return record
-        if self._pulled and len(self._active) < self._max:
-            return self._pulled.popleft()
-        return None
+        record = self._pulled.next() if len(self._active) < self._max else None
+        if record is not None:
+            self._pulled.remove(record)
+        return record
 
     def _displace(self) -> bool:
         """Only what is really outstanding keeps a run waiting: the last of the others goes back to the pulled ones."""
@@ -403,8 +420,9 @@ class TaskPool:
             if submission is not None and submission.ticket is not None:  # without one its POST has begun
                 self._session.submitter.withdraw(submission)
                 del self._unsent[record], self._active[record]
+                self._sending_of[record.model] -= 1
                 record.submission, record.state = None, State.PULLED
-                self._pulled.appendleft(record)
+                self._pulled.put(record, first=True)
                 return True
         return False
 
@@ -422,6 +440,7 @@ class TaskPool:
             return
         record.idempotency_key = record.idempotency_key or new_idempotency_key()
         record.state = State.SENDING
+        self._sending_of[record.model] += 1
         record.submission = Submission(
             request,
             record.idempotency_key,
@@ -495,11 +514,14 @@ class TaskPool:
         self._unsent.pop(record, None)
         record.task = task
         record.state = State.OUTSTANDING
+        self._sending_of[record.model] -= 1
         record.submission = None  # with the bytes that were sent
         record.reserved = task.usage.credits_reserved
         self._tally.accepted(record.reserved)
         self._by_task[task.id] = record
         self._follow(record, 0.0)
+        self._fill()
+        self._read_on(record.model)
         self._note_progress()
 
     # Watching
@@ -527,6 +549,7 @@ class TaskPool:
         self._conclude(record, task)
 
     def _conclude(self, record: Record, task: Task) -> None:
+        self._session.pace.ended(task.id)
         error = failure_of(task)
         status = OutcomeStatus.COMPLETED
         if error is not None:
@@ -535,6 +558,8 @@ class TaskPool:
 
     def _lost(self, record: Record, error: EvoLinkError) -> None:
         lost = isinstance(error, TaskLostError)
+        if lost and record.task is not None:
+            self._session.pace.ended(record.task.id)
         self._finish(record, OutcomeStatus.LOST if lost else OutcomeStatus.UNFINISHED, error)
         if isinstance(error, ClosedError):
             self._end_early(error)
@@ -567,6 +592,8 @@ class TaskPool:
         self._close(record, status, error)
         self._fill()
         self._sources.notice_room()
+        if record.request is not None:
+            self._read_on(record.model)
         self._note_progress()
 
     def _not_sent(self, record: Record, reason: BaseException | None) -> None:
@@ -577,6 +604,8 @@ class TaskPool:
         """The step into `untaken`: for the reader, or the caller of `run`, or who looks at the leftovers."""
         outcome = record.outcome(status, error, _now())
         was_outstanding = record.state is State.OUTSTANDING and record.request is not None
+        if record.state is State.SENDING:
+            self._sending_of[record.model] -= 1
         record.state = State.UNTAKEN
         self._active.pop(record, None)
         self._unsent.pop(record, None)
@@ -659,9 +688,7 @@ class TaskPool:
 
     def _withdraw_unsent(self, reason: BaseException) -> None:
         """Nothing more is sent: what waits comes back."""
-        waiting = [*self._runs, *self._pulled]
-        self._runs.clear()
-        self._pulled.clear()
+        waiting = [*self._runs.take_all(), *self._pulled.take_all()]
         for record in waiting:
             self._not_sent(record, reason)
         for record in list(self._active):
@@ -751,7 +778,7 @@ class TaskPool:
         if not waiter.cancelled():  # it ended in the same moment
             self._leave_behind(waiter.result())
         elif record.state is State.PULLED:
-            self._runs.pop(record, None)
+            self._runs.remove(record)
             self._not_sent(record, None)
         elif record.state is State.SENDING and record.submission is not None:
             submission = record.submission

@@ -140,7 +140,8 @@ async def test_many_items_of_a_generator_cost_constant_memory(monkeypatch: pytes
         tracemalloc.stop()
         logging.disable(logging.NOTSET)
     # pydantic remembers up to 16,384 strings of JSON, some 140 bytes for each id here. An outcome has 3,000.
-    assert large - small < 1_700 * 200, (small, large)
+    # What httpx leaves to the garbage collector comes and goes.
+    assert large - small < 1_700 * 300, (small, large)
 
 
 async def test_a_chain_adds_a_video_for_every_picture(api_key: str) -> None:
