@@ -387,7 +387,9 @@ class AsyncEvoLink:
         session.watcher.follow(TaskReading.of(task), waiter, age=age)
         try:
             async with asyncio.timeout_at(deadline):
-                return conclude(await waiter.future)
+                ended = await waiter.future
+                session.pace.ended(ended.id)
+                return conclude(ended)
         except TimeoutError as error:
             if isinstance(error, EvoLinkError):
                 raise

@@ -71,6 +71,8 @@ class Memory:
     """What a client has learned of its service; it outlives a loop."""
 
     rates: dict[str, float] = field(default_factory=dict)  # submissions per second, by model
+    refused: dict[str, float] = field(default_factory=dict)  # the same, that were too many
+    caps: dict[str, float] = field(default_factory=dict)  # tasks that may run at once, by model
     reads: Learned = field(default_factory=Learned)
     replays: Replays = field(default_factory=Replays)
     schedule: Schedule = field(default_factory=Schedule)
@@ -89,7 +91,9 @@ class Session:
         self._calls: set[asyncio.Timeout] = set()
         self._closed = False
         gate = self.transport.gate
-        self.pace = Pace(options.rate_limit, gate.lane_limit, options.retry, memory.rates)
+        self.pace = Pace(
+            options.rate_limit, gate.lane_limit, options.retry, memory.rates, refused=memory.refused, caps=memory.caps
+        )
         self.submitter = Submitter(
             self.exchange,
             options.api_key,

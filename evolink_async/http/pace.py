@@ -28,6 +28,10 @@ logger = logging.getLogger("evolink_async.pace")
 # Timers may fire a hair early; what is due within this many seconds is due.
 _TICK = 1e-5
 
+# A task of whose end we are not told counts for so many times its estimate, and so many seconds at least.
+_BELIEVED, _LEAST_BELIEVED = 3.0, 60.0
+_USUAL = 120.0  # seconds, where the service tells no estimate
+
 
 class Urgency(IntEnum):
     """Who goes first within one party's queue."""
@@ -95,7 +99,9 @@ class Pace:
     """The one dispatcher of paid requests of a client on one loop.
 
     `parallel` bounds the requests under way, so that none waits behind others for a connection after it was let go.
-    `memory` holds the learned rate of each model and outlives the loop. Its task exists only while something waits.
+    `rates`, `refused` and `caps` hold what was learned of each model: submissions per second, the same that were too
+    many, and tasks that may run at once. They outlive the loop. The dispatcher's task exists only while there is a
+    ticket.
     """
 
     def __init__(
@@ -103,15 +109,20 @@ class Pace:
         limit: RateLimit | None,
         parallel: int,
         retry: RetryPolicy,
-        memory: dict[str, float],
+        rates: dict[str, float],
         rng: random.Random | None = None,
+        *,
+        refused: dict[str, float] | None = None,
+        caps: dict[str, float] | None = None,
     ) -> None:
         self._limit = limit
         self._ceiling = _Ceiling(limit) if limit is not None else None
         self._parallel = parallel
         self._under_way = 0
         self._retry = retry
-        self._memory = memory
+        self._rates = rates
+        self._refused = {} if refused is None else refused
+        self._caps = {} if caps is None else caps
         self._random = rng or random.Random()
         self._lanes: dict[str, _Lane] = {}
         self._turns: deque[str] = deque()
@@ -143,29 +154,45 @@ class Pace:
         ticket.withdrawn = True
         self._notice()
 
-    def finished(self) -> None:
+    def finished(self, model: str) -> None:
         """A request that was let go is no longer under way."""
         self._under_way -= 1
+        self._lanes[model].pace.landed()
         self._notice()
 
-    def accepted(self, model: str, now: float) -> None:
-        """The service took a request for this model."""
-        lane = self._lane(model, now)
-        lane.pace.accepted(now)
-        if not math.isinf(lane.pace.rate):
-            self._memory[model] = lane.pace.rate
+    def accepted(self, model: str, now: float, task_id: str | None = None, estimate: float | None = None) -> None:
+        """The service took a request for this model.
+
+        `task_id`: the task that runs now and counts until `ended` is told of it, or for several times its `estimate`
+        (seconds), since nobody may be watching it.
+        """
+        pace = self._lane(model, now).pace
+        pace.accepted(now, task_id, now + max(_LEAST_BELIEVED, _BELIEVED * (estimate or _USUAL)))
+        if not math.isinf(pace.rate):
+            self._rates[model] = pace.rate
+
+    def ended(self, task_id: str) -> None:
+        """A task has ended, so that another one may run. One that is not known is nothing to us."""
+        now = asyncio.get_running_loop().time()
+        for model, lane in self._lanes.items():
+            if lane.pace.ended(task_id, now):
+                self._note_cap(model, lane.pace)
+                self._notice()
+                return
 
     def refused(self, model: str, now: float, sent_at: float, hint: float | None) -> None:
         """The service answered 429."""
         self.refusals += 1
-        lane = self._lane(model, now)
-        lane.pace.refused(now, sent_at, hint, self._retry, self._random.random())
-        self._memory[model] = lane.pace.rate
+        pace = self._lane(model, now).pace
+        pace.refused(now, sent_at, hint, self._retry, self._random.random())
+        self._rates[model], self._refused[model] = pace.rate, pace.refused_rate
+        self._note_cap(model, pace)
         self._notice()
 
     def cool(self, model: str, until: float) -> None:
         """Nobody asks this model before `until` (loop time)."""
-        self._lane(model, asyncio.get_running_loop().time()).pace.cool(until)
+        now = asyncio.get_running_loop().time()
+        self._lane(model, now).pace.cool(now, until)
         self._notice()
 
     def unreachable(self, now: float, sent_at: float) -> None:
@@ -213,16 +240,22 @@ class Pace:
     def _lane(self, model: str, now: float) -> _Lane:
         lane = self._lanes.get(model)
         if lane is None:
-            learned = self._memory.get(model)
-            if learned is not None:
-                pace = ModelPace(learned, 1, now)
+            ceiling = math.inf if self._limit is None else self._limit.per_second
+            cap = self._caps.get(model, math.inf)
+            if model in self._rates:
+                refused = self._refused.get(model, math.inf)
+                pace = ModelPace(self._rates[model], 1, now, ceiling, refused=refused, cap=cap)
             elif self._limit is not None:
-                pace = ModelPace(math.inf, 1, now, self._limit.per_second)
+                pace = ModelPace(math.inf, 1, now, ceiling, cap=cap)
             else:
-                pace = ModelPace(START_RATE, START_BURST, now)
+                pace = ModelPace(START_RATE, START_BURST, now, cap=cap)
             lane = self._lanes[model] = _Lane(model, pace)
             self._turns.append(model)
         return lane
+
+    def _note_cap(self, model: str, pace: ModelPace) -> None:
+        if not math.isinf(pace.cap):
+            self._caps[model] = pace.cap
 
     def _notice(self) -> None:
         if self._wake is not None:
@@ -234,10 +267,10 @@ class Pace:
             if not ticket.withdrawn:
                 self._lane(ticket.model, now).put(ticket, number)
 
-    def _choose(self, now: float) -> tuple[_Lane | None, float]:
-        """The lane whose turn it is, or when to look again."""
+    def _choose(self, now: float) -> tuple[_Lane | None, float | None]:
+        """The lane whose turn it is, or when to look again unless something happens; None: nothing waits."""
         self._release_due(now)
-        earliest = self._later[0][0] if self._later else math.inf
+        earliest = self._later[0][0] if self._later else None
         for model in self._turns:
             lane = self._lanes[model]
             if not lane.has_work():
@@ -245,7 +278,7 @@ class Pace:
             ready = max(lane.pace.ready_at(now), self._unreachable_until)
             if ready <= now + _TICK:
                 return lane, now
-            earliest = min(earliest, ready)
+            earliest = ready if earliest is None else min(earliest, ready)
         return None, earliest
 
     async def _dispatch(self) -> None:
@@ -269,7 +302,7 @@ class Pace:
         while True:
             wake.clear()
             lane, ready = self._choose(now())
-            if lane is None and math.isinf(ready):
+            if ready is None:
                 return
             if lane is None:
                 await _until(wake, ready)
@@ -298,6 +331,7 @@ class Pace:
         except Exception as error:
             logger.exception("a submission could not be started")
             self._under_way -= 1
+            lane.pace.landed()
             if ticket.failed is not None:
                 ticket.failed(error)
 
@@ -344,7 +378,7 @@ class _Ceiling:
 
 async def _until(wake: asyncio.Event, moment: float) -> None:
     try:
-        async with asyncio.timeout_at(moment):
+        async with asyncio.timeout_at(None if math.isinf(moment) else moment):
             await wake.wait()
     except TimeoutError:
         pass

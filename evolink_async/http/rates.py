@@ -1,10 +1,13 @@
-"""How fast a model may be asked: the user's limit, and what is learned from the service's answers. Pure."""
+"""How fast a model may be asked, and how much of it at once: the user's limit, and what is learned from the service's
+answers. Pure."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
 
 from evolink_async.errors import ConfigurationError
 from evolink_async.http.retry import RetryPolicy
@@ -12,19 +15,28 @@ from evolink_async.http.retry import RetryPolicy
 # Without a limit from the user, until the service refuses: gentle, since the limits are unpublished.
 START_BURST = 10
 START_RATE = 5.0
-SLOWEST = 0.2
-# Growth per accepted request, in requests per second: before the first refusal about +25 % a second, then +5 % a second
-# back to the rate that was refused, and above it gentle probing, bolder the longer nothing was refused: the limits of
-# a service change, and a refusal may have had nothing to do with our rate.
-_GROWTH, _RECOVERY, _PROBING = 0.25, 0.2, 0.004
-_RECOVERY_SHARE = 0.003  # of the rate, where that is more than _RECOVERY
-_LIMIT_KEPT = 0.95
-# One refusal after so many accepted ones may have had nothing to do with our rate: a smaller cut, sooner made good.
-_LONE_AFTER, _LONE_CUT, _LONE_LIMIT_KEPT, _LONE_USED = 60, 0.87, 0.97, 0.5
-_MEASURED_OVER = 5.0  # seconds; where ten requests take longer, as long as those. Probing doubles in the same time
-_LEAST_MEASURED = 0.5  # seconds: over less than this a rate says nothing
-# Who uses less than this share of the rate learns nothing about a higher one.
-_USED_SHARE = 0.5
+SLOWEST = 0.01
+# Growth per accepted request before the first refusal, in requests per second: about +50 % a second.
+_GROWTH = 0.5
+# After a refusal: how much less than what was accepted, and how fast from there to what was refused. A limit with a
+# store of one second's worth refuses at (1 / excess) seconds, so who climbs slower the nearer he is finds it closely.
+_BELOW, _SHORT = 0.99, 0.7
+_CLIMB_SECONDS, _CLIMB_REQUESTS, _LEAST_CLIMB = 8.0, 20.0, 10.0
+_DEEPEST_CUT = 0.5
+# Climbing and probing take at most so long, in seconds and in accepted requests: this sets the share of refusals.
+_PATIENCE_SECONDS, _PATIENCE, _LEAST_PATIENCE = 30.0, 300.0, 50.0
+_BOLDNESS = 0.1  # how far above what was refused a probe is after as many accepted as its patience
+# Under a limit as much is let through per second before one refusal as before the next, and who comes nearer to it has
+# more accepted in between. Where it falls, again and again, the refusals have nothing to do with our rate.
+_STEADY, _FEWER, _FALLS, _FALLS_AMONG, _REMEMBERED = 0.05, 0.7, 3, 8, 16
+_SURE = 10  # accepted; fewer say little
+_IDLE = 1.0  # seconds without a request, where more than two would have been due: nobody asked
+# Places: less than this share of the rate came through, and as many as had ended.
+_FEW, _BALANCE = 0.5, 0.3
+_PLACES_KEPT = 0.9
+_LEAST_PLACES_PATIENCE = 10.0
+_LONGEST_PROBE = 2.0  # seconds for which the others wait for the answer to the first after a pause
+_LATE = 0.01  # seconds by which a timer may be late
 
 _PER_WORD = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 _LIMIT_TEXT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:/|per)\s*([a-z]+)\s*", re.I | re.A)
@@ -63,121 +75,320 @@ class RateLimit:
         return cls(float(match[1]), per)
 
 
-class ModelPace:
-    """How fast one model may be asked now. Pure: the caller passes the time, in seconds of any one clock.
+class Climb:
+    """A level that is searched for: it climbs to what was refused last, and then, ever bolder, beyond."""
 
-    rate: submissions per second, infinite until there is a reason to slow down where the user set a `ceiling`.
+    __slots__ = ("_patience", "_probed", "_step", "_unit", "level", "refused")
+
+    def __init__(self, level: float, unit: float = 0.0) -> None:
+        self.level = level
+        self._unit = unit  # a probe goes at least so much further
+        self.refused = math.inf  # the level that was refused last
+        self._step = self._probed = 0.0
+        self._patience = 1.0
+
+    def begin(self, level: float, refused: float, steps: float, patience: float) -> None:
+        """Begin again at `level`: so many `steps` to what was `refused`, `patience` for a good part more."""
+        self.level, self.refused = level, refused
+        self._step = (refused - level) / steps
+        self._probed, self._patience = 0.0, patience
+
+    def grow(self) -> None:
+        """One more was accepted at this level."""
+        if self.level < self.refused:
+            self.level = min(self.refused, self.level + self._step)
+        else:
+            self._probed += 1 / self._patience
+            self.level = self.refused * (1 + _BOLDNESS * self._probed**3) + self._unit * self._probed
+
+
+class ModelPace:
+    """How fast one model may be asked now, and how many of its tasks may run. Pure: the caller passes the time, in
+    seconds of any one clock.
+
+    Until the first refusal the rate grows by half every second. A refusal begins a search. Between two refusals a
+    limiter that stores what is not used has let through exactly its rate, so what was accepted since the last one,
+    pauses included, is a rate that may be asked for, and the rate that was refused is one that may not. The rate climbs
+    from the one to the other, the slower the nearer they are, and later, bolder and bolder, beyond, for limits change.
+
+    A refusal while few were sent lately, with as many accepted as had ended since the one before, was not for the rate
+    but for the places: then the cap on running tasks is searched for in the same way.
+
+    refused, cap: what was learned before, beside the rate.
     """
 
     __slots__ = (
-        "_before",
+        "_allowed",
+        "_asked_at",
+        "_believed_until",
+        "_cap",
         "_ceiling",
-        "_counted",
+        "_cut_at",
         "_due",
-        "_limit",
+        "_ended",
+        "_flying",
+        "_full",
+        "_idle",
+        "_paused",
+        "_pressed",
+        "_probe_at",
+        "_probing",
+        "_rate",
         "_refusals",
+        "_running",
         "_since",
-        "_streak",
+        "_taken",
+        "_trials",
         "burst",
         "cool_until",
-        "last_cut",
-        "rate",
     )
 
-    def __init__(self, rate: float, burst: int, now: float, ceiling: float = math.inf) -> None:
-        self.rate = rate
+    def __init__(
+        self,
+        rate: float,
+        burst: int,
+        now: float,
+        ceiling: float = math.inf,
+        *,
+        refused: float = math.inf,
+        cap: float = math.inf,
+    ) -> None:
+        self._rate = Climb(rate)
+        if not math.isinf(refused):
+            self._rate.begin(rate, max(rate, refused), _PATIENCE, _PATIENCE)
+        self._cap = Climb(cap, unit=1.0)
+        if not math.isinf(cap):
+            self._cap.begin(cap, cap, 1, _PATIENCE)
         self._ceiling = ceiling
         self.burst = burst
         self.cool_until = -math.inf
-        self.last_cut = -math.inf
         self._due = now  # when the next one would be due at an even spacing
-        self._limit = math.inf  # the rate that was refused last
+        self._allowed = 0.0  # a rate that was accepted
         self._refusals = 0  # in a row
-        self._streak = 0  # accepted since the last refusal
-        self._counted = 0  # accepted since `_since`
-        self._since: float | None = None  # the first of those
-        self._before = 0.0  # accepted per second in the stretch before
+        self._cut_at = -math.inf
+        self._pressed = False  # the last one was sent as soon as it might
+        self._probing = False  # after a pause one goes first
+        self._probe_at = -math.inf
+        # The rates that were refused, with how many were accepted before, and how many per second.
+        self._trials: deque[tuple[float, int, float]] = deque(maxlen=_REMEMBERED)
+        # The tasks that are believed to run, and until when; `_believed_until` is no later than the first of these.
+        self._running: dict[str, float] = {}
+        self._believed_until = math.inf
+        self._flying = 0
+        # What is measured since the last refusal.
+        self._since = self._asked_at = now
+        self._taken = self._ended = 0
+        self._idle = self._paused = 0.0
+        self._full = False  # whether requests had to wait for a place
+
+    @property
+    def rate(self) -> float:
+        """Submissions per second, infinite until there is a reason to slow down where the user set a `ceiling`."""
+        return self._rate.level
+
+    @property
+    def refused_rate(self) -> float:
+        """The rate to which it climbs, since it was refused; infinite before the first refusal."""
+        return self._rate.refused
+
+    @property
+    def cap(self) -> float:
+        """Tasks that may run at once, infinite while no refusal had to do with them."""
+        return math.inf if math.isinf(self._cap.level) else max(1, int(self._cap.level))
+
+    @property
+    def running(self) -> int:
+        """Tasks that are believed to run."""
+        return len(self._running)
+
+    # What happens
 
     def ready_at(self, now: float) -> float:
-        """The moment from which the next one may be sent."""
-        if math.isinf(self.rate):
-            return self.cool_until
-        return max(self.cool_until, self._due - (self.burst - 1) / self.rate)
+        """The moment from which the next one may be sent, unless something happens before."""
+        moment = self.cool_until
+        if not math.isinf(self._rate.level):
+            store = max((self.burst - 1) / self._rate.level, _LATE)
+            moment = max(moment, self._due - store)
+        if self._probing and self._probe_at >= self.cool_until:
+            moment = max(moment, self._probe_at + _LONGEST_PROBE)
+        if self._is_full(now):
+            moment = max(moment, self._believed_until)
+        return moment
 
     def sent(self, now: float) -> None:
-        if not math.isinf(self.rate):
-            self._due = max(self._due, now) + 1 / self.rate
+        """One was let go."""
+        spacing = 1 / self._usable_rate
+        self._pressed = now - self._due <= max(spacing, _LATE)
+        self._due = max(self._due, now) + spacing
+        asked_for = now - max(self._asked_at, self.cool_until)
+        if asked_for > max(_IDLE, 2 * spacing):  # nobody asked; else others may have been in the way
+            self._idle += asked_for - spacing
+        self._asked_at = now
+        self._flying += 1
+        self._probe_at = now
 
-    def accepted(self, now: float) -> None:
-        """The service took one: go a little faster, if we are as fast as we may be."""
+    def landed(self) -> None:
+        """One that was let go has its answer, or will get none."""
+        self._flying -= 1
+        self._probe_at = -math.inf
+
+    def accepted(self, now: float, task_id: str | None = None, until: float = math.inf) -> None:
+        """The service took one: go a little faster, if we are as fast as we may be.
+
+        `task_id`: the task that runs now; who is not told of its end believes that it runs `until` then.
+        """
+        if task_id is not None:
+            self._running[task_id] = until
+            self._believed_until = min(self._believed_until, until)
         self._refusals = 0
-        self._streak += 1
-        stretch = max(_MEASURED_OVER, 10 / self.rate)
-        if self._since is None or now - self._since > stretch:
-            if self._since is not None:
-                self._before = self._measured(now) or 0.0
-            self._counted, self._since = 0, now
-        self._counted += 1
-        used = max(self._before, self._measured(now) or 0.0) or math.inf
-        if self.rate > START_RATE and self.rate * _USED_SHARE > used:
+        if now >= self.cool_until:  # else it was sent before the pause
+            self._probing = False
+        self._taken += 1
+        if not self._pressed or self._rate.level >= self._ceiling:
             return
-        if math.isinf(self._limit):
-            growth = _GROWTH
-        elif self.rate < self._limit:
-            growth = max(_RECOVERY, min(_RECOVERY_SHARE * self.rate, self._limit - self.rate))
+        if math.isinf(self._rate.refused):
+            # Where seconds pass between two, each may not count for more than it does at the start.
+            self._rate.level += _GROWTH * min(1.0, self._rate.level / START_RATE)
         else:
-            growth = min(_GROWTH, _PROBING * 2 ** min(max(0.0, now - self.last_cut) / stretch, 10))
-        # Where seconds pass between two, each may not count for more than it does at the start.
-        self.rate += growth * min(1.0, self.rate / START_RATE)
+            self._rate.grow()
+
+    def ended(self, task_id: str, now: float) -> bool:
+        """A task has ended; whether it was one of those that are believed to run."""
+        if task_id not in self._running:
+            return False
+        full = self._is_full(now)
+        del self._running[task_id]
+        self._ended += 1
+        if full:
+            self._full = True
+            self._idle += max(0.0, now - max(self._asked_at, self.cool_until))  # there was no place to ask for
+            self._asked_at = now
+            self._cap.grow()
+        return True
 
     def refused(self, now: float, sent_at: float, hint: float | None, retry: RetryPolicy, rand: float) -> None:
-        """A 429: nobody asks this model before the hint, and from then on slower than what was refused.
+        """A 429: nobody asks this model before the hint, and from then on slower, or for fewer at once, than now.
 
         `sent_at`: when the refused request was let go.
         """
         if sent_at >= self.cool_until or not self._refusals:
             self._refusals += 1  # those of one volley are one refusal
         pause = retry.delay(self._refusals, None, rand) if hint is None else max(hint, 0.05) + 0.001
-        self.cool_until = max(self.cool_until, now + pause)
+        self.cool(now, now + pause)
         # Requests that were under way when the rate was cut say nothing about the new rate.
-        if sent_at <= self.last_cut or now - self.last_cut < 1:
-            self._counted, self._since = 0, None  # a pause is no part of what is measured
+        if sent_at <= self._cut_at:
             return
-        current = self._measured(now)
-        measured = current or self._before
-        lone = self._streak >= _LONE_AFTER
-        rate = min(self.rate, self._ceiling)
-        if lone and not math.isinf(rate):
-            # Measured leaves out what is on its way, so it is taken only where the rate was clearly not used up.
-            refused_rate, cut = current if current and current < _LONE_USED * rate else rate, _LONE_CUT
-        elif measured:
-            refused_rate, cut = min(rate, measured), 0.95
-        elif math.isinf(self.rate):  # too soon to tell, but the user believed in his limit
-            refused_rate, cut = rate, 0.5
-        else:
-            refused_rate, cut = rate, 0.7
-        # What we come back to shrinks step by step, too.
-        if math.isinf(self._limit):
-            self._limit = refused_rate
-        elif lone:
-            self._limit = max(_LIMIT_KEPT * self._limit, _LONE_LIMIT_KEPT * refused_rate)
-        else:
-            self._limit = max(refused_rate, _LIMIT_KEPT * self._limit)
-        self.rate = max(SLOWEST, cut * refused_rate)
-        self._streak = 0
+        self._cut_at = now
+        self._probing = True
         self.burst = 1
-        self.last_cut = now
-        if current or self.rate > START_RATE:  # slow ones are measured over several refusals and their pauses
-            self._before, self._counted, self._since = measured, 0, None
-        self._due = max(now, self.cool_until)
+        searching = not math.isinf(self._rate.refused)
+        if searching and not self._taken:
+            return  # the pause was too short, which says nothing about the rate
+        if searching and self._was_for_places(now):
+            self._cut_places()
+            self._take_back_cuts()
+        elif searching and self._full and self.running >= _PLACES_KEPT * self._cap.refused:
+            self._cut_places()  # it may have been for either
+            self._search_rate(_PLACES_KEPT * self._usable_rate, self._usable_rate)
+        else:
+            self._cut_rate(now)
+        self._due = max(now + 1 / self._rate.level, self.cool_until)
+        self._begin_measuring(now)
+        self._paused = self.cool_until - now
 
-    def _measured(self, now: float) -> float | None:
-        """Accepted per second in this stretch, None while it is too short to tell."""
-        if self._since is None or now - self._since < max(_LEAST_MEASURED, 3 / self.rate):
-            return None
-        return self._counted / (now - self._since)
-
-    def cool(self, until: float) -> None:
+    def cool(self, now: float, until: float) -> None:
         """Nobody asks this model before `until`."""
-        self.cool_until = max(self.cool_until, until)
-        self._counted, self._since = 0, None
+        if until > self.cool_until:
+            self._paused += until - max(now, self.cool_until)
+            self.cool_until = until
+
+    # What follows from a refusal
+
+    def _cut_rate(self, now: float) -> None:
+        rate = self._usable_rate
+        through = min(rate, self._through(now))
+        self._trials.append((rate, self._taken, through))
+        if math.isinf(self._rate.refused):  # what was stored until then hides the limit
+            allowed = _DEEPEST_CUT * rate
+        else:
+            allowed = through
+            if self._taken >= _SURE and self._asked(now) >= self._allowed:  # else less is let through than before
+                allowed = max(allowed, self._allowed)
+            allowed = min(max(allowed, _DEEPEST_CUT * rate), _BELOW * rate)
+        if self._falls() < _FALLS:
+            self._search_rate(allowed, rate)
+        else:
+            self._take_back_cuts()
+
+    def _search_rate(self, allowed: float, refused: float) -> None:
+        self._allowed = allowed
+        level = max(SLOWEST, _BELOW * allowed)
+        refused = level + _SHORT * max(0.0, refused - level)  # the limit is nearer to what was accepted
+        longest = max(_PATIENCE, _PATIENCE_SECONDS * level)
+        distance = refused / level - 1
+        steps = max(_CLIMB_SECONDS * level, _CLIMB_REQUESTS) / max(distance, 1e-3)
+        patience = 2.0 * self._taken
+        self._rate.begin(
+            level, refused, _within(_LEAST_CLIMB, steps, longest), _within(_LEAST_PATIENCE, patience, longest)
+        )
+
+    def _falls(self) -> int:
+        """How often among the last refusals less was accepted before it than before the one before."""
+        trials = list(self._trials)[-_FALLS_AMONG - 1 :]
+        return sum(
+            taken >= _SURE
+            and abs(through - through_before) > _STEADY * through_before
+            and (through < through_before or taken < _FEWER * taken_before)
+            for (_, taken_before, through_before), (_, taken, through) in pairwise(trials)
+        )
+
+    def _take_back_cuts(self) -> None:
+        """The last refusals had nothing to do with our rate."""
+        rate = max((refused for refused, _, _ in self._trials), default=self._usable_rate)
+        self._trials.clear()
+        self._search_rate(_BELOW * rate, rate)
+
+    def _was_for_places(self, now: float) -> bool:
+        few = self._through(now) < _FEW * self._usable_rate
+        balanced = abs(self._taken - self._ended) <= 1 + _BALANCE * max(self._taken, self._ended)
+        return few and balanced and self._ended > 0 and self.running > 1
+
+    def _cut_places(self) -> None:
+        running = float(self.running)
+        level = max(1.0, _PLACES_KEPT * running)
+        patience = _within(_LEAST_PLACES_PATIENCE, 2.0 * self._taken, _PATIENCE)
+        self._cap.begin(level, max(level, running - 1), patience, patience)
+
+    # Measuring
+
+    @property
+    def _usable_rate(self) -> float:
+        return min(self._rate.level, self._ceiling)
+
+    def _begin_measuring(self, now: float) -> None:
+        self._since = self._asked_at = now
+        self._taken = self._ended = 0
+        self._idle = self._paused = 0.0
+        self._full = False
+
+    def _through(self, now: float) -> float:
+        """Accepted per second since the last refusal, its pause included."""
+        return self._taken / max(now - self._since - self._idle, 1e-3)
+
+    def _asked(self, now: float) -> float:
+        """Asked for per second since the last refusal, its pause left out."""
+        return min(self._usable_rate, (self._taken + 1) / max(now - self._since - self._idle - self._paused, 1e-3))
+
+    def _is_full(self, now: float) -> bool:
+        """Whether as many run as may. Forgets those that nobody watches and that must have ended by now."""
+        if self.running + self._flying < self.cap:
+            return False
+        if now >= self._believed_until:
+            for task_id in [task_id for task_id, until in self._running.items() if until <= now]:
+                del self._running[task_id]
+            self._believed_until = min(self._running.values(), default=math.inf)
+        return self.running + self._flying >= self.cap
+
+
+def _within(least: float, value: float, most: float) -> float:
+    return min(max(value, least), most)

@@ -296,7 +296,7 @@ class Submitter:
         self._posts.discard(post)
         if submission.post is post:
             submission.post = None
-        self._pace.finished()
+        self._pace.finished(submission.request.model)
         error: BaseException | None = None
         if not post.cancelled():
             error = post.exception()
@@ -399,7 +399,11 @@ class Submitter:
     def _tell_pace(self, model: str, judgement: Judgement, begun: float) -> None:
         now = self._loop.time()
         if judgement.verdict is Verdict.ACCEPTED:
-            self._pace.accepted(model, now)
+            task = judgement.task
+            if task is None or task.is_terminal:
+                self._pace.accepted(model, now)
+            else:
+                self._pace.accepted(model, now, task.id, task.estimated_time)
         elif judgement.verdict is Verdict.RATE_LIMITED:
             self._pace.refused(model, now, begun, judgement.retry_after)
         elif isinstance(judgement.error, ServerError) and judgement.retry_after is not None:

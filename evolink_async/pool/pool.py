@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterable, Callable, Hashable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -38,6 +38,7 @@ from evolink_async.pool.outcome import Outcome, OutcomeStatus, PoolStats
 from evolink_async.pool.progress import Progress, Tally
 from evolink_async.pool.record import Record, State
 from evolink_async.pool.sources import Sources
+from evolink_async.pool.waiting import Waiting
 from evolink_async.requests import GenerationRequest
 from evolink_async.session import POLL_TIMEOUT
 from evolink_async.types import Task, TaskReading, TaskStatus
@@ -93,6 +94,7 @@ class TaskPool:
         refuse_unknown(later)
         self._client = client
         self._max = checked_count(max_outstanding, "max_outstanding", 1, MOST)
+        self._half = max(1, self._max // 2)
         self._task_timeout = checked_seconds(task_timeout, "task_timeout")
         if stop_after_rejections is not None:
             checked_count(stop_after_rejections, "stop_after_rejections", 1, MOST)
@@ -107,12 +109,13 @@ class TaskPool:
         self._refusals = Refusals(stop_after_rejections)
         self._block = Block()
 
-        self._pulled: deque[Record] = deque()  # wait for a place
-        self._runs: dict[Record, None] = {}  # the same, and somebody awaits them: these go first
+        self._pulled = Waiting(self._may_have_place)  # wait for a place
+        self._runs = Waiting(self._may_have_place)  # the same, and somebody awaits them: these go first
         # What holds a place is in one of the next two. (A dict that was large stays so until it is cleared.)
         self._sending: dict[Record, None] = {}
         self._outstanding: dict[Hashable, Record] = {}  # by the task's id
         self._unsent: dict[Record, None] = {}  # of `_sending` those from sources whose first POST is still to come
+        self._sending_of: Counter[str] = Counter()  # those of `_sending`, by model
         self._untaken: deque[Outcome] = deque()
         self._leftovers: list[Outcome] = []
         self._unfinished = 0  # requests of the sources, and attached tasks, without an outcome
@@ -335,10 +338,18 @@ class TaskPool:
     def _holders(self) -> list[Record]:
         return [*self._sending, *self._outstanding.values()]
 
-    def _take(self, item: Any) -> None:
-        """An item was pulled from a source."""
+    def _take(self, item: Any) -> str | None:
+        """An item was pulled from a source. Gives the model for whose sake that source is not to be read on for now."""
         self._unfinished += 1
-        self._new_record(item, None)
+        record = self._new_record(item, None)
+        return None if record.request is None or self._may_wait(record.model) else record.model
+
+    def _may_wait(self, model: str) -> bool:
+        """Whether one more request of this model may be pulled: half of the places are left to the others."""
+        return self._sending_of[model] + self._pulled.of(model) < self._half
+
+    def _may_have_place(self, model: str) -> bool:
+        return self._sending_of[model] < self._half
 
     def _new_record(self, item: Any, waiter: asyncio.Future[Outcome] | None) -> Record:
         index = self._next_index
@@ -375,11 +386,16 @@ class TaskPool:
         except InvalidRequestError as error:
             self._finish(record, OutcomeStatus.REJECTED, error)
             return
-        if record.waiter is None:
-            self._pulled.append(record)
-        else:
-            self._runs[record] = None
+        self._line_of(record).put(record)
         self._fill()
+
+    def _line_of(self, record: Record) -> Waiting:
+        return self._pulled if record.waiter is None else self._runs
+
+    def _read_on(self, model: str) -> None:
+        """Fewer of this model wait now, perhaps."""
+        if self._may_wait(model):
+            self._sources.release(model)
 
     # Sending
 
@@ -398,13 +414,14 @@ class TaskPool:
             self._filling = False
 
     def _next_to_send(self) -> Record | None:
-        if self._runs and (self._places_held() < self._max or self._displace()):
-            record = next(iter(self._runs))
-            del self._runs[record]
+        record = self._runs.next()
+        if record is not None and (self._places_held() < self._max or self._displace()):
+            self._runs.remove(record)
             return record
-        if self._pulled and self._places_held() < self._max:
-            return self._pulled.popleft()
-        return None
+        record = self._pulled.next() if self._places_held() < self._max else None
+        if record is not None:
+            self._pulled.remove(record)
+        return record
 
     def _displace(self) -> bool:
         """Only what is really outstanding keeps a run waiting: the last of the others goes back to the pulled ones."""
@@ -412,9 +429,9 @@ class TaskPool:
             submission = record.submission
             if submission is not None and submission.ticket is not None:  # without one its POST has begun
                 self._session.submitter.withdraw(submission)
-                del self._unsent[record], self._sending[record]
+                self._no_longer_sending(record)
                 record.submission, record.state = None, State.PULLED
-                self._pulled.appendleft(record)
+                self._pulled.put(record, first=True)
                 return True
         return False
 
@@ -441,6 +458,7 @@ class TaskPool:
             self._client._options.retry.unreachable_for,
         )
         self._sending[record] = None
+        self._sending_of[record.model] += 1
         try:
             self._session.submitter.start(record.submission)
         except InvalidRequestError as error:
@@ -449,6 +467,12 @@ class TaskPool:
         self._models.add(request.model)
         if record.waiter is None:
             self._unsent[record] = None
+
+    def _no_longer_sending(self, record: Record) -> None:
+        if record in self._sending:
+            _drop(self._sending, record)
+            _drop(self._unsent, record)
+            self._sending_of[record.model] -= 1
 
     def _key_of(self, record: Record) -> str:
         """The idempotency key of a request: random, but for the last digits, so that none has to be kept."""
@@ -507,7 +531,7 @@ class TaskPool:
     def _accepted(self, record: Record, task: TaskReading) -> None:
         """The step into `outstanding`."""
         logger.info("task %s accepted for request %s", task.id, record.identity)
-        _drop(self._sending, record)
+        self._no_longer_sending(record)
         record.submission = None  # with the bytes that were sent
         record.task_id, record.progress = task.id, task.progress
         record.reserved = task.credits_reserved
@@ -515,6 +539,8 @@ class TaskPool:
         # The service may give two requests the same task.
         self._outstanding[(task.id, record.index) if task.id in self._outstanding else task.id] = record
         self._follow(record, task, 0.0)
+        self._fill()
+        self._read_on(record.model)
         self._note_progress()
 
     # Watching
@@ -542,6 +568,7 @@ class TaskPool:
         self._conclude(record, task)
 
     def _conclude(self, record: Record, task: Task) -> None:
+        self._session.pace.ended(task.id)
         error = failure_of(task)
         status = OutcomeStatus.COMPLETED
         if error is not None:
@@ -550,6 +577,8 @@ class TaskPool:
 
     def _lost(self, record: Record, error: EvoLinkError) -> None:
         lost = isinstance(error, TaskLostError)
+        if lost and record.task is not None:
+            self._session.pace.ended(record.task.id)
         self._finish(record, OutcomeStatus.LOST if lost else OutcomeStatus.UNFINISHED, error)
         if isinstance(error, ClosedError):
             self._end_early(error)
@@ -583,6 +612,8 @@ class TaskPool:
         self._close(record, status, error)
         self._fill()
         self._sources.notice_room()
+        if record.request is not None:
+            self._read_on(record.model)
         self._note_progress()
 
     def _not_sent(self, record: Record, reason: BaseException | None) -> None:
@@ -595,9 +626,7 @@ class TaskPool:
         outcome = record.outcome(status, error, now)
         was_outstanding = record.state is State.OUTSTANDING and record.request is not None
         record.state = State.UNTAKEN
-        if record in self._sending:
-            _drop(self._sending, record)
-            _drop(self._unsent, record)
+        self._no_longer_sending(record)
         if record.task_id is not None:
             shared = self._outstanding.get(record.task_id) is not record
             self._outstanding.pop((record.task_id, record.index) if shared else record.task_id, None)
@@ -680,9 +709,7 @@ class TaskPool:
 
     def _withdraw_unsent(self, reason: BaseException) -> None:
         """Nothing more is sent: what waits comes back."""
-        waiting = [*self._runs, *self._pulled]
-        self._runs.clear()
-        self._pulled.clear()
+        waiting = [*self._runs.take_all(), *self._pulled.take_all()]
         for record in waiting:
             self._not_sent(record, reason)
         for record in list(self._sending):
@@ -773,7 +800,7 @@ class TaskPool:
         if not waiter.cancelled():  # it ended in the same moment
             self._leave_behind(waiter.result())
         elif record.state is State.PULLED:
-            self._runs.pop(record, None)
+            self._runs.remove(record)
             self._not_sent(record, None)
         elif record.state is State.SENDING and record.submission is not None:
             submission = record.submission

@@ -15,6 +15,10 @@ There is room for one more to be pulled while places held + pulled + untaken < `
 one more to be sent while places held < `max_outstanding`; a request given to `run` may also have the place of one from
 a source that is still in the pace's queue, which then is pulled again. Every other move goes down the table.
 
+One model that has to wait leaves half of the places to the others: a request gets no place while half of them are held
+by requests of its model in `sending`, and a source is not read on while as many requests of the model that it gave last
+are pulled or sending.
+
 Short cuts to untaken: from pulled, what is wrong or comes when nothing is sent any more; from sending, what was
 refused, taken back or stays unknown; from outstanding, what timed out or was lost. When the block is left, what was
 sent and is not handed over goes to `leftovers`, and what was not sent is dropped.
@@ -83,6 +87,18 @@ class Record:
     progress: int = 0
     reserved: Decimal | None = None
     submitted_at: float | None = None  # Unix time of the first POST that was not provably in vain
+
+    @property
+    def model(self) -> str:
+        """The model it asks for."""
+        assert self.request is not None
+        return self.request.model
+
+    @property
+    def number(self) -> int:
+        """Its place in the order pulled."""
+        assert self.index is not None
+        return self.index
 
     @property
     def deserted(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Hashable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ class _Reader:
 class Sources:
     """Pulls an item when `has_room()` says so and hands it to `take`, which must be plain and must not raise.
 
+    `take` may give a reason for which the source of this item is held, not read on, until `release` is told of it.
+
     One asyncio task, the feeder, decides whose turn it is; each async iterable has one more that asks it, so that one
     which has nothing to give at the moment keeps nobody else waiting. A fault of an iterable goes to `failed`, one of
     the feeder itself to `broken`; `drained` is called when one has come to its end.
@@ -36,7 +38,7 @@ class Sources:
     def __init__(
         self,
         has_room: Callable[[], bool],
-        take: Callable[[Any], None],
+        take: Callable[[Any], Hashable | None],
         failed: Callable[[BaseException], None],
         broken: Callable[[BaseException], None],
         drained: Callable[[], None],
@@ -48,6 +50,8 @@ class Sources:
         self._drained = drained
         self._singles: deque[Any] = deque()
         self._turns: deque[Iterator[Any] | _Reader] = deque()
+        self._held: dict[Hashable, list[Iterator[Any] | _Reader]] = {}
+        self._singles_held: Hashable | None = None
         self._readers: set[_Reader] = set()
         self._feeder: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -92,10 +96,19 @@ class Sources:
         """There may be room again."""
         self._wake.set()
 
+    def release(self, reason: Hashable) -> None:
+        """Read on what was held for this reason."""
+        if reason in self._held:
+            self._turns.extend(self._held.pop(reason))
+            self._wake.set()
+        if reason == self._singles_held:
+            self._singles_held = None
+            self._wake.set()
+
     @property
     def exhausted(self) -> bool:
         """Whether nothing is left to pull."""
-        return self.closed or not (self._singles or self._turns or self._readers)
+        return self.closed or not (self._singles or self._turns or self._held or self._readers)
 
     def close_iterables(self) -> None:
         """Read on nothing and close the generators.
@@ -110,7 +123,9 @@ class Sources:
             # The one that runs right now (its item made somebody close us) sees `closed` by itself.
             if reader.task is not None and reader.task is not asyncio.current_task():
                 reader.task.cancel()
-        turns, self._turns = self._turns, deque()
+        turns = [*self._turns, *(turn for held in self._held.values() for turn in held)]
+        self._turns.clear()
+        self._held.clear()
         for turn in turns:
             if not isinstance(turn, _Reader):
                 self._close_iterator(turn)
@@ -140,13 +155,14 @@ class Sources:
     async def _feed(self) -> None:
         pulls = 0
         while not self.exhausted:
-            if not (self._singles or self._turns) or not self._has_room():
+            singles = self._singles and self._singles_held is None
+            if not (singles or self._turns) or not self._has_room():
                 self._wake.clear()
                 await self._wake.wait()
                 continue
             pulls += 1
-            if self._singles:
-                self._got(self._singles.popleft())
+            if singles:
+                self._singles_held = self._got(self._singles.popleft())
             elif self._give_turn(self._turns.popleft()) or pulls % _PULLS_IN_A_ROW == 0:
                 await asyncio.sleep(0)
 
@@ -165,16 +181,22 @@ class Sources:
         except Exception as error:  # noqa: BLE001  (the iterable is the caller's code)
             self._failed(error)
             return False
-        if self.closed:  # the iterable itself had the pool stopped
-            self._close_iterator(turn)
-        else:
-            self._turns.append(turn)
-        self._got(item)
+        self._turn_again(turn, self._got(item))
         return False
 
-    def _got(self, item: Any) -> None:
+    def _got(self, item: Any) -> Hashable | None:
         self.pulled += 1
-        self._take(item)
+        return self._take(item)
+
+    def _turn_again(self, turn: Iterator[Any] | _Reader, held_for: Hashable | None) -> None:
+        """It is among the turns again, or among the held ones."""
+        if self.closed:  # the iterable itself had the pool stopped, or what became of its item
+            if not isinstance(turn, _Reader):
+                self._close_iterator(turn)
+        elif held_for is not None:
+            self._held.setdefault(held_for, []).append(turn)
+        else:
+            self._turns.append(turn)
 
     def _feeder_done(self, task: asyncio.Task[None]) -> None:
         self._feeder = None
@@ -198,9 +220,7 @@ class Sources:
                     item = await anext(reader.source)
                 except StopAsyncIteration:
                     return
-                if not self.closed:
-                    self._turns.append(reader)
-                self._got(item)
+                self._turn_again(reader, self._got(item))
                 self._wake.set()
         finally:
             close = getattr(reader.source, "aclose", None)

@@ -1,0 +1,280 @@
+"""What is learned of a limit that nobody published: pure, in numbers. The service is that of `benchmarks/pace.py`."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evolink_async import RetryPolicy
+from evolink_async.http.rates import START_BURST, START_RATE, Climb, ModelPace
+
+POLICY = RetryPolicy()
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def _load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("benchmarks_pace", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+bench = _load(BENCHMARKS / "pace.py")
+
+
+def figures(seed: int = 1, **world: Any) -> dict[str, float]:
+    found: dict[str, float] = bench.figures(bench.Case(bench.World(**world), seed=seed))
+    print(f"seed {seed}, {world}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+    assert found["early"] == 0  # nothing is sent in a cool-down
+    return found
+
+
+# -- The rate -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", bench.STYLES)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_97_percent_of_a_hidden_limit_are_used_and_few_refused_also_after_it_was_halved(style: Any, seed: int) -> None:
+    found = figures(seed, rate=50.0, factor=0.5, style=style)
+    assert found["whole used"] > 0.97
+    assert found["second used"] > 0.97
+    assert found["whole refused"] < 0.005
+    assert found["second refused"] < 0.006
+    assert found["steady refused"] < 0.006
+
+
+@pytest.mark.parametrize(
+    ("rate", "used", "steady_refused"),
+    [(0.5, 0.87, 0.005), (2.0, 0.92, 0.005), (5.0, 0.96, 0.005), (200.0, 0.96, 0.002)],
+)
+def test_slow_and_fast_limits_are_found_too(rate: float, used: float, steady_refused: float) -> None:
+    found = figures(rate=rate, factor=0.5, seconds=600.0 if rate >= 5 else 3000.0)
+    assert found["whole used"] > used
+    assert found["steady refused"] < steady_refused
+
+
+@pytest.mark.parametrize(("store", "used"), [(10.0, 0.9), (500.0, 0.97)])
+def test_a_limiter_that_stores_less_or_more_is_no_obstacle(store: float, used: float) -> None:
+    found = figures(rate=50.0, store=store, factor=0.5)
+    assert found["whole used"] > used
+    assert found["whole refused"] < 0.012
+    assert found["steady refused"] < 0.003
+
+
+def test_a_limit_that_was_raised_is_noticed() -> None:
+    found = figures(rate=50.0, factor=4.0)
+    assert found["second used"] > 0.8
+    assert found["second refused"] < 0.005
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("hint", [1.0, None])
+def test_refusals_by_mere_chance_do_not_slow_it_down_for_good(hint: Any, seed: int) -> None:
+    found = figures(seed, rate=None, chance=0.01, chance_hint=hint, ceiling=500.0)
+    assert found["per second"] > 30  # with pauses of a second nobody gets more than a hundred
+
+
+def test_the_rate_of_a_client_with_a_limit_never_exceeds_it() -> None:
+    world = bench.World(100.0, ceiling=20.0, seconds=200.0, chance=0.01)
+    run = bench.Simulation(world, policy := ModelPace(math.inf, 1, 0.0, 20.0), 1)()
+    assert len(run.accepted) > 0.5 * 20 * 200
+    assert policy.rate <= 20
+
+
+def test_a_learned_rate_is_where_the_next_search_begins() -> None:
+    world = bench.World(50.0, seconds=100.0)
+    run = bench.Simulation(world, ModelPace(49.0, 1, 0.0, refused=52.0), 1)()
+    assert len(run.accepted) > 0.97 * 50 * 100
+    assert len(run.refused) < 0.004 * 50 * 100
+
+
+def asked(pace: ModelPace, count: int, apart: float, begin: float = 0.0) -> float:
+    """So many requests, each accepted at once. Gives the moment of the last."""
+    moment = begin
+    for _ in range(count):
+        moment = max(moment + apart, pace.ready_at(moment))
+        pace.sent(moment)
+        pace.accepted(moment)
+        pace.landed()
+    return moment
+
+
+def test_who_does_not_use_the_rate_learns_nothing_about_a_higher_one() -> None:
+    pace = ModelPace(START_RATE, START_BURST, 0.0)
+    asked(pace, 1000, 2.0)
+    assert pace.rate < 2 * START_RATE
+
+
+def test_after_a_refusal_it_is_slower_and_recovers() -> None:
+    pace = ModelPace(START_RATE, START_BURST, 0.0)
+    end = asked(pace, 300, 0.0)
+    fast = pace.rate
+    assert fast > 50
+    pace.sent(end)
+    pace.refused(end + 0.1, end, 1.0, POLICY, 0.5)
+    assert pace.ready_at(end + 0.1) >= end + 1.1
+    slow = pace.rate
+    assert slow < 0.6 * fast
+    pace.landed()
+    asked(pace, 5000, 0.0, end + 1.2)
+    assert pace.rate > fast
+
+
+def test_the_refusals_of_one_volley_are_one_refusal() -> None:
+    pace = ModelPace(50.0, 1, 0.0)
+    for _ in range(50):
+        pace.sent(0.0)
+    for _ in range(50):
+        pace.refused(0.1, 0.0, None, POLICY, 1.0)
+        pace.landed()
+    assert pace.cool_until <= 0.1 + 0.5
+    assert pace.rate >= 0.45 * 50
+
+
+def test_a_pause_that_was_too_short_says_nothing_about_the_rate_and_the_next_is_longer() -> None:
+    pace = ModelPace(START_RATE, START_BURST, 0.0)
+    asked(pace, 3, 0.0)
+    pauses, moment = [], 0.0
+    for _ in range(6):
+        moment = pace.ready_at(moment)
+        pace.sent(moment)
+        pace.refused(moment + 0.1, moment, None, POLICY, 1.0)
+        pace.landed()
+        pauses.append(pace.cool_until - moment)
+    assert pauses[-1] > 10
+    assert pace.rate > 0.4 * START_RATE
+
+
+def test_rare_requests_of_which_some_are_refused_do_not_bring_it_to_a_standstill() -> None:
+    pace = ModelPace(START_RATE, START_BURST, 0.0)
+    moment = 0.0
+    for number in range(3000):
+        moment = max(moment + 30.0, pace.ready_at(moment))
+        pace.sent(moment)
+        if number % 50 == 7:
+            pace.refused(moment + 0.1, moment, 1.0, POLICY, 0.5)
+        else:
+            pace.accepted(moment + 0.1)
+        pace.landed()
+    assert pace.rate > 1
+
+
+def test_the_first_after_a_pause_is_not_waited_for_for_ever() -> None:
+    pace = ModelPace(START_RATE, START_BURST, 0.0)
+    pace.sent(0.0)
+    pace.refused(0.1, 0.0, 1.0, POLICY, 0.5)
+    pace.landed()
+    first = pace.ready_at(0.1)
+    pace.sent(first)
+    assert first + 1 < pace.ready_at(first) < first + 3
+
+
+def test_a_climb_is_slow_near_what_was_refused_and_bold_far_beyond() -> None:
+    climb = Climb(80.0)
+    climb.begin(80.0, 100.0, 20, 100)
+    levels = []
+    for _ in range(320):
+        climb.grow()
+        levels.append(climb.level)
+    assert levels == sorted(levels)
+    assert levels[19] == pytest.approx(100)
+    assert levels[69] < 102  # half of its patience later
+    assert levels[119] == pytest.approx(110)
+    assert levels[319] > 300
+
+
+# -- The places -----------------------------------------------------------------------------------------
+
+FEW_PLACES = {"rate": None, "places": 20, "lasts": 30.0, "lag": 2.0}
+
+
+@pytest.mark.parametrize("style", bench.STYLES)
+def test_the_number_of_tasks_that_may_run_is_learned(style: Any) -> None:
+    found = figures(**FEW_PLACES, requests=1000, style=style)
+    assert found["refused"] < 0.02
+    assert found["finished"] < 1.2 * (1000 / 20 + 1) * 31
+
+
+def test_with_places_and_rate_both_limited_both_are_learned() -> None:
+    found = figures(**FEW_PLACES | {"rate": 5.0, "places": 60}, requests=1500)
+    assert found["refused"] < 0.02
+    assert found["finished"] < 1.2 * (1500 / 60 + 1) * 31
+
+
+def test_a_limit_on_the_rate_is_not_taken_for_one_on_the_places() -> None:
+    for rate, lasts in ((2.0, 60.0), (50.0, 5.0), (50.0, 100.0)):
+        world = bench.World(rate, lasts=lasts, lag=2.0, requests=2000)
+        bench.Simulation(world, policy := ModelPace(START_RATE, START_BURST, 0.0), 1)()
+        assert math.isinf(policy.cap), (rate, lasts, policy.cap)
+
+
+def full(cap: float) -> ModelPace:
+    """A model of which as many tasks run as may."""
+    pace = ModelPace(1000.0, 1, 0.0, refused=1000.0, cap=cap)
+    for number in range(int(cap)):
+        pace.sent(0.0)
+        pace.accepted(0.0, f"task {number}", 500.0)
+        pace.landed()
+    return pace
+
+
+def test_nothing_is_sent_while_as_many_run_as_may_and_one_that_ends_makes_room() -> None:
+    pace = full(5)
+    assert pace.ready_at(10.0) == 500.0
+    assert pace.ended("task 3", 10.0)
+    assert not pace.ended("task 3", 10.0)
+    assert pace.ready_at(10.0) <= 10.0
+    pace.sent(10.0)
+    assert pace.ready_at(11.0) == 500.0  # the one under way counts already
+    pace.landed()
+    assert pace.ready_at(11.0) <= 11.0  # it came to nothing
+
+
+def test_tasks_that_must_have_ended_are_forgotten_where_their_places_are_needed() -> None:
+    pace = full(5)
+    assert pace.ready_at(499.0) == 500.0
+    assert pace.ready_at(500.0) <= 500.0
+    assert pace.running == 0
+
+
+def test_the_places_grow_only_while_they_are_used_up() -> None:
+    pace = full(100)
+    cap, moment = pace.cap, 1.0
+    for number in range(1000):  # never more than half
+        pace.ended(f"task {number}", moment)
+        if number >= 50:
+            pace.sent(moment)
+            pace.accepted(moment, f"task {number + 50}", 1e9)
+            pace.landed()
+        moment += 1
+    assert pace.cap == cap
+    while pace.ready_at(moment) <= moment:
+        pace.sent(moment)
+        pace.accepted(moment, f"more {moment}", 1e9)
+        pace.landed()
+        moment += 1
+    for number in range(500):  # and now all of them
+        pace.ended(next(iter(pace._running)), moment)
+        pace.sent(moment)
+        pace.accepted(moment, f"even more {number}", 1e9)
+        pace.landed()
+        moment += 1
+    assert pace.cap > cap
+
+
+# -- The benchmarks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pace", "makespan"])
+def test_the_benchmark_runs(name: str) -> None:
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--json"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
