@@ -134,7 +134,8 @@ async def row_in(job: JobLedger, state: State, key: str) -> Row:
 
 def facts(row: Row) -> tuple[Any, ...]:
     """All that a ledger keeps of a row, as plain values."""
-    task = row.task.raw if row.task is not None and row.state is not State.ACCEPTED else None
+    ended = row.state in (State.COMPLETED, State.FAILED, State.CANCELLED)
+    task = row.task.raw if row.task is not None and ended else None
     return (
         *(row.identity, row.keyed, row.content, row.endpoint, row.model, row.state, row.number, row.attempts),
         *(row.losses, row.replayed, row.idempotency_key, row.fingerprint, row.task_id, row.reserved, row.spent),
