@@ -77,20 +77,24 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Before SQLite sees it, for it would make an empty file its own."""
+    """Before SQLite sees it: it would make an empty file its own, and leave logs beside one it may not write to."""
     try:
-        with path.open("rb") as file:
-            start = file.read(16)
+        with path.open("r+b") as file:
+            start = file.read(18)
+            size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise LedgerError(f"there is no ledger {str(path)!r}") from None
     except OSError as error:
-        raise LedgerError(f"cannot read the ledger {str(path)!r}: {error.strerror}") from error
-    if start != b"SQLite format 3\0":
+        raise LedgerError(f"the ledger {str(path)!r} cannot be opened for writing: {error.strerror}") from error
+    if not start.startswith(b"SQLite format 3\0"):
         what = "is empty" if not start else "is no SQLite file"
         raise LedgerError(
             f"{str(path)!r} {what}, so it is no ledger, or no longer one. It is left as it is: "
             "restore it from a copy, or give another path to begin anew"
         )
+    page = int.from_bytes(start[16:18], "big")
+    if page and size % (65536 if page == 1 else page) and not Path(f"{path}-wal").exists():
+        raise corrupt(path, "its end is missing")  # SQLite takes the rest of a cut page for zeros
 
 
 def _refuse_unknown(connection: sqlite3.Connection, path: Path) -> None:
@@ -114,10 +118,11 @@ def check_health(connection: sqlite3.Connection, path: Path) -> None:
     """Raise `LedgerError` if the file is damaged."""
     [[verdict], *_] = connection.execute("PRAGMA quick_check(1)")
     if verdict != "ok":
-        raise _corrupt(path, str(verdict).splitlines()[-1])
+        raise corrupt(path, str(verdict).splitlines()[-1])
 
 
-def _corrupt(path: Path, details: str) -> LedgerError:
+def corrupt(path: Path, details: str) -> LedgerError:
+    """The error that says that a file is damaged."""
     return LedgerError(
         f"the ledger {str(path)!r} is damaged ({details}). It is left as it is, since it says what was paid for: "
         "copy it away with its -wal file, then restore a copy or try SQLite's .recover"
@@ -227,7 +232,7 @@ def _ledger_error(path: Path, error: sqlite3.Error) -> LedgerError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     said = str(error)
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return _corrupt(path, said)
+        return corrupt(path, said)
     reasons = {
         sqlite3.SQLITE_FULL: "the disk is full: make room",
         sqlite3.SQLITE_READONLY: "it may not be written to: check its permissions and those of its folder",

@@ -15,8 +15,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from evolink_async.errors import LedgerError
 from evolink_async.ledger import rules
 from evolink_async.ledger.file import check_health, connect, create, ledger_errors, migrate, transaction
@@ -222,6 +220,13 @@ def _job_id(connection: sqlite3.Connection, name: str, now: datetime) -> int:
 
 def read_rows(connection: sqlite3.Connection, where: str, parameters: Sequence[Any]) -> list[Row]:
     """Requests with all that belongs to them; the body only of those that may be sent again."""
+    try:
+        return _read_rows(connection, where, parameters)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise LedgerError("the ledger is damaged: what it says of a request makes no sense") from error
+
+
+def _read_rows(connection: sqlite3.Connection, where: str, parameters: Sequence[Any]) -> list[Row]:
     rows = [_row(values) for values in connection.execute(f"{_READ_ROWS} WHERE {where}", parameters).fetchall()]
     for row in rows:
         if row.state in _UNTIL_SETTLED:
@@ -240,7 +245,7 @@ def _row(values: tuple[Any, ...]) -> Row:
         id=id,
         identity=identity,
         keyed=bool(keyed),
-        content=content.hex(),
+        content=bytes(content).hex(),
         endpoint=endpoint,
         model=model,
         state=State(state),
@@ -286,10 +291,7 @@ def _task_text(task: Task | None) -> str | None:
 def _task(text: str | None, task_id: str | None, model: str) -> Task | None:
     if text is None:
         return Task(id=task_id, model=model) if task_id is not None else None
-    try:
-        return Task.model_validate(json.loads(text))
-    except (ValueError, ValidationError) as error:
-        raise LedgerError(f"the ledger holds a task that cannot be read: {task_id}") from error
+    return Task.model_validate(json.loads(text))
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
