@@ -45,7 +45,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE result (request INTEGER PRIMARY KEY, task TEXT, files TEXT NOT NULL)",
         """CREATE TABLE past_try (
             id INTEGER PRIMARY KEY, request INTEGER NOT NULL, number INTEGER NOT NULL, state TEXT NOT NULL,
-            task_id TEXT, idempotency_key TEXT, reserved INTEGER, spent INTEGER,
+            replayed INTEGER NOT NULL, task_id TEXT, idempotency_key TEXT, reserved INTEGER, spent INTEGER,
             submitted_at INTEGER, ended_at INTEGER, error_code TEXT, error TEXT)""",
         "CREATE INDEX past_try_of ON past_try (request)",
         """CREATE TABLE price (

@@ -102,6 +102,7 @@ def _as_past(row: Row) -> PastTry:
     return PastTry(
         number=row.number,
         state=row.state,
+        replayed=row.replayed,
         task_id=row.task_id,
         idempotency_key=row.idempotency_key,
         reserved=row.reserved,
@@ -222,7 +223,7 @@ def _add_extra(row: Row, number: int, task_id: str, reserved: int | None, at: da
     """Keep a task that is not the present try's; False if it is known already."""
     if any(past.task_id == task_id for past in row.past):
         return False
-    extra = PastTry(number, State.ACCEPTED, task_id, row.idempotency_key, reserved, None, at, None, None, None)
+    extra = PastTry(number, State.ACCEPTED, False, task_id, row.idempotency_key, reserved, None, at, None, None, None)
     mine = [past for past in row.past if past.number == number]
     if mine:
         extra = replace(extra, idempotency_key=mine[0].idempotency_key)

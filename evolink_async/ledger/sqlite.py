@@ -151,7 +151,7 @@ class SqliteStore:
             connection.executemany("INSERT OR REPLACE INTO result VALUES (?, ?, ?)", results)
         if batch.past:
             connection.executemany(
-                f"INSERT INTO past_try VALUES ({', '.join('?' * 12)})", map(_past_values, batch.past)
+                f"INSERT INTO past_try VALUES ({', '.join('?' * 13)})", map(_past_values, batch.past)
             )
         if batch.prices:
             prices = [(self._job, price, credits) for price, credits in batch.prices.items()]
@@ -272,15 +272,16 @@ def _row(values: tuple[Any, ...]) -> Row:
 def _past_values(item: tuple[int, PastTry]) -> tuple[Any, ...]:
     request, past = item
     return (
-        *(None, request, past.number, past.state, past.task_id, past.idempotency_key, past.reserved, past.spent),
+        *(None, request, past.number, past.state, past.replayed, past.task_id, past.idempotency_key),
+        *(past.reserved, past.spent),
         *(_micros(past.submitted_at), _micros(past.ended_at), past.error_code, past.error),
     )
 
 
 def _past_try(values: tuple[Any, ...]) -> PastTry:
-    _, _, number, state, task_id, key, reserved, spent, submitted_at, ended_at, code, error = values
+    _, _, number, state, replayed, task_id, key, reserved, spent, submitted_at, ended_at, code, error = values
     times = _moment(submitted_at), _moment(ended_at)
-    return PastTry(number, State(state), task_id, key, reserved, spent, *times, code, error)
+    return PastTry(number, State(state), bool(replayed), task_id, key, reserved, spent, *times, code, error)
 
 
 def _task_text(task: Task | None) -> str | None:

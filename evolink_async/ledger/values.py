@@ -61,11 +61,13 @@ def as_text(value: str) -> str:
 class PastTry:
     """A former try of a request, or a second task that was made for one try (then `state` is accepted).
 
-    number: of the try, from 1. reserved, spent: micro-credits that it still holds, or has cost.
+    number: of the try, from 1. replayed: it was sent twice. reserved, spent: micro-credits that it still holds, or has
+    cost.
     """
 
     number: int
     state: State
+    replayed: bool
     task_id: str | None
     idempotency_key: str | None
     reserved: int | None

@@ -132,6 +132,14 @@ async def row_in(job: JobLedger, state: State, key: str) -> Row:
     return row
 
 
+def kill(job: JobLedger) -> None:
+    """As if the process were gone: what is not on disk by now will never be. For ledgers in the loop."""
+    turns = job._turns
+    assert turns is not None
+    turns._reading, turns._sums_changed, turns._closing = [], False, True
+    turns._store.close()
+
+
 def facts(row: Row) -> tuple[Any, ...]:
     """All that a ledger keeps of a row, as plain values."""
     ended = row.state in (State.COMPLETED, State.FAILED, State.CANCELLED)

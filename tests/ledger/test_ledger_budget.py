@@ -17,6 +17,7 @@ from ledger_world import (
     entry,
     in_loop,
     intend,
+    kill,
     new_task,
     opened,
     row_in,
@@ -276,7 +277,7 @@ async def test_after_a_crash_a_told_price_frees_what_an_unsettled_probe_holds(qu
     path = quick_path / "job.db"
     job = await open_job(path, max_credits=Decimal(100))
     await probing(job)
-    job._turns._store.close()  # type: ignore[union-attr]  (the process is gone)
+    kill(job)
     async with opened(path, max_credits=Decimal(100)) as job:
         assert (job.free, job.probe and job.probe.state) == (0, State.UNSETTLED)
         b = await entered(job, "b")
@@ -295,7 +296,7 @@ async def test_after_a_crash_the_answer_of_a_probe_still_teaches_the_price(quick
     path = quick_path / "job.db"
     job = await open_job(path, max_credits=Decimal(100))
     await probing(job)
-    job._turns._store.close()  # type: ignore[union-attr]
+    kill(job)
     async with opened(path, max_credits=Decimal(100)) as job:
         [probe] = await job.enter([entry("probe")])
         assert await job.replay(probe.row)

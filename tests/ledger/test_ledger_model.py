@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from ledger_world import assert_balanced, at, end_of, entry, facts, in_loop, intend, new_task, sums_on_disk
+from ledger_world import assert_balanced, at, end_of, entry, facts, in_loop, intend, kill, new_task, sums_on_disk
 
 from evolink_async.ledger import JobLedger, Row, State, open_job, rules
 from evolink_async.types import Task
@@ -343,7 +343,7 @@ class Life(RuleBasedStateMachine):
 
     async def _run_again(self, crash: bool, cap: Decimal | None) -> None:
         if crash:
-            self.job._turns._store.close()  # type: ignore[union-attr]
+            kill(self.job)
         else:
             await self.job.aclose()
         self.job = await open_job(self.path, max_credits=cap)

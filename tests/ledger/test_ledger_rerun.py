@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from ledger_world import at, content, end_of, entered, entry, in_loop, intend, new_task, opened, row_in
+from ledger_world import at, content, end_of, entered, entry, in_loop, intend, kill, new_task, opened, row_in
 
 from evolink_async import InvalidRequestError
 from evolink_async.ledger import Entered, Entry, State, Todo, may_try_again, open_job, what_to_do
@@ -94,7 +94,7 @@ async def test_what_died_while_sending_is_unsettled_with_all_that_a_replay_needs
     job = await open_job(path)
     for key in ("sending", "replaying", "accepted"):
         await row_in(job, State(key), key)
-    job._turns._store.close()  # type: ignore[union-attr]  (the process is gone)
+    kill(job)
     async with opened(path) as job:
         assert job.interrupted == 2
         [sending, replaying, accepted] = await job.enter(
