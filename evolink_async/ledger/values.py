@@ -134,6 +134,8 @@ class Row:
     @property
     def holds(self) -> tuple[int, int]:
         """Micro-credits reserved and spent, over all tries."""
+        if not self.past:
+            return self.reserved or 0, self.spent or 0
         reserved = sum(held.reserved or 0 for held in self._tries())
         return reserved, sum(held.spent or 0 for held in self._tries())
 
@@ -165,11 +167,13 @@ def written(row: Row) -> tuple[Any, ...]:
 
 _KEPT_BY_THE_ROW = frozenset({"_version", "_past_written"})
 _CHANGING = tuple(field.name for field in fields(Row) if field.name not in _KEPT_BY_THE_ROW)
+_CHANGING_VALUES = operator.attrgetter(*_CHANGING)
 
 
 def saved_state(row: Row) -> tuple[object, ...]:
     """What `restore` needs to undo all later changes."""
-    return tuple(getattr(row, name) for name in _CHANGING)
+    values: tuple[object, ...] = _CHANGING_VALUES(row)
+    return values
 
 
 def restore(row: Row, state: tuple[object, ...]) -> None:
