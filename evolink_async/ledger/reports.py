@@ -105,8 +105,9 @@ def unknown_requests(connection: sqlite3.Connection, name: str) -> list[UnknownR
     job = _job(connection, name)
     [[keys_honoured]] = connection.execute("SELECT keys_honoured FROM job WHERE id = ?", (job,))
     open_states = (State.UNSETTLED, State.SENDING, State.REPLAYING)
-    sent_twice = "OR replayed OR id IN (SELECT request FROM past_try WHERE replayed)"
-    where = f"job = ? AND (state IN (?, ?, ?) {'' if keys_honoured else sent_twice}) ORDER BY id"
+    sent_twice = "replayed OR id IN (SELECT request FROM past_try WHERE replayed)"
+    certain = "1" if keys_honoured else f"NOT ({sent_twice}) OR state = '{State.GIVEN_UP}'"
+    where = f"job = ? AND (state IN (?, ?, ?) OR NOT ({certain})) ORDER BY id"
     return [_unknown(row) for row in read_rows(connection, where, (job, *open_states))]
 
 
