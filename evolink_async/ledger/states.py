@@ -138,12 +138,13 @@ def after(state: State | None, verb: Verb, end: State | None = None) -> State:
 
 def diagram() -> str:
     """The moves as a mermaid state diagram; those that change nothing are left out."""
-    lines = ["stateDiagram-v2"]
+    arrows: dict[tuple[str, State], list[str]] = {}
     for move in MOVES:
         for source in move.sources:
             if move.target is not None and move.target is not source:
-                lines.append(f"    {source or '[*]'} --> {move.target}: {move.verb}")
-    return "\n".join(lines) + "\n"
+                arrows.setdefault((source or "[*]", move.target), []).append(move.verb)
+    lines = [f"    {source} --> {target}: {', '.join(verbs)}\n" for (source, target), verbs in arrows.items()]
+    return "stateDiagram-v2\n" + "".join(lines)
 
 
 def table() -> str:
