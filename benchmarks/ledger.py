@@ -209,8 +209,10 @@ async def size(path: Path, count: int) -> dict[str, float]:
     for start in range(0, count, 1000):
         await asyncio.gather(*(one(number) for number in range(start, min(count, start + 1000))))
     await job.aclose()
-    sizes: dict[str, float] = {"requests": count, "megabytes": path.stat().st_size / 1e6}
+    sizes: dict[str, float] = {"requests": count}
     with closing(sqlite3.connect(path)) as file:
+        [[pages], [page]] = file.execute("PRAGMA page_count").fetchall() + file.execute("PRAGMA page_size").fetchall()
+        sizes["megabytes"] = pages * page / 1e6
         try:
             parts = file.execute("SELECT name, sum(pgsize) FROM dbstat GROUP BY name").fetchall()
         except sqlite3.OperationalError:  # an SQLite that was built without it
@@ -245,9 +247,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def show(results: dict[str, Any], options: argparse.Namespace) -> None:
     many = results["many"]
-    print(
-        f"{options.tasks:,} tasks at once, {options.requests:,} requests of {VERBS} writes, medians of {options.rounds}"
-    )
+    print(f"{options.tasks:,} tasks at once, {options.requests:,} requests of {VERBS} writes; medians of the rounds")
     print(f"{'':<24}{'writes/s':>10}{'p50 ms':>10}{'p99 ms':>10}{'CPU us per write':>20}")
     for way, row in many.items():
         print(
@@ -255,10 +255,10 @@ def show(results: dict[str, Any], options: argparse.Namespace) -> None:
             f"{row['cpu_us_per_write']:>20.1f}"
         )
     ours, bare = many["ledger"], many["append and fdatasync"]
+    rate, wait = ours["writes_per_second"] / bare["writes_per_second"], ours["p99_ms"] / bare["p99_ms"]
     print(
-        f"the ledger writes {ours['writes_per_second'] / bare['writes_per_second']:.2f} times as many records", end=""
+        f"beside a bare append the ledger writes {rate:.2f} times as many records, its p99 is {wait:.1f} times as long"
     )
-    print(f" as a bare append, p99 of an intent is {ours['p99_ms'] / bare['p99_ms']:.1f} times its")
     for what, row in results["alone"].items():
         print(f"one {what} alone: p50 {row['p50_ms']:.2f} ms, p99 {row['p99_ms']:.2f} ms")
     sizes = results["size"]

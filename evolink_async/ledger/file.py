@@ -55,6 +55,18 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 VERSION = len(MIGRATIONS)
 
+_UNBALANCED = """
+    WITH held AS (
+        SELECT job, 1 AS one, coalesce(reserved, 0) AS reserved, coalesce(spent, 0) AS spent FROM request
+        UNION ALL
+        SELECT job, 0, coalesce(past_try.reserved, 0), coalesce(past_try.spent, 0)
+        FROM past_try LEFT JOIN request ON request.id = past_try.request
+        UNION ALL
+        SELECT id, -requests, -reserved, -spent FROM job
+    )
+    SELECT name FROM held LEFT JOIN job ON job.id = held.job GROUP BY held.job
+    HAVING sum(one) <> 0 OR sum(held.reserved) <> 0 OR sum(held.spent) <> 0 OR name IS NULL"""
+
 
 def connect(path: Path) -> sqlite3.Connection:
     """A connection to a file that is a ledger, ready for use. Raises `LedgerError` for anything else."""
@@ -115,10 +127,16 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def check_health(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise `LedgerError` if the file is damaged."""
-    [[verdict], *_] = connection.execute("PRAGMA quick_check(1)")
+    """Raise `LedgerError` if the file is damaged, as far as can be seen.
+
+    SQLite finds what is wrong with its structure, and an identity that differs from its index; what is stored of each
+    request must add up to what is stored of its job.
+    """
+    [[verdict], *_] = connection.execute("PRAGMA integrity_check(1)")
     if verdict != "ok":
         raise corrupt(path, str(verdict).splitlines()[-1])
+    for (name,) in connection.execute(_UNBALANCED):
+        raise corrupt(path, f"the requests of job {name!r} do not add up")
 
 
 def corrupt(path: Path, details: str) -> LedgerError:
@@ -205,9 +223,7 @@ def transaction(connection: sqlite3.Connection, *, fresh: bool = False) -> Itera
     connection.execute("BEGIN IMMEDIATE")
     try:
         if not fresh:
-            version = _version(connection)
-            if version != VERSION:
-                raise LedgerError(f"the ledger has become version {version} under this program; run it again")
+            _version(connection)  # a newer program may have brought it up meanwhile
         yield
         connection.execute("COMMIT")
     except BaseException:
@@ -224,6 +240,8 @@ def ledger_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _ledger_error(path, error) from error
+    except UnicodeDecodeError as error:  # of a message of SQLite's that quotes what is damaged
+        raise corrupt(path, "it holds what is no text") from error
     except OSError as error:
         raise LedgerError(f"the ledger {str(path)!r} cannot be used: {error.strerror or error}") from error
 

@@ -129,8 +129,8 @@ class SqliteStore:
         self._run = run
         account = Account(cap, reserved, spent, prices, None, probe_price, replays, bool(keys_honoured))
         if probe is not None:
-            [account.probe] = read_rows(connection, "id = ?", (probe,))
-            account.probe.price = probe_price
+            for row in read_rows(connection, "id = ?", (probe,)):
+                row.price, account.probe = probe_price, row
         first = self._job << _ID_BITS
         return Opened(self._name, run, account, max(first, last or 0) + 1, requests, interrupted)
 

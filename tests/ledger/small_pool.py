@@ -205,7 +205,10 @@ class CrashPoints:
         def verb(*args: Any, **kwargs: Any) -> asyncio.Future[Any]:
             self._reached(f"before {name}")
             durable: asyncio.Future[Any] = value(*args, **kwargs)
-            return asyncio.ensure_future(self._after(name, durable))
+            if not durable.done():
+                return asyncio.ensure_future(self._after(name, durable))
+            self._reached(f"after {name}")
+            return durable
 
         return verb
 

@@ -284,6 +284,12 @@ async def test_after_a_crash_a_told_price_frees_what_an_unsettled_probe_holds(qu
         refusal = await intend(job, b, price="new", told=None)
         assert refusal is not None
         assert refusal.probe is job.probe
+    async with opened(path, max_credits=Decimal(150)) as job:  # more credits make the price no better known
+        b = await entered(job, "b")
+        assert job.free == 50
+        assert await intend(job, b, price="newer", told=None) is not None
+    async with opened(path, max_credits=Decimal(100)) as job:
+        b = await entered(job, "b")
         assert await intend(job, b, price="new", told=Decimal(4)) is None
         assert (job.probe, job.free) == (None, 92)
     assert_balanced(path)

@@ -67,6 +67,21 @@ async def test_a_thousand_writers_share_a_few_commits_and_each_is_durable(tmp_pa
     assert sorted(bodies) == sorted((f"k{number}", b"body of %d" % number) for number in range(MANY))
 
 
+async def test_two_jobs_write_to_one_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "job.db"
+    async with opened(path, "one") as one, opened(path, "other") as other:
+
+        async def write(job: JobLedger, number: int) -> None:
+            [known] = await job.enter([entry(f"k{number}", number)])
+            await intend(job, known.row)
+            await job.accepted(known.row, new_task(), at=at())
+
+        await asyncio.gather(*(write(job, number) for job in (one, other) for number in range(100)))
+    for name in ("one", "other"):
+        assert_balanced(path, name)
+    assert ask(path, "SELECT state, count(*) FROM request GROUP BY state") == [("accepted", 200)]
+
+
 async def test_rows_that_nobody_holds_are_not_kept(tmp_path: Path) -> None:
     for path in (tmp_path / "job.db", None):
         async with opened(path) as job:
