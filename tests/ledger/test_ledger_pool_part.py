@@ -45,6 +45,7 @@ class Counting:
         self.point, self.nth, self.chance = point, nth, chance
         self.reached: Counter[str] = Counter()
         self.dead = False
+        self.job: JobLedger | None = None
 
     def __call__(self, point: str) -> None:
         if self.dead:
@@ -53,6 +54,8 @@ class Counting:
         hit = point == self.point and self.reached[point] == self.nth
         if hit or (self.chance is not None and self.chance.random() < 0.01):
             self.dead = True
+            assert self.job is not None
+            kill(self.job)  # in this very moment: nothing more is written, whatever the loop still does
             raise Crash(point)
 
 
@@ -60,13 +63,12 @@ async def one_run(
     path: Path, service: BookService, names: list[str], counting: Counting, **options: Any
 ) -> dict[str, str] | None:
     """A run of the job to its end; None: it died."""
-    job = await open_job(path)
+    job = counting.job = await open_job(path)
     service.reached = counting
     points: JobLedger = CrashPoints(job, counting)  # type: ignore[assignment]
     try:
         outcomes = await SmallPool(points, service, **options).run(names)
     except Crash:
-        kill(job)
         return None
     await job.aclose()
     return outcomes
