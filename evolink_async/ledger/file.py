@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from evolink_async.errors import LedgerError
+from evolink_async.ledger.locks import FileLock
 from evolink_async.ledger.places import refuse_remote
 
 logger = logging.getLogger("evolink_async.ledger")
@@ -157,7 +158,7 @@ def create(path: Path) -> None:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
-            with transaction(connection, fresh=True):
+            with transaction(connection):
                 _bring_up(connection, 0)
         finally:
             connection.close()
@@ -186,10 +187,15 @@ def _publish(fresh: Path, path: Path) -> None:
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring an older ledger up to this version, all at once; a copy of the old one is kept beside it."""
+    """Bring an older ledger up to this version, all at once; a copy of the old one is kept beside it.
+
+    None of its jobs may be running, for a program of the older version could not go on with it.
+    """
     if _version(connection) == VERSION:
         return
-    with transaction(connection, fresh=True):
+    with contextlib.ExitStack() as locks, transaction(connection):
+        for job, name in connection.execute("SELECT id, name FROM job").fetchall():
+            locks.callback(lock_job(path, job, name).release)
         version = _version(connection)
         if version < VERSION:
             copy = path.with_name(f"{path.name}.v{version}")
@@ -214,16 +220,20 @@ def _bring_up(connection: sqlite3.Connection, version: int) -> None:
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
+def lock_job(path: Path, job: int, name: str) -> FileLock:
+    """Take the lock of a job. Raises `LedgerError` if another process has it."""
+    return FileLock(path.with_name(f"{path.name}.{job}.lock"), f"job {name!r} of the ledger {str(path)!r}")
+
+
 # Transactions and errors
 
 
 @contextmanager
-def transaction(connection: sqlite3.Connection, *, fresh: bool = False) -> Iterator[None]:
-    """All or nothing. fresh: whether the schema is only being made."""
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if not fresh:
-            _version(connection)  # a newer program may have brought it up meanwhile
+        _version(connection)  # a newer program may have brought it up meanwhile
         yield
         connection.execute("COMMIT")
     except BaseException:

@@ -17,7 +17,7 @@ from typing import Any
 
 from evolink_async.errors import LedgerError
 from evolink_async.ledger import rules
-from evolink_async.ledger.file import check_health, connect, create, ledger_errors, migrate, transaction
+from evolink_async.ledger.file import check_health, connect, create, ledger_errors, lock_job, migrate, transaction
 from evolink_async.ledger.job import Opened
 from evolink_async.ledger.locks import FileLock
 from evolink_async.ledger.states import State
@@ -78,8 +78,7 @@ class SqliteStore:
                 check_health(connection, self._path)
                 migrate(connection, self._path)
                 self._job = _job_id(connection, self._name, now)
-                lock_path = self._path.with_name(f"{self._path.name}.{self._job}.lock")
-                self._lock = FileLock(lock_path, f"job {self._name!r} of the ledger {str(self._path)!r}")
+                self._lock = lock_job(self._path, self._job, self._name)
                 _stores.add(self)
                 return self._begin_run(cap)
             except BaseException:

@@ -308,5 +308,7 @@ def _as_ledger_error(error: BaseException) -> LedgerError:
 
 def _refuse(future: asyncio.Future[Any], error: LedgerError) -> None:
     if not future.done():
-        future.set_exception(error)
+        own = LedgerError(error.message)  # each waiter raises one of his own, for each adds his traceback to it
+        own.__cause__ = error.__cause__
+        future.set_exception(own)
         future.exception()  # looked at, so that asyncio does not complain: whoever only tells need not wait

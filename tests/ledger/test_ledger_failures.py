@@ -9,6 +9,7 @@ import json
 import sqlite3
 import sys
 import warnings
+from concurrent.futures import Executor
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
@@ -402,16 +403,19 @@ async def test_a_ledger_is_bound_to_its_loop(tmp_path: Path) -> None:
 async def test_a_loop_that_ends_in_the_middle_of_a_turn_loses_nothing_and_leaves_the_job_free(tmp_path: Path) -> None:
     path = tmp_path / "job.db"
 
-    async def cut_short() -> None:
+    async def cut_short() -> Executor:
         job = await open_job(path)
         row = await row_in(job, State.SENDING, "k")
         await job.accepted(row, new_task(task_id="task-durable"), at=at())
         job.ended(row, end_of(new_task(task_id="task-durable")), at=at())
-        job._turns._begin()  # type: ignore[union-attr]  (the turn is under way, and nobody is left to hear of it)
+        assert job._turns is not None
+        job._turns._begin()  # the turn is under way, and nobody is left to hear of it
+        return job._turns._executor
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # rightly: nobody has closed it
-        await asyncio.to_thread(asyncio.run, cut_short())
+        thread = await asyncio.to_thread(asyncio.run, cut_short())
+        thread.shutdown()
         gc.collect()
     async with opened(path) as job:
         [known] = await job.enter([entry("k", "k")])

@@ -392,6 +392,27 @@ async def test_an_older_ledger_is_brought_up_and_a_copy_is_kept(
     assert ask(copy, "SELECT count(*) FROM request") == [(3,)]
 
 
+async def test_a_ledger_is_not_brought_up_under_a_program_that_runs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = await a_ledger(tmp_path / "job.db")
+    async with opened(path) as job, opened(path, "other"):
+        with monkeypatch.context() as patch:
+            _with_a_second_version(patch, "ALTER TABLE job ADD COLUMN colour TEXT")
+            with pytest.raises(LedgerError, match="in use by this process"):
+                async with open_ledger(path):
+                    pass
+            with pytest.raises(LedgerError, match="in use by this process"):
+                await open_job(path, "third")
+        await row_in(job, State.COMPLETED, "goes on")
+    assert ask(path, "PRAGMA user_version") == [(1,)]
+    _with_a_second_version(monkeypatch, "ALTER TABLE job ADD COLUMN colour TEXT")
+    async with open_ledger(path) as ledger:
+        assert (await ledger.job().stats()).requests == 4
+    assert ask(path, "PRAGMA user_version") == [(2,)]
+    assert sorted(other.name for other in tmp_path.iterdir()) == ["job.db", "job.db.v1"]
+
+
 async def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = await a_ledger(tmp_path / "job.db")
     with monkeypatch.context() as patch:
