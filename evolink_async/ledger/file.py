@@ -127,15 +127,15 @@ def _version(connection: sqlite3.Connection) -> int:
     return version
 
 
-def check_health(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise `LedgerError` if the file is damaged, as far as can be seen.
-
-    SQLite finds what is wrong with its structure, and an identity that differs from its index; what is stored of each
-    request must add up to what is stored of its job.
-    """
+def check_structure(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `LedgerError` if the file is damaged in its structure, or an identity differs from its index."""
     [[verdict], *_] = connection.execute("PRAGMA integrity_check(1)")
     if verdict != "ok":
         raise corrupt(path, str(verdict).splitlines()[-1])
+
+
+def check_sums(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `LedgerError` if what is stored of the requests does not add up to what is stored of their jobs."""
     for (name,) in connection.execute(_UNBALANCED):
         raise corrupt(path, f"the requests of job {name!r} do not add up")
 

@@ -312,7 +312,7 @@ class JobLedger:
         first = self._apply(rules.accepted, row, self._account, task.id, told, number, at)
         if not first:
             logger.warning("request %s was paid for twice: task %s besides %s", row.identity, task.id, row.task_id)
-        elif row.task is None:
+        elif row.task is None and row.task_id == task.id:
             row.task = task
         self._note_price(row)
         return self._written(row, first, loss=f"task {task.id} was accepted for request {row.identity}")

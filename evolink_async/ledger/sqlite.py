@@ -17,7 +17,16 @@ from typing import Any
 
 from evolink_async.errors import LedgerError
 from evolink_async.ledger import rules
-from evolink_async.ledger.file import check_health, connect, create, ledger_errors, lock_job, migrate, transaction
+from evolink_async.ledger.file import (
+    check_structure,
+    check_sums,
+    connect,
+    create,
+    ledger_errors,
+    lock_job,
+    migrate,
+    transaction,
+)
 from evolink_async.ledger.job import Opened
 from evolink_async.ledger.locks import FileLock
 from evolink_async.ledger.states import State
@@ -75,8 +84,9 @@ class SqliteStore:
                 create(self._path)
             self._connection = connection = connect(self._path)
             try:
-                check_health(connection, self._path)
+                check_structure(connection, self._path)
                 migrate(connection, self._path)
+                check_sums(connection, self._path)
                 self._job = _job_id(connection, self._name, now)
                 self._lock = lock_job(self._path, self._job, self._name)
                 _stores.add(self)

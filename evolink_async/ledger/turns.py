@@ -231,8 +231,7 @@ class Turns:
         batch.results = [(row.id, row.task, row.files) for row in self._results]
         if self._sums_changed:
             batch.job = self._sums()
-        for reading in self._reading:
-            reading.ask(batch)
+        self._reading = [reading for reading in self._reading if _unless_it_fails(reading, reading.ask, batch)]
         turn = _Turn(batch, rows, self._results, self._waiting, self._reading)
         self._sums_changed = False
         self._rows, self._bodies, self._results, self._prices, self._waiting, self._reading = {}, {}, set(), {}, [], []
@@ -267,7 +266,7 @@ class Turns:
             if not waiting.future.done():
                 waiting.future.set_result(waiting.value)
         for reading in turn.reading:
-            reading.found(found)
+            _unless_it_fails(reading, reading.found, found)
 
     def _fail(self, turn: _Turn, error: LedgerError) -> None:
         """Nothing of the turn was written: what was told is kept, what was asked for is undone."""
@@ -295,6 +294,16 @@ class Turns:
         self._prices = turn.batch.prices | self._prices
         self._results |= turn.results
         self._sums_changed = True
+
+
+def _unless_it_fails(reading: _Reading, step: Callable[[T], None], value: T) -> bool:
+    """Whether a step of a question went well. A fault in it is that one's only: nobody else is kept waiting."""
+    try:
+        step(value)
+    except Exception as error:  # noqa: BLE001  (a fault of ours)
+        _refuse(reading.future, _as_ledger_error(error))
+        return False
+    return True
 
 
 def _as_ledger_error(error: BaseException) -> LedgerError:

@@ -84,7 +84,8 @@ class Row:
 
     identity: unique in the job. key: the caller's own, None if it goes by its content.
     seen: the number of the last run that pulled it. number: of the present try, from 1. attempts: POSTs sent, over all
-    tries. losses: POSTs of this try without an answer that settles them. replayed: one of them was sent again.
+    tries. losses: POSTs of this try without an answer that settles them; none while it is unsettled: the service itself
+    said that it works on it. replayed: one of them was sent again.
     idempotency_key, fingerprint (of the API key), body (the exact bytes): of the last POST; the body is there only
     while it may be sent again. submitted_at: of this try's first POST that was not provably in vain.
     reserved, spent: micro-credits of this try, None if nobody has told. error_code, error: of the last answer that was

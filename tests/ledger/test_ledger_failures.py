@@ -20,7 +20,7 @@ from ledger_world import ask, assert_balanced, at, end_of, entered, entry, in_lo
 from programs import ROOT
 
 from evolink_async import ClosedError, ConfigurationError, LedgerError
-from evolink_async.ledger import JobLedger, State, open_job
+from evolink_async.ledger import Entry, JobLedger, State, open_job
 from evolink_async.ledger.job import Census
 
 HERE = Path(__file__).parent
@@ -310,6 +310,20 @@ async def _living(job: JobLedger) -> Any:
     from evolink_async.ledger.values import Row
 
     return Row(10**15, "living", True, "00", "/v1/images/generations", "m", State.SENDING)
+
+
+async def test_a_fault_in_one_question_keeps_nobody_else_waiting(tmp_path: Path) -> None:
+    wrong: Any = "no entry"
+    odd = Entry("odd", "no hex", "/v1/images/generations", "m")
+    async with opened(tmp_path / "job.db") as job:
+        asked = [job.enter([wrong]), job.enter([entry("k")]), job.find("k")]
+        fault, [known], found = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(fault, LedgerError)
+        assert known.row.identity == "k"
+        assert found is known.row
+        with pytest.raises(LedgerError, match="inside this library"):
+            await job.enter([odd])
+        assert await intend(job, known.row) is None
 
 
 async def test_a_file_that_another_keeps_busy_is_waited_for_and_then_given_up(

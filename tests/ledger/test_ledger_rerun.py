@@ -276,7 +276,9 @@ async def test_a_new_try_keeps_the_former_one_on_record_and_counts_it(quick_path
         assert extra.idempotency_key == "first-key-of-sixteen"
         assert known.row.idempotency_key == "second-key-of-sixteen"
         assert known.row.credits == 5.5
-        # Told again, in another run: known.
+        # Told again, in another run: known, and of no other try.
+        assert known.row.task is not None
+        assert known.row.task.id == second.id
         await job.accepted(known.row, new_task(2.5, "task-first-charged"), at=at(7), number=1)
         assert known.row.credits == 5.5
 
