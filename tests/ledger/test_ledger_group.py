@@ -98,7 +98,7 @@ async def test_rows_that_nobody_holds_are_not_kept(tmp_path: Path) -> None:
 @pytest.mark.timeout(180)
 async def test_many_requests_take_no_more_memory_than_a_few(tmp_path: Path) -> None:
     """In a process of its own, whose memory can be measured."""
-    count = 30_000
+    count = 20_000
     program = await asyncio.create_subprocess_exec(
         sys.executable,
         *(str(Path(__file__).parent / "big_job_program.py"), str(tmp_path / "job.db"), str(count)),

@@ -14,7 +14,7 @@ from ledger_world import ask, assert_balanced, opened, sums_on_disk
 from programs import ROOT
 
 HERE = Path(__file__).parent
-KILLS = int(os.environ.get("LEDGER_KILLS", "12"))
+KILLS = int(os.environ.get("LEDGER_KILLS", "8"))
 REQUESTS = 600 + 100 * KILLS
 
 
