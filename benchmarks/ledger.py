@@ -66,8 +66,8 @@ async def by_many(tasks: int, count: int, one: Callable[[int], Awaitable[float]]
 # The ledger
 
 
-def wires(number: int) -> tuple[Task, Task]:
-    """A task as it is accepted and as it is completed, as long as the service's."""
+def completed(number: int) -> Task:
+    """A task that has completed, as long as the service's."""
     wire: dict[str, Any] = {
         "id": f"task-unified-1774857405-{number:08x}",
         "object": "image.generation.task",
@@ -78,10 +78,7 @@ def wires(number: int) -> tuple[Task, Task]:
         "usage": {"billing_rule": "per_call", "credits_reserved": 2.5, "user_group": "default"},
     }
     results = [f"https://files.evolink.example/images/{number:032x}.png"]
-    return (
-        Task.model_validate(wire | {"status": "pending", "progress": 0}),
-        Task.model_validate(wire | {"status": "completed", "progress": 100, "results": results}),
-    )
+    return Task.model_validate(wire | {"status": "completed", "progress": 100, "results": results})
 
 
 def through(job: JobLedger) -> Callable[[int], Awaitable[float]]:
@@ -99,15 +96,15 @@ def through(job: JobLedger) -> Callable[[int], Awaitable[float]]:
             told=Decimal("2.5"),
         )
         waited = time.perf_counter() - asked
-        accepted, completed = TASKS[number]
-        await job.accepted(row, accepted, at=NOW)
-        await job.ended(row, completed, at=NOW)
+        task = TASKS[number]
+        await job.accepted(row, task.id, reserved=Decimal("2.5"), at=NOW)
+        await job.ended(row, task, at=NOW)
         return waited
 
     return one
 
 
-TASKS: list[tuple[Task, Task]] = []
+TASKS: list[Task] = []
 
 
 async def ledger(path: Path | None, tasks: int, count: int) -> dict[str, float]:
@@ -226,7 +223,7 @@ async def size(path: Path, count: int) -> dict[str, float]:
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
-    TASKS.extend(wires(number) for number in range(max(options.requests, options.size)))
+    TASKS.extend(completed(number) for number in range(max(options.requests, options.size)))
     rounds: dict[str, list[dict[str, float]]] = {"append and fdatasync": [], "ledger": [], "ledger in memory": []}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)

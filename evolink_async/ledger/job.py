@@ -300,22 +300,23 @@ class JobLedger:
         self._account.keys_honoured = True
         return self._written(None, None)
 
-    def accepted(self, row: Row, task: Task, *, at: datetime, number: int | None = None) -> asyncio.Future[bool]:
+    def accepted(
+        self, row: Row, task_id: str, *, reserved: Decimal | None, at: datetime, number: int | None = None
+    ) -> asyncio.Future[bool]:
         """A task exists for the request: nobody may see its id before this is durable. Never refused, however late.
 
-        What the service has reserved takes the place of the estimate. number: the try that the task belongs to, None:
-        the present one. False: the request has another task already, so this one is paid for besides.
+        reserved: what the service says that it has reserved, which takes the place of the estimate; None: it did not
+        say. number: the try that the task belongs to, None: the present one. False: the request has another task
+        already, so this one is paid for besides.
         """
         self._check()
-        reserved = task.usage.credits_reserved
         told = None if reserved is None else to_micro(reserved)
-        first = self._apply(rules.accepted, row, self._account, task.id, told, number, at)
+        first = self._apply(rules.accepted, row, self._account, task_id, told, number, at)
         if not first:
-            logger.warning("request %s was paid for twice: task %s besides %s", row.identity, task.id, row.task_id)
-        elif row.task is None and row.task_id == task.id:
-            row.task = task
+            other = row.task_id or "that of another try"
+            logger.warning("request %s was paid for twice: task %s besides %s", row.identity, task_id, other)
         self._note_price(row)
-        return self._written(row, first, loss=f"task {task.id} was accepted for request {row.identity}")
+        return self._written(row, first, loss=f"task {task_id} was accepted for request {row.identity}")
 
     def ended(self, row: Row, task: Task, *, at: datetime) -> asyncio.Future[bool]:
         """The service says that the task completed, failed or was cancelled. False: an end was known already.

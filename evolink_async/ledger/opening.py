@@ -19,7 +19,6 @@ from evolink_async.ledger.places import ledger_path
 from evolink_async.ledger.states import State
 from evolink_async.ledger.turns import Store
 from evolink_async.ledger.values import Account, Row, is_text, to_micro
-from evolink_async.types import Task
 
 if TYPE_CHECKING:
     import sqlite3
@@ -232,7 +231,7 @@ class LedgerJob:
                 message = f"request {identity!r} is {row.state}: only one that is unknown can be resolved"
                 raise InvalidRequestError(message, param="identity")
             if task_id is not None:
-                await job.accepted(row, Task(id=task_id), at=datetime.now(UTC))
+                await job.accepted(row, task_id, reserved=None, at=datetime.now(UTC))
             elif give_up and row.state is State.UNSETTLED:
                 await job.given_up(row)
             elif not give_up:

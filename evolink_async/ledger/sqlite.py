@@ -272,7 +272,7 @@ def _row(values: tuple[Any, ...]) -> Row:
         ended_at=_moment(ended_at),
         error_code=code,
         error=error,
-        task=_task(task, task_id, model),
+        task=_task(task),
         files=tuple(json.loads(files)) if files else (),
         _past_written=past,
     )
@@ -298,10 +298,8 @@ def _task_text(task: Task | None) -> str | None:
     return None if task is None else json.dumps(task.raw, separators=(",", ":"), default=str)
 
 
-def _task(text: str | None, task_id: str | None, model: str) -> Task | None:
-    if text is None:
-        return Task(id=task_id, model=model) if task_id is not None else None
-    return Task.model_validate(json.loads(text))
+def _task(text: str | None) -> Task | None:
+    return None if text is None else Task.model_validate(json.loads(text))
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -89,7 +89,7 @@ class Row:
     idempotency_key, fingerprint (of the API key), body (the exact bytes): of the last POST; the body is there only
     while it may be sent again. submitted_at: of this try's first POST that was not provably in vain.
     reserved, spent: micro-credits of this try, None if nobody has told. error_code, error: of the last answer that was
-    no task. files: paths that were saved.
+    no task. task: as the service told of it when it had ended. files: paths that were saved.
     """
 
     id: int

@@ -10,7 +10,6 @@ from pathlib import Path
 from evolink_async.ledger import State, open_job
 from evolink_async.ledger.file import APPLICATION_ID
 from evolink_async.ledger.states import diagram, table
-from evolink_async.types import Task
 
 PAGE = (Path(__file__).parents[2] / "docs" / "ledger.md").read_text(encoding="utf-8")
 
@@ -57,5 +56,5 @@ async def test_its_program_runs(tmp_path: Path) -> None:
     job = await open_job(tmp_path / "job.db")
     row = await job.find("page-17")
     assert row is not None
-    assert row.task == Task(id="task-unified-1774857405-abc123", model="gpt-4o-image")
+    assert row.task_id == "task-unified-1774857405-abc123"
     await job.aclose()

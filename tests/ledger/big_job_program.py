@@ -46,7 +46,7 @@ async def pay(job: JobLedger, known: list[Entered], start: int) -> None:
             told=Decimal(3),
         )
         wire = {"id": f"task-unified-1774857405-{number:08x}", "model": "gpt-4o-image"}
-        job.accepted(one.row, Task.model_validate(wire | {"usage": {"credits_reserved": 3}}), at=NOW)
+        job.accepted(one.row, wire["id"], reserved=Decimal(3), at=NOW)
         done = wire | {"status": "completed", "results": [f"https://files.example/{number:032x}.png"]}
         ended = job.ended(one.row, Task.model_validate(done), at=NOW)
     await ended

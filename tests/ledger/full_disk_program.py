@@ -11,7 +11,6 @@ from decimal import Decimal
 
 from evolink_async import LedgerError
 from evolink_async.ledger import Entry, open_job
-from evolink_async.types import Task
 
 LIMIT = 300_000  # bytes; the file and its log are smaller at first
 COUNT = 300
@@ -41,10 +40,9 @@ async def main(path: str) -> None:
         except LedgerError:
             return
         sent_after += full
-        task = Task.model_validate({"id": f"task-{number}", "status": "pending", "usage": {"credits_reserved": 1}})
-        accepted[row.identity] = task.id  # the service has it
+        task_id = accepted[row.identity] = f"task-{number}"  # the service has it
         try:
-            await job.accepted(row, task, at=datetime.now(UTC))
+            await job.accepted(row, task_id, reserved=Decimal(1), at=datetime.now(UTC))
         except LedgerError:
             kept += 1
 

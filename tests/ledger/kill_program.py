@@ -73,9 +73,9 @@ class Telling:
         self._told.add("intend", row.identity, options["idempotency_key"])
         return refusal
 
-    async def accepted(self, row: Row, task: Task, **options: Any) -> Any:
-        first = await self._job.accepted(row, task, **options)
-        self._told.add("accepted", row.identity, task.id)
+    async def accepted(self, row: Row, task_id: str, **options: Any) -> Any:
+        first = await self._job.accepted(row, task_id, **options)
+        self._told.add("accepted", row.identity, task_id)
         return first
 
 

@@ -66,6 +66,12 @@ def new_task(reserved: float | None = 2.5, task_id: str | None = None) -> Task:
     return Task.model_validate(wire)
 
 
+def task_of(row: Row) -> Task:
+    """The task of a request that was accepted, as one who only knows its id would have it."""
+    assert row.task_id is not None
+    return Task(id=row.task_id)
+
+
 def end_of(task: Task, status: str = "completed", used: float | None = None, code: str = "unknown_error") -> Task:
     """The same task as it is told of when it has ended."""
     wire: dict[str, Any] = {"id": task.id, "status": status, "model": MODEL}
@@ -105,6 +111,10 @@ def intend(job: JobLedger, row: Row, **options: Any) -> asyncio.Future[Refusal |
     return job.intend(row, **told | options)
 
 
+def accept(job: JobLedger, row: Row, task: Task, **options: Any) -> asyncio.Future[bool]:
+    return job.accepted(row, task.id, reserved=task.usage.credits_reserved, **options)
+
+
 async def row_in(job: JobLedger, state: State, key: str) -> Row:
     """A request that has gone the shortest way to a state."""
     row = await entered(job, key, key)
@@ -124,7 +134,7 @@ async def row_in(job: JobLedger, state: State, key: str) -> Row:
             await job.given_up(row)
         return row
     task = new_task()
-    assert await job.accepted(row, task, at=at(1))
+    assert await accept(job, row, task, at=at(1))
     if state is State.LOST:
         await job.lost(row, error="404 three times", at=at(2))
     elif state is not State.ACCEPTED:

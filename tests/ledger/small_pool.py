@@ -156,7 +156,8 @@ class SmallPool:
 
     async def _accepted(self, row: Row, answer: Answer) -> str:
         assert answer.task is not None
-        await self.job.accepted(row, answer.task, at=now())
+        reserved = answer.task.usage.credits_reserved
+        await self.job.accepted(row, answer.task.id, reserved=reserved, at=now())
         return await self._follow(row)
 
     async def _follow(self, row: Row) -> str:

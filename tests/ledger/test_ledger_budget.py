@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ledger_world import (
+    accept,
     assert_balanced,
     at,
     end_of,
@@ -22,6 +23,7 @@ from ledger_world import (
     opened,
     row_in,
     sums_on_disk,
+    task_of,
 )
 
 from evolink_async import BudgetExceededError
@@ -71,13 +73,12 @@ async def test_a_completed_task_costs_what_was_used_else_what_was_reserved(place
     async with opened(place) as job:
         used, reserved, silent = [await row_in(job, State.ACCEPTED, key) for key in "abc"]
         for row, end in ((used, 1.25), (reserved, None)):
-            assert row.task is not None
-            await job.ended(row, end_of(row.task, used=end), at=at())
+            await job.ended(row, end_of(task_of(row), used=end), at=at())
         assert (job.spent, job.reserved) == (3.75, 2.5)
         nothing_told = await entered(job, "d")
         await intend(job, nothing_told, told=None, price=None)
         task = new_task(reserved=None)
-        await job.accepted(nothing_told, task, at=at())
+        await accept(job, nothing_told, task, at=at())
         await job.ended(nothing_told, end_of(task), at=at())
         assert nothing_told.credits is None
         assert silent.credits == 2.5
@@ -106,7 +107,7 @@ async def test_the_user_s_word_releases_or_keeps(place: Path | None) -> None:
         await job.not_submitted(gone)
         await job.given_up(kept)
         assert (gone.state, gone.credits, kept.credits, job.reserved) == (State.ENTERED, None, 2.5, 2.5)
-        await job.accepted(gone, new_task(), at=at())  # he was wrong
+        await accept(job, gone, new_task(), at=at())  # he was wrong
         assert (gone.state, job.reserved) == (State.ACCEPTED, 5)
 
 
@@ -165,7 +166,7 @@ async def test_a_hundred_coroutines_at_a_nearly_spent_budget_never_go_over(spent
                     await job.posted_in_vain(row, sent=True)  # noqa: B023
                     return
                 task = new_task(float(price))
-                await job.accepted(row, task, at=at())  # noqa: B023
+                await accept(job, row, task, at=at())  # noqa: B023
                 await asyncio.sleep(0)
                 end = chance.choice(["completed", "failed", "cancelled"])  # noqa: B023
                 await job.ended(row, end_of(task, end), at=at())  # noqa: B023
@@ -182,7 +183,7 @@ async def test_what_the_service_reserves_takes_the_place_of_the_estimate_even_ab
     async with opened(place, max_credits=Decimal(3)) as job:
         row = await entered(job, "k")
         await intend(job, row)
-        await job.accepted(row, new_task(5), at=at())  # a fact
+        await accept(job, row, new_task(5), at=at())  # a fact
         assert (job.reserved, job.free) == (5, -2)
         assert await intend(job, await entered(job, "b"), told=Decimal(0)) is not None
 
@@ -194,7 +195,7 @@ async def test_the_price_is_what_was_told_else_what_the_service_last_reserved(qu
         row = await entered(job, "a")
         await intend(job, row, price="hd", told=Decimal(7))
         assert job.reserved == 7
-        await job.accepted(row, new_task(4), at=at())
+        await accept(job, row, new_task(4), at=at())
         assert (job.reserved, job.price_of("hd")) == (4, 4)
         b = await entered(job, "b")
         await intend(job, b, price="hd", told=None)
@@ -226,7 +227,7 @@ async def test_an_unknown_price_is_tried_by_one_request_alone(place: Path | None
             assert refusal is not None
             assert refusal.probe is probe
         assert "'probe'" in str(refusal.error())
-        await job.accepted(probe, new_task(4), at=at())
+        await accept(job, probe, new_task(4), at=at())
         assert (job.probe, job.reserved, job.price_of("new")) == (None, 4, 4)
         assert await intend(job, other, price="new", told=None) is None
         assert job.reserved == 8
@@ -242,7 +243,7 @@ async def test_a_request_that_tries_a_price_makes_way_when_it_is_settled(place: 
             await job.rejected(probe, code=None, error="no")
         else:
             task = new_task(reserved=None)
-            await job.accepted(probe, task, at=at())
+            await accept(job, probe, task, at=at())
             assert job.free == 0  # nobody has told the price yet
             await job.ended(probe, end_of(task, end, used=3 if end == "completed" else None), at=at())
         assert job.probe is None
@@ -254,7 +255,7 @@ async def test_an_unknown_cost_that_is_never_told_counts_as_all_that_was_left(pl
     async with opened(place, max_credits=Decimal(100)) as job:
         probe = await probing(job)
         task = new_task(reserved=None)
-        await job.accepted(probe, task, at=at())
+        await accept(job, probe, task, at=at())
         await job.ended(probe, end_of(task), at=at())
         assert (job.spent, job.free) == (100, 0)
 
@@ -306,7 +307,7 @@ async def test_after_a_crash_the_answer_of_a_probe_still_teaches_the_price(quick
     async with opened(path, max_credits=Decimal(100)) as job:
         [probe] = await job.enter([entry("probe")])
         assert await job.replay(probe.row)
-        await job.accepted(probe.row, new_task(4), at=at())
+        await accept(job, probe.row, new_task(4), at=at())
         assert (job.price_of("new"), job.free) == (4, 96)
 
 
@@ -373,6 +374,6 @@ async def test_an_absurd_price_fits_into_the_file(quick_path: Path) -> None:
         for key in "abc":
             row = await entered(job, key)
             await intend(job, row)
-            await job.accepted(row, new_task(1e14), at=at())
+            await accept(job, row, new_task(1e14), at=at())
         assert job.reserved == 3 * 10**9
     assert_balanced(quick_path / "job.db")

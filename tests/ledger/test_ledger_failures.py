@@ -16,7 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_world import ask, assert_balanced, at, end_of, entered, entry, in_loop, intend, new_task, opened, row_in
+from ledger_world import (
+    accept,
+    ask,
+    assert_balanced,
+    at,
+    end_of,
+    entered,
+    entry,
+    in_loop,
+    intend,
+    new_task,
+    opened,
+    row_in,
+)
 from programs import ROOT
 
 from evolink_async import ClosedError, ConfigurationError, LedgerError
@@ -100,7 +113,7 @@ async def test_an_id_that_cannot_be_written_is_logged_kept_and_written_later(
         disk_of(job).begins = where
         task = new_task(task_id="task-that-is-paid")
         with pytest.raises(LedgerError, match="disk is full"):
-            await job.accepted(row, task, at=at(1))
+            await accept(job, row, task, at=at(1))
         assert (row.state, row.task_id, job.reserved) == (State.ACCEPTED, "task-that-is-paid", 2.5)
         assert "task task-that-is-paid was accepted for request k, and that is not in the ledger yet" in caplog.text
         job.ended(row, end_of(task, used=1), at=at(2))  # who only tells need not wait
@@ -131,7 +144,7 @@ async def test_what_is_kept_is_tried_again_after_ever_longer_pauses(quick_path: 
 
         store.carry_out = carried_out  # type: ignore[method-assign]
         disk_of(job).begins = "COMMIT"
-        job.accepted(row, new_task(), at=at(1))
+        accept(job, row, new_task(), at=at(1))
         await asyncio.sleep(100)
         assert tries == pytest.approx([0, 1, 3, 7, 15, 31, 61, 91], abs=0.1)
         disk_of(job).begins = None
@@ -144,7 +157,7 @@ async def test_what_never_could_be_written_is_told_at_the_end_with_the_ids_of_wh
     job = await open_job(path)
     row = await row_in(job, State.SENDING, "k")
     disk_of(job).begins = "INSERT"
-    job.accepted(row, new_task(task_id="task-unwritten"), at=at(1))
+    accept(job, row, new_task(task_id="task-unwritten"), at=at(1))
     with pytest.raises(LedgerError, match=r"1 requests could not be written.*task-unwritten"):
         await job.aclose()
     async with opened(path) as job:  # the job is free, and knows what it knew
@@ -160,7 +173,7 @@ async def test_closing_writes_what_is_unwritten(quick_path: Path) -> None:
     job = await open_job(path)
     row = await row_in(job, State.SENDING, "k")
     disk_of(job).begins = "INSERT"
-    job.accepted(row, new_task(task_id="task-late"), at=at(1))
+    accept(job, row, new_task(task_id="task-late"), at=at(1))
     await asyncio.sleep(0.5)
     disk_of(job).begins = None
     await job.aclose()
@@ -220,7 +233,7 @@ async def test_an_intent_that_was_followed_by_news_is_not_undone_with_its_turn(q
         row = await entered(job, "k")
         disk_of(job).begins = "COMMIT"
         asked = intend(job, row)
-        told = job.accepted(row, new_task(task_id="task-by-callback"), at=at(1))
+        told = accept(job, row, new_task(task_id="task-by-callback"), at=at(1))
         errors = await asyncio.gather(asked, told, return_exceptions=True)
         assert [type(error) for error in errors] == [LedgerError] * 2
         assert (row.state, row.task_id) == (State.ACCEPTED, "task-by-callback")
@@ -301,7 +314,7 @@ async def test_a_file_that_is_damaged_under_a_program_says_so(quick_path: Path) 
     with pytest.raises(LedgerError, match=r"damaged.*copy it away"):
         await job.enter([entry(f"k{number}") for number in range(50)])
     with pytest.raises(LedgerError):
-        await job.accepted(await _living(job), new_task(), at=at())
+        await accept(job, await _living(job), new_task(), at=at())
     with pytest.raises(LedgerError, match="damaged"):
         await job.aclose()
 
@@ -363,7 +376,7 @@ async def test_closing_that_is_cancelled_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "job.db"
     job = await open_job(path)
     row = await row_in(job, State.SENDING, "k")
-    job.accepted(row, new_task(task_id="task-last"), at=at())
+    accept(job, row, new_task(task_id="task-last"), at=at())
     closer = asyncio.create_task(job.aclose())
     await asyncio.sleep(0)
     closer.cancel()
@@ -397,7 +410,7 @@ async def test_after_the_end_nothing_can_be_told(kind: str, tmp_path: Path) -> N
     await job.aclose()
     await job.aclose()
     with pytest.raises(ClosedError, match="default"):
-        job.accepted(row, new_task(), at=at())
+        accept(job, row, new_task(), at=at())
     with pytest.raises(ClosedError):
         job.enter([entry("k")])
 
@@ -420,7 +433,7 @@ async def test_a_loop_that_ends_in_the_middle_of_a_turn_loses_nothing_and_leaves
     async def cut_short() -> Executor:
         job = await open_job(path)
         row = await row_in(job, State.SENDING, "k")
-        await job.accepted(row, new_task(task_id="task-durable"), at=at())
+        await accept(job, row, new_task(task_id="task-durable"), at=at())
         job.ended(row, end_of(new_task(task_id="task-durable")), at=at())
         assert job._turns is not None
         job._turns._begin()  # the turn is under way, and nobody is left to hear of it

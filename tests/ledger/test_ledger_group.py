@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_world import ask, assert_balanced, at, end_of, entry, facts, intend, new_task, opened
+from ledger_world import accept, ask, assert_balanced, at, end_of, entry, facts, intend, new_task, opened
 from programs import ROOT
 
 from evolink_async.ledger import JobLedger, Row, State, open_ledger
@@ -48,7 +48,7 @@ async def test_a_thousand_writers_share_a_few_commits_and_each_is_durable(tmp_pa
             if number % 100 == 0:
                 assert ask(path, "SELECT state FROM request WHERE identity = ?", f"k{number}") == [("sending",)]
             task = new_task()
-            await job.accepted(row, task, at=at(1))
+            await accept(job, row, task, at=at(1))
             await job.ended(row, end_of(task), at=at(2))
             gone_through += 1
             return row
@@ -74,7 +74,7 @@ async def test_two_jobs_write_to_one_file_at_once(tmp_path: Path) -> None:
         async def write(job: JobLedger, number: int) -> None:
             [known] = await job.enter([entry(f"k{number}", number)])
             await intend(job, known.row)
-            await job.accepted(known.row, new_task(), at=at())
+            await accept(job, known.row, new_task(), at=at())
 
         await asyncio.gather(*(write(job, number) for job in (one, other) for number in range(100)))
     for name in ("one", "other"):
@@ -89,7 +89,7 @@ async def test_rows_that_nobody_holds_are_not_kept(tmp_path: Path) -> None:
                 for known in await job.enter([entry(f"k{number}", number) for number in range(start, start + 100)]):
                     task = new_task()
                     intend(job, known.row)
-                    job.accepted(known.row, task, at=at(1))
+                    accept(job, known.row, task, at=at(1))
                     await job.ended(known.row, end_of(task), at=at(2))
                 del known
             assert len(job._rows) <= 1
@@ -134,7 +134,7 @@ async def test_a_running_job_can_be_looked_at(tmp_path: Path) -> None:
         while not looking.done():
             for known in await job.enter([entry(f"k{number + more}", more) for more in range(20)]):
                 intend(job, known.row)
-                await job.accepted(known.row, Task(id=f"task-{known.row.id}"), at=at())
+                await accept(job, known.row, Task(id=f"task-{known.row.id}"), at=at())
                 assert known.row.state is State.ACCEPTED
             number += 20
         await looking

@@ -25,7 +25,18 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from ledger_world import assert_balanced, at, end_of, entry, facts, in_loop, intend, kill, new_task, sums_on_disk
+from ledger_world import (
+    assert_balanced,
+    at,
+    end_of,
+    entry,
+    facts,
+    in_loop,
+    intend,
+    kill,
+    new_task,
+    sums_on_disk,
+)
 
 from evolink_async.ledger import JobLedger, Row, State, open_job, rules
 from evolink_async.types import Task
@@ -252,7 +263,7 @@ class Life(RuleBasedStateMachine):
     def accept(self, data: st.DataObject, reserved: int | None) -> None:
         key = self.some(data, "entered", "sending", "unsettled", "replaying", "rejected", "given_up")
         task = new_task(reserved)
-        assert self.both("accepted", key, task, at=at(1)) is True
+        assert self.both("accepted", key, task.id, reserved=task.usage.credits_reserved, at=at(1)) is True
         request = self.naive.requests[key]
         request.state, request.now.task = "accepted", task.id
         if reserved is not None:
@@ -268,7 +279,7 @@ class Life(RuleBasedStateMachine):
         key = self.some(data, "accepted", "completed", "failed", "cancelled", "lost")
         request = self.naive.requests[key]
         task = new_task(None, request.now.task) if known else new_task(3)
-        assert self.both("accepted", key, task, at=at(2)) is known
+        assert self.both("accepted", key, task.id, reserved=task.usage.credits_reserved, at=at(2)) is known
         if not known:
             request.extras.append(Try(reserved=3 * MILLION))
 
@@ -278,7 +289,7 @@ class Life(RuleBasedStateMachine):
         key = data.draw(
             st.sampled_from([key for key, request in self.naive.requests.items() if len(request.tries) > 1])
         )
-        assert self.both("accepted", key, new_task(3), at=at(2), number=1) is False
+        assert self.both("accepted", key, new_task().id, reserved=Decimal(3), at=at(2), number=1) is False
         self.naive.requests[key].extras.append(Try(reserved=3 * MILLION))
 
     @precondition(lambda self: self.has("accepted", "lost"))

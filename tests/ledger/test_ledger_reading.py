@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from ledger_world import (
     MODEL,
+    accept,
     ask,
     assert_balanced,
     at,
@@ -83,13 +84,13 @@ async def test_what_was_sent_twice_is_unknown_until_the_service_has_proven_that_
     path = quick_path / "job.db"
     async with opened(path) as job:
         again = await row_in(job, State.REPLAYING, "again")
-        await job.accepted(again, new_task(task_id="task-perhaps-second"), at=at(3))
+        await accept(job, again, new_task(task_id="task-perhaps-second"), at=at(3))
         retried = await row_in(job, State.REPLAYING, "retried")
         task = new_task()
-        await job.accepted(retried, task, at=at(3))
+        await accept(job, retried, task, at=at(3))
         await job.ended(retried, end_of(task, "failed", code="service_error"), at=at(4))
         await intend(job, retried)
-        await job.accepted(retried, new_task(), at=at(5))
+        await accept(job, retried, new_task(), at=at(5))
     async with looking(path) as look:
         [first, second] = await look.unknown()
         assert (first.identity, first.state, first.task_id) == ("again", "accepted", "task-perhaps-second")
@@ -112,9 +113,9 @@ async def test_costs_are_told_by_model_and_day_and_over_all_tries(quick_path: Pa
             row.model = model
             await intend(job, row, at=at(when))
             task = new_task()
-            await job.accepted(row, task, at=at(when))
+            await accept(job, row, task, at=at(when))
             await job.ended(row, end_of(task, end), at=at(when))
-        await job.accepted(row, new_task(), at=at(2 * day))  # a second task for the last one
+        await accept(job, row, new_task(), at=at(2 * day))  # a second task for the last one
         await entered(job, "never sent")
     async with looking(path) as look:
         assert await look.costs() == [
@@ -137,7 +138,7 @@ async def test_rows_come_in_the_order_they_were_pulled_page_by_page(quick_path: 
         done = known[PAGE + 1].row
         await intend(job, done)
         task = new_task()
-        await job.accepted(done, task, at=at())
+        await accept(job, done, task, at=at())
         await job.ended(done, end_of(task), at=at())
         before = facts(done)
     async with looking(path) as look:

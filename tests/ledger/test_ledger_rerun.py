@@ -6,7 +6,21 @@ import random
 from pathlib import Path
 
 import pytest
-from ledger_world import at, content, end_of, entered, entry, in_loop, intend, kill, new_task, opened, row_in
+from ledger_world import (
+    accept,
+    at,
+    content,
+    end_of,
+    entered,
+    entry,
+    in_loop,
+    intend,
+    kill,
+    new_task,
+    opened,
+    row_in,
+    task_of,
+)
 
 from evolink_async import InvalidRequestError
 from evolink_async.ledger import Entered, Entry, State, Todo, may_try_again, open_job, what_to_do
@@ -110,8 +124,8 @@ async def test_what_died_while_sending_is_unsettled_with_all_that_a_replay_needs
         assert sending.row.idempotency_key == f"ea-{sending.row.id:032x}"
         assert (sending.row.fingerprint, sending.row.submitted_at) == ("0123456789abcdef", at())
         assert (replaying.row.losses, replaying.row.replayed) == (2, True)
-        assert accepted.row.task is not None
-        assert accepted.row.task.id == accepted.row.task_id
+        assert accepted.row.task_id is not None
+        assert accepted.row.task is None
         assert accepted.row.body is None
 
 
@@ -204,7 +218,7 @@ async def test_a_body_of_which_nothing_came_may_be_put_right_in_a_later_run(quic
         assert [what_to_do(one) for one in known] == [Todo.SUBMIT] * 3
         assert job.census.changed == 3
         await intend(job, known[0].row, body=b"right")
-        await job.accepted(known[0].row, new_task(), at=at())
+        await accept(job, known[0].row, new_task(), at=at())
     async with opened(path) as job:
         [one, other] = await job.enter([entry("bad", "put right"), entry("unsent", "unsent")])
         assert not one.changed
@@ -255,16 +269,16 @@ async def test_a_new_try_keeps_the_former_one_on_record_and_counts_it(quick_path
         again = await entered(job, "k")
         await intend(job, again, idempotency_key="first-key-of-sixteen")
         first = new_task()
-        await job.accepted(again, first, at=at(1))
+        await accept(job, again, first, at=at(1))
         await job.ended(again, end_of(first, "failed", code="service_error"), at=at(2))
         assert again.credits == 0
         await intend(job, again, idempotency_key="second-key-of-sixteen", at=at(3))
         assert (again.state, again.number, again.attempts, again.task_id) == (State.SENDING, 2, 2, None)
         second = new_task(4)
-        await job.accepted(again, second, at=at(4))
+        await accept(job, again, second, at=at(4))
         await job.ended(again, end_of(second, used=3), at=at(5))
         # The first turns out to have been charged after all.
-        assert await job.accepted(again, new_task(2.5, "task-first-charged"), at=at(6), number=1) is False
+        assert await accept(job, again, new_task(2.5, "task-first-charged"), at=at(6), number=1) is False
         assert again.credits == 5.5
         assert (job.spent, job.reserved) == (3, 2.5)
     async with opened(path) as job:
@@ -279,7 +293,7 @@ async def test_a_new_try_keeps_the_former_one_on_record_and_counts_it(quick_path
         # Told again, in another run: known, and of no other try.
         assert known.row.task is not None
         assert known.row.task.id == second.id
-        await job.accepted(known.row, new_task(2.5, "task-first-charged"), at=at(7), number=1)
+        await accept(job, known.row, new_task(2.5, "task-first-charged"), at=at(7), number=1)
         assert known.row.credits == 5.5
 
 
@@ -288,10 +302,9 @@ async def test_a_second_task_for_one_request_is_kept_and_counted(
 ) -> None:
     async with opened(quick_path / "job.db") as job:
         twice = await row_in(job, State.ACCEPTED, "k")
-        assert await job.accepted(twice, new_task(2.5, "task-besides"), at=at(5)) is False
+        assert await accept(job, twice, new_task(2.5, "task-besides"), at=at(5)) is False
         assert "paid for twice: task task-besides" in caplog.text
         assert twice.task_id != "task-besides"
         assert (job.reserved, twice.credits) == (5, 5)
-        assert twice.task is not None
-        await job.ended(twice, end_of(twice.task), at=at(6))
+        await job.ended(twice, end_of(task_of(twice)), at=at(6))
         assert (job.reserved, job.spent, twice.credits) == (2.5, 2.5, 5)

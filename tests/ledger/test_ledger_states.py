@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_world import at, end_of, facts, in_loop, intend, new_task, opened, row_in
+from ledger_world import accept, at, end_of, facts, in_loop, intend, new_task, opened, row_in, task_of
 
 from evolink_async import LedgerError
 from evolink_async.ledger import JobLedger, Row, State
@@ -93,7 +93,7 @@ def test_the_diagram_and_the_table_show_every_move_that_changes_a_state() -> Non
 
 async def tell(job: JobLedger, row: Row, verb: str) -> Any:
     name, _, end = verb.partition(":")
-    task = row.task or new_task()
+    task = task_of(row) if row.task_id else new_task()
     match name:
         case "intend":
             return await intend(job, row)
@@ -106,7 +106,7 @@ async def tell(job: JobLedger, row: Row, verb: str) -> Any:
         case "unsettled":
             return await job.unsettled(row, code=None, error="cut again")
         case "accepted":
-            return await job.accepted(row, task, at=at(3))
+            return await accept(job, row, task, at=at(3))
         case "ended":
             return await job.ended(row, end_of(task, end), at=at(4))
         case "lost":
