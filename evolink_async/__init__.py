@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     )
     from evolink_async.http.rates import RateLimit
     from evolink_async.http.retry import RetryPolicy
+    from evolink_async.ledger import open_ledger
     from evolink_async.pool import Outcome, OutcomeStatus, PoolStats, TaskPool
     from evolink_async.requests import AudioRequest, GenerationRequest, ImageRequest, VideoRequest
     from evolink_async.saving import UploadedFile
@@ -104,12 +105,14 @@ __all__ = [
     "Usage",
     "VideoRequest",
     "__version__",
+    "open_ledger",
 ]
 
 _ROOMS = {
     "client": ("AsyncEvoLink",),
     "http.rates": ("RateLimit",),
     "http.retry": ("RetryPolicy",),
+    "ledger": ("open_ledger",),
     "pool": ("Outcome", "OutcomeStatus", "PoolStats", "TaskPool"),
     "requests": ("AudioRequest", "GenerationRequest", "ImageRequest", "VideoRequest"),
     "saving": ("UploadedFile",),

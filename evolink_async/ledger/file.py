@@ -1,0 +1,274 @@
+"""The SQLite file of a ledger: its tables, how it is made, opened and checked, and its errors as ours. It all blocks.
+
+A new file is made whole under another name first, so an empty one is never ours. WAL and synchronous=FULL: what is
+committed survives the process and, as far as the disk keeps its word about fsync, the power.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from evolink_async.errors import LedgerError
+from evolink_async.ledger.locks import FileLock
+from evolink_async.ledger.places import refuse_remote
+
+logger = logging.getLogger("evolink_async.ledger")
+
+APPLICATION_ID = 0x45764C67  # "EvLg": what makes an SQLite file a ledger
+OLDEST_SQLITE = (3, 24)  # the first with upserts
+BUSY_SECONDS = 10.0  # how long a turn waits for that of another job in the same file
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    # Version 1. Times are microseconds since 1970 UTC, amounts are micro-credits.
+    (
+        """CREATE TABLE job (
+            id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, created_at INTEGER NOT NULL,
+            runs INTEGER NOT NULL DEFAULT 0, requests INTEGER NOT NULL DEFAULT 0,
+            reserved INTEGER NOT NULL DEFAULT 0, spent INTEGER NOT NULL DEFAULT 0,
+            probe INTEGER, probe_price TEXT,
+            replays INTEGER NOT NULL DEFAULT 0, keys_honoured INTEGER NOT NULL DEFAULT 0)""",
+        """CREATE TABLE request (
+            id INTEGER PRIMARY KEY, job INTEGER NOT NULL, identity TEXT NOT NULL, keyed INTEGER NOT NULL,
+            content BLOB NOT NULL, endpoint TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL,
+            seen INTEGER NOT NULL, number INTEGER NOT NULL, attempts INTEGER NOT NULL, losses INTEGER NOT NULL,
+            replayed INTEGER NOT NULL, idempotency_key TEXT, fingerprint TEXT, task_id TEXT,
+            reserved INTEGER, spent INTEGER, submitted_at INTEGER, ended_at INTEGER,
+            error_code TEXT, error TEXT, past INTEGER NOT NULL,
+            UNIQUE (job, identity))""",
+        "CREATE TABLE body (request INTEGER PRIMARY KEY, body BLOB NOT NULL)",
+        "CREATE TABLE result (request INTEGER PRIMARY KEY, task TEXT, files TEXT NOT NULL)",
+        """CREATE TABLE past_try (
+            id INTEGER PRIMARY KEY, request INTEGER NOT NULL, number INTEGER NOT NULL, state TEXT NOT NULL,
+            replayed INTEGER NOT NULL, task_id TEXT, idempotency_key TEXT, reserved INTEGER, spent INTEGER,
+            submitted_at INTEGER, ended_at INTEGER, error_code TEXT, error TEXT)""",
+        "CREATE INDEX past_try_of ON past_try (request)",
+        """CREATE TABLE price (
+            job INTEGER NOT NULL, class TEXT NOT NULL, credits INTEGER NOT NULL,
+            PRIMARY KEY (job, class)) WITHOUT ROWID""",
+    ),
+)
+VERSION = len(MIGRATIONS)
+
+_UNBALANCED = """
+    WITH held AS (
+        SELECT job, 1 AS one, coalesce(reserved, 0) AS reserved, coalesce(spent, 0) AS spent FROM request
+        UNION ALL
+        SELECT job, 0, coalesce(past_try.reserved, 0), coalesce(past_try.spent, 0)
+        FROM past_try LEFT JOIN request ON request.id = past_try.request
+        UNION ALL
+        SELECT id, -requests, -reserved, -spent FROM job
+    )
+    SELECT name FROM held LEFT JOIN job ON job.id = held.job GROUP BY held.job
+    HAVING sum(one) <> 0 OR sum(held.reserved) <> 0 OR sum(held.spent) <> 0 OR name IS NULL"""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection to a file that is a ledger, ready for use. Raises `LedgerError` for anything else."""
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise LedgerError(f"a ledger needs SQLite 3.24 or later, this Python has {sqlite3.sqlite_version}")
+    refuse_remote(path)
+    _refuse_foreign(path)
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", timeout=BUSY_SECONDS, uri=True, isolation_level=None)
+    try:
+        _refuse_unknown(connection, path)
+        [[mode]] = connection.execute("PRAGMA journal_mode = WAL")
+        if mode != "wal":
+            raise LedgerError(f"the ledger {str(path)!r} cannot use a write-ahead log here: put it on a local disk")
+        for pragma in ("synchronous = FULL", "fullfsync = ON", "checkpoint_fullfsync = ON", "trusted_schema = OFF"):
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Before SQLite sees it: it would make an empty file its own, and leave logs beside one it may not write to."""
+    try:
+        with path.open("r+b") as file:
+            start = file.read(18)
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise LedgerError(f"there is no ledger {str(path)!r}") from None
+    except OSError as error:
+        raise LedgerError(f"the ledger {str(path)!r} cannot be opened for writing: {error.strerror}") from error
+    if not start.startswith(b"SQLite format 3\0"):
+        what = "is empty" if not start else "is no SQLite file"
+        raise LedgerError(
+            f"{str(path)!r} {what}, so it is no ledger, or no longer one. It is left as it is: "
+            "restore it from a copy, or give another path to begin anew"
+        )
+    page = int.from_bytes(start[16:18], "big")
+    if page and size % (65536 if page == 1 else page) and not Path(f"{path}-wal").exists():
+        raise corrupt(path, "its end is missing")  # SQLite takes the rest of a cut page for zeros
+
+
+def _refuse_unknown(connection: sqlite3.Connection, path: Path) -> None:
+    [[application]] = connection.execute("PRAGMA application_id")
+    if application != APPLICATION_ID:
+        raise LedgerError(f"{str(path)!r} is a database, but no ledger of evolink_async; give another path")
+    _version(connection)
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    version: int
+    [[version]] = connection.execute("PRAGMA user_version")
+    if version > VERSION:
+        raise LedgerError(
+            f"the ledger has version {version}, this evolink_async knows up to {VERSION}: install a newer one"
+        )
+    return version
+
+
+def check_structure(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `LedgerError` if the file is damaged in its structure, or an identity differs from its index."""
+    [[verdict], *_] = connection.execute("PRAGMA integrity_check(1)")
+    if verdict != "ok":
+        raise corrupt(path, str(verdict).splitlines()[-1])
+
+
+def check_sums(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `LedgerError` if what is stored of the requests does not add up to what is stored of their jobs."""
+    for (name,) in connection.execute(_UNBALANCED):
+        raise corrupt(path, f"the requests of job {name!r} do not add up")
+
+
+def corrupt(path: Path, details: str) -> LedgerError:
+    """The error that says that a file is damaged."""
+    return LedgerError(
+        f"the ledger {str(path)!r} is damaged ({details}). It is left as it is, since it says what was paid for: "
+        "copy it away with its -wal file, then restore a copy or try SQLite's .recover"
+    )
+
+
+def create(path: Path) -> None:
+    """Make a new ledger, whole or not at all. It is no error if another process is faster."""
+    refuse_remote(path)
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        connection = sqlite3.connect(fresh, isolation_level=None)
+        try:
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            with transaction(connection):
+                _bring_up(connection, 0)
+        finally:
+            connection.close()
+        _publish(fresh, path)
+    finally:
+        for ending in ("", "-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{fresh}{ending}")
+
+
+def _publish(fresh: Path, path: Path) -> None:
+    try:
+        os.link(fresh, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links: nobody else makes this very file in the same moment
+        if path.exists():
+            return
+        os.rename(fresh, path)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring an older ledger up to this version, all at once; a copy of the old one is kept beside it.
+
+    None of its jobs may be running, for a program of the older version could not go on with it.
+    """
+    if _version(connection) == VERSION:
+        return
+    with contextlib.ExitStack() as locks, transaction(connection):
+        for job, name in connection.execute("SELECT id, name FROM job").fetchall():
+            locks.callback(lock_job(path, job, name).release)
+        version = _version(connection)
+        if version < VERSION:
+            copy = path.with_name(f"{path.name}.v{version}")
+            logger.warning("bringing the ledger %s up to version %d; the old one is kept as %s", path, VERSION, copy)
+            _copy(path, copy)
+            _bring_up(connection, version)
+
+
+def _copy(path: Path, copy: Path) -> None:
+    """A copy of what is committed. A second connection reads it, the first one keeps everybody from writing."""
+    with (
+        contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as source,
+        contextlib.closing(sqlite3.connect(copy)) as target,
+    ):
+        source.backup(target)
+
+
+def _bring_up(connection: sqlite3.Connection, version: int) -> None:
+    for statements in MIGRATIONS[version:]:
+        for statement in statements:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def lock_job(path: Path, job: int, name: str) -> FileLock:
+    """Take the lock of a job. Raises `LedgerError` if another process has it."""
+    return FileLock(path.with_name(f"{path.name}.{job}.lock"), f"job {name!r} of the ledger {str(path)!r}")
+
+
+# Transactions and errors
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        _version(connection)  # a newer program may have brought it up meanwhile
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            with contextlib.suppress(sqlite3.Error):  # what went wrong first is what counts
+                connection.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def ledger_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of SQLite and of the file system into ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _ledger_error(path, error) from error
+    except UnicodeDecodeError as error:  # of a message of SQLite's that quotes what is damaged
+        raise corrupt(path, "it holds what is no text") from error
+    except OSError as error:
+        raise LedgerError(f"the ledger {str(path)!r} cannot be used: {error.strerror or error}") from error
+
+
+def _ledger_error(path: Path, error: sqlite3.Error) -> LedgerError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    said = str(error)
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return corrupt(path, said)
+    reasons = {
+        sqlite3.SQLITE_FULL: "the disk is full: make room",
+        sqlite3.SQLITE_READONLY: "it may not be written to: check its permissions and those of its folder",
+        sqlite3.SQLITE_CANTOPEN: "it cannot be opened: does the folder exist, and may it be written to?",
+        sqlite3.SQLITE_BUSY: f"another process has kept it busy for {BUSY_SECONDS:g} s: close what has it open",
+        sqlite3.SQLITE_IOERR: "the disk refuses: check it and the room on it",
+    }
+    reason = reasons.get(code)
+    if reason is None:
+        return LedgerError(f"the ledger {str(path)!r} cannot be used: {said}")
+    return LedgerError(f"the ledger {str(path)!r} cannot be written ({said}); {reason}")

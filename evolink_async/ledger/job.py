@@ -1,0 +1,536 @@
+"""`JobLedger`: one job of a ledger, as the process that runs it sees it.
+
+The rows that somebody holds live in memory, and every verb is carried out there at once, by `rules`; then `turns` makes
+the change durable. Without a store (a pool without a ledger) nothing is written, and every future is done when the verb
+returns: there is one path. Such a ledger knows a request only as long as somebody holds its row, so its memory is
+bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Concatenate, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
+
+from evolink_async.errors import ClosedError, ConfigurationError, LedgerError
+from evolink_async.ledger import rules
+from evolink_async.ledger.rerun import Entered
+from evolink_async.ledger.states import IllegalMove, State
+from evolink_async.ledger.turns import Batch, Found, JobSums, Store, Turns
+from evolink_async.ledger.values import (
+    Account,
+    Entry,
+    Refusal,
+    Row,
+    as_text,
+    restore,
+    saved_state,
+    to_credits,
+    to_micro,
+)
+from evolink_async.types import Task
+
+logger = logging.getLogger("evolink_async.ledger")
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+_COUNTED = 10_000  # contents of which is remembered how often they came in this run; a store knows the others
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A job as its store knows it when a run begins.
+
+    run: its number, from 1. next_id: of the next request that is new. requests: in the ledger so far.
+    interrupted: requests that the last run left sending, which are unsettled now.
+    """
+
+    name: str
+    run: int
+    account: Account
+    next_id: int
+    requests: int
+    interrupted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """How the requests of this run compare with those of the runs before.
+
+    known: in the ledger before. new: were not. changed: had another body under the same key. gone: known, and not
+    pulled in this run so far.
+    """
+
+    known: int
+    new: int
+    changed: int
+    gone: int
+
+
+class JobLedger:
+    """The verbs of a job. Opened by `open_job`, closed with `aclose`.
+
+    Every verb acts when it is called and returns a future, which is done when the change is durable: await it, or add
+    a callback. Cancelling the wait takes nothing back.
+
+    What is *asked for* (`enter`, `intend`, `replay`) and cannot be written has not happened: its future fails with
+    `LedgerError`, and nothing may be sent. What is *told* (all others) has happened: if it cannot be written its future
+    fails too, so that the caller can stop submitting; but the ledger keeps it, and writes it with the next turn, after
+    a pause, and when it is closed. `broken` is why there is something unwritten, None while there is not.
+
+    Raises `ClosedError` once closed, `ConfigurationError` in a forked child or another loop, and `LedgerError` for a
+    move that is not in the table of `states`. Amounts are credits, moments are aware.
+    """
+
+    def __init__(self, opened: Opened, store: Store | None = None, executor: Executor | None = None) -> None:
+        self.name = opened.name
+        self.run = opened.run
+        self.interrupted = opened.interrupted
+        self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+        self._account = opened.account
+        self._turns: Turns | None = None
+        if store is not None:
+            assert executor is not None
+            self._turns = Turns(store, executor, self._sums)
+        self._next_id = opened.next_id
+        self._known = self._requests = opened.requests
+        self._new = self._changed = self._seen_again = 0
+        self._rows: WeakValueDictionary[str, Row] = WeakValueDictionary()
+        self._counts: OrderedDict[str, int] = OrderedDict()
+        if opened.account.probe is not None:
+            self._rows[opened.account.probe.identity] = opened.account.probe
+        self._closed = False
+        self._closing: asyncio.Task[None] | None = None
+
+    # What the job has and knows
+
+    @property
+    def broken(self) -> LedgerError | None:
+        """Why something that has happened is not in the ledger yet, None while everything is."""
+        return None if self._turns is None else self._turns.broken
+
+    @property
+    def reserved(self) -> Decimal:
+        """Credits that tasks may still cost, over all runs."""
+        return to_credits(self._account.reserved)
+
+    @property
+    def spent(self) -> Decimal:
+        """Credits that tasks have cost, over all runs."""
+        return to_credits(self._account.spent)
+
+    @property
+    def free(self) -> Decimal | None:
+        """Credits that may still be reserved; None: without bound."""
+        free = self._account.free
+        return None if free is None else to_credits(free)
+
+    @property
+    def probe(self) -> Row | None:
+        """The request whose price is being found out, and for which all that was free is reserved."""
+        return self._account.probe
+
+    def price_of(self, price: str) -> Decimal | None:
+        """The last that the service has reserved for a request of this price class, None if that is not known."""
+        known = self._account.prices.get(price)
+        return None if known is None else to_credits(known)
+
+    @property
+    def replays(self) -> int:
+        """Lost responses sent again, over all runs, while the service had not proven that it honours keys."""
+        return self._account.replays
+
+    @property
+    def keys_honoured(self) -> bool:
+        """Whether the service has proven, in any run, that it honours idempotency keys."""
+        return self._account.keys_honoured
+
+    @property
+    def census(self) -> Census:
+        """How this run's requests compare with those of the runs before."""
+        return Census(self._known, self._new, self._changed, self._known - self._seen_again)
+
+    # What is asked for
+
+    def enter(self, entries: Sequence[Entry]) -> asyncio.Future[list[Entered]]:
+        """Look requests up, and enter those that are new: what is known of each, in the same order.
+
+        Those without a key are told apart by how many of the same content came before them in this run. Give many at
+        once where you have many. `rerun.what_to_do` says what follows.
+        """
+        self._check()
+        future: asyncio.Future[list[Entered]] = self._loop.create_future()
+        if self._turns is None:
+            batch = Batch()
+            self._ask_for(entries, batch)
+            counts = batch.counted
+            future.set_result([Entered(self._new_row(entry, self._identity(entry, counts))) for entry in entries])
+            return future
+        return self._turns.look_up(
+            future,
+            functools.partial(self._ask_for, entries),
+            functools.partial(self._enter, self._turns, entries, future),
+        )
+
+    def find(self, identity: str) -> asyncio.Future[Row | None]:
+        """The row of a request, without pulling it; None if the job has none of this identity."""
+        self._check()
+        future: asyncio.Future[Row | None] = self._loop.create_future()
+        if self._turns is None:
+            future.set_result(self._rows.get(identity))
+            return future
+
+        def found(found: Found) -> None:
+            row = self._row(identity, found)
+            if not future.done():
+                future.set_result(row)
+
+        return self._turns.look_up(future, lambda batch: batch.identities.add(identity), found)
+
+    def intend(
+        self,
+        row: Row,
+        *,
+        idempotency_key: str,
+        body: bytes,
+        fingerprint: str,
+        at: datetime,
+        price: str | None = None,
+        told: Decimal | None = None,
+    ) -> asyncio.Future[Refusal | None]:
+        """Before the first byte of a POST: reserve its credits, and remember what will be sent.
+
+        None: send it. A `Refusal`: the credits do not suffice, and nothing has changed. price: names the class of
+        requests that cost the same; told: what it costs, if the caller was told, else it is the last that the service
+        has reserved for its class. If neither is known and there is a cap, the request tries it alone: all the rest is
+        reserved for it. Never does this bring what is spent and reserved above the cap.
+
+        Whoever stops waiting and sends nothing says `posted_in_vain(row, sent=False)`.
+        """
+        self._check()
+        price = price and as_text(price)
+        before, holds, probe = saved_state(row), row.holds, self._account.probe
+        refusal = self._apply(
+            rules.intend,
+            row,
+            self._account,
+            idempotency_key=idempotency_key,
+            fingerprint=fingerprint,
+            price=price,
+            told=None if told is None else to_micro(told),
+            at=at,
+        )
+        if probe is not None and self._account.probe is not probe:
+            self._note(probe)  # its price was told
+        if refusal is not None:
+            return self._done(refusal)
+        if self._turns is not None and row.body is not body:
+            row.body = body
+            self._turns.note_body(row)
+        version = row._version
+
+        def undo() -> None:
+            if row._version == version:
+                rules.take_back(row, self._account, before, holds)
+                if self._turns is not None:
+                    self._turns.note_body(row)
+
+        return self._written(row, None, undo)
+
+    def replay(self, row: Row) -> asyncio.Future[bool]:
+        """Before the same POST is sent again, with the same key, bytes and API key. False: it must not be.
+
+        Refused when the request was settled meanwhile, was sent again before, or the job has used up its replays.
+        """
+        self._check()
+        before, replays = saved_state(row), self._account.replays
+        if not self._apply(rules.replay, row, self._account):
+            return self._done(False)
+        version, counted = row._version, self._account.replays - replays
+
+        def undo() -> None:
+            if row._version == version:
+                restore(row, before)
+                self._account.replays -= counted
+
+        return self._written(row, True, undo)
+
+    # What is told
+
+    def posted_in_vain(self, row: Row, *, sent: bool) -> asyncio.Future[None]:
+        """The POST came to nothing for certain: no byte was written (`sent=False`), or 429, 401, 402 was answered.
+
+        The reservation is released, unless an earlier POST of the same try is unsettled.
+        """
+        self._check()
+        self._apply(rules.posted_in_vain, row, self._account, sent=sent)
+        return self._written(row, None)
+
+    def rejected(self, row: Row, *, code: str | None, error: str) -> asyncio.Future[None]:
+        """The request was refused, by the service or before it was sent; it holds no credits."""
+        self._check()
+        self._apply(rules.rejected, row, self._account, code and as_text(code), as_text(error))
+        return self._written(row, None)
+
+    def unsettled(self, row: Row, *, code: str | None, error: str, lost: bool = True) -> asyncio.Future[None]:
+        """The POST was sent, and no answer says whether a task exists; it keeps its credits.
+
+        lost: False where the service itself says that it still works on the request.
+        """
+        self._check()
+        self._apply(rules.unsettled, row, code and as_text(code), as_text(error), lost=lost)
+        return self._written(row, None)
+
+    def keys_are_honoured(self) -> asyncio.Future[None]:
+        """An answer has proven that the service honours idempotency keys."""
+        self._check()
+        if self._account.keys_honoured:
+            return self._done(None)
+        self._account.keys_honoured = True
+        return self._written(None, None)
+
+    def accepted(
+        self, row: Row, task_id: str, *, reserved: Decimal | None, at: datetime, number: int | None = None
+    ) -> asyncio.Future[bool]:
+        """A task exists for the request: nobody may see its id before this is durable. Never refused, however late.
+
+        reserved: what the service says that it has reserved, which takes the place of the estimate; None: it did not
+        say. number: the try that the task belongs to, None: the present one. False: the request has another task
+        already, so this one is paid for besides.
+        """
+        self._check()
+        told = None if reserved is None else to_micro(reserved)
+        first = self._apply(rules.accepted, row, self._account, task_id, told, number, at)
+        if not first:
+            other = row.task_id or "that of another try"
+            logger.warning("request %s was paid for twice: task %s besides %s", row.identity, task_id, other)
+        self._note_price(row)
+        return self._written(row, first, loss=f"task {task_id} was accepted for request {row.identity}")
+
+    def ended(self, row: Row, task: Task, *, at: datetime) -> asyncio.Future[bool]:
+        """The service says that the task completed, failed or was cancelled. False: an end was known already.
+
+        completed: what was used is spent, else what was reserved; failed: nothing; cancelled: it stays reserved.
+        """
+        self._check()
+        if not task.is_terminal:
+            raise LedgerError(f"request {row.identity!r}: its task {task.id} is {task.status}, so it has not ended")
+        used = task.usage.credits_used
+        failure = task.error
+        code, error = (None, None) if failure is None else (as_text(failure.code), as_text(failure.message))
+        first = self._apply(
+            rules.ended,
+            row,
+            self._account,
+            State(task.status),
+            None if used is None else to_micro(used),
+            code,
+            error,
+            at,
+        )
+        if first:
+            row.task = task
+            if self._turns is not None:
+                self._turns.note_result(row)
+        self._note_price(row)
+        return self._written(row, first)
+
+    def lost(self, row: Row, *, error: str, at: datetime) -> asyncio.Future[bool]:
+        """The service no longer knows the id; its credits stay reserved. False: how it ended is known."""
+        self._check()
+        first = self._apply(rules.lost, row, as_text(error), at)
+        return self._written(row, first)
+
+    def saved(self, row: Row, files: Sequence[str]) -> asyncio.Future[None]:
+        """The results of a completed task are in these files."""
+        self._check()
+        self._apply(rules.saved, row, tuple(map(as_text, files)))
+        if self._turns is not None:
+            self._turns.note_result(row)
+        return self._written(row, None)
+
+    # What the user says
+
+    def not_submitted(self, row: Row) -> asyncio.Future[None]:
+        """No task exists for an unsettled request: its credits are released, and it may be submitted anew."""
+        self._check()
+        self._apply(rules.not_submitted, row, self._account)
+        return self._written(row, None)
+
+    def given_up(self, row: Row) -> asyncio.Future[None]:
+        """Nobody will find out about an unsettled request: it is never submitted again, and keeps its credits."""
+        self._check()
+        self._apply(rules.given_up, row)
+        return self._written(row, None)
+
+    # The end
+
+    async def aclose(self) -> None:
+        """Write what is unwritten and let go of the job. Raises `LedgerError` for what cannot be written.
+
+        Cancelling it stops the waiting, not the writing.
+        """
+        if self._closing is None:
+            self._check()
+            self._closed = True
+            self._closing = self._loop.create_task(self._finish(), name="evolink ledger")
+            self._closing.add_done_callback(lambda closing: closing.cancelled() or closing.exception())
+        await asyncio.shield(self._closing)
+
+    async def _finish(self) -> None:
+        if self._turns is not None:
+            await self._turns.finish()
+
+    # Rows
+
+    def _ask_for(self, entries: Sequence[Entry], batch: Batch) -> None:
+        """What has to be looked up, so that `_enter` can tell."""
+        for entry in entries:
+            if entry.key is not None:
+                batch.identities.add(entry.key)
+                continue
+            batch.contents[entry.content] = batch.contents.get(entry.content, 0) + 1
+            if entry.content in self._counts:
+                batch.counted[entry.content] = self._counts[entry.content]
+
+    def _enter(
+        self, turns: Turns, entries: Sequence[Entry], future: asyncio.Future[list[Entered]], found: Found
+    ) -> None:
+        results: list[Entered] = []
+        steps_back: list[Callable[[], None]] = []
+        counters = self._new, self._changed, self._seen_again, self._requests
+        for entry in entries:
+            identity = self._identity(entry, found.counts)
+            row = self._row(identity, found)
+            if row is None:
+                row = self._new_row(entry, identity)
+                steps_back.append(functools.partial(self._forget, turns, row))
+                results.append(Entered(row))
+            elif row.seen == self.run:
+                results.append(Entered(row, repeated=True, changed=row.content != entry.content))
+                continue
+            else:
+                steps_back.append(functools.partial(_unsee, row, row.seen, row.content, row.endpoint, row.model))
+                results.append(self._see_again(row, entry))
+            turns.note(row)
+
+        def undo() -> None:
+            self._new, self._changed, self._seen_again, self._requests = counters
+            for entry in entries:
+                self._counts.pop(entry.content, None)
+            for step in steps_back:
+                step()
+
+        turns.durable(future, results, undo)
+
+    def _see_again(self, row: Row, entry: Entry) -> Entered:
+        row.seen = self.run
+        self._seen_again += 1
+        if row.content == entry.content:
+            return Entered(row)
+        self._changed += 1
+        if row.paid_for:
+            return Entered(row, changed=True)
+        # Nothing can have come of the former body, so it may be put right.
+        row.content, row.endpoint, row.model = entry.content, entry.endpoint, entry.model
+        return Entered(row)
+
+    def _identity(self, entry: Entry, counts: dict[str, int]) -> str:
+        if entry.key is not None:
+            return entry.key
+        count = counts.get(entry.content, 0)
+        self._counts.pop(entry.content, None)
+        self._counts[entry.content] = counts[entry.content] = count + 1
+        if len(self._counts) > _COUNTED:
+            self._counts.popitem(last=False)
+        return f"{entry.content}-{count}"
+
+    def _row(self, identity: str, found: Found) -> Row | None:
+        """The row that lives, else the one that was found, which lives from now on."""
+        row = self._rows.get(identity)
+        if row is None and (row := found.rows.get(identity)) is not None:
+            self._rows[identity] = row
+        return row
+
+    def _new_row(self, entry: Entry, identity: str) -> Row:
+        row = Row(self._next_id, identity, entry.key is not None, entry.content, entry.endpoint, entry.model)
+        row.seen = self.run
+        self._next_id += 1
+        self._requests += 1
+        self._new += 1
+        self._rows[identity] = row
+        return row
+
+    def _forget(self, turns: Turns, row: Row) -> None:
+        turns.forget(row)
+        self._rows.pop(row.identity, None)
+
+    # Changes
+
+    def _apply(self, rule: Callable[Concatenate[Row, P], T], row: Row, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return rule(row, *args, **kwargs)
+        except IllegalMove as fault:
+            raise LedgerError(f"request {row.identity!r}: {fault}") from None
+
+    def _written(
+        self, row: Row | None, value: T, undo: Callable[[], None] | None = None, *, loss: str | None = None
+    ) -> asyncio.Future[T]:
+        """The future of a verb that has changed a row, or the job as a whole."""
+        if self._turns is None:
+            return self._done(value)
+        if row is not None:
+            self._turns.note(row)
+        return self._turns.durable(self._loop.create_future(), value, undo, loss)
+
+    def _done(self, value: T) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = self._loop.create_future()
+        future.set_result(value)
+        return future
+
+    def _note(self, row: Row) -> None:
+        if self._turns is not None:
+            self._turns.note(row)
+
+    def _note_price(self, row: Row) -> None:
+        if self._turns is not None and row.price is not None and row.price in self._account.prices:
+            self._turns.note_price(row.price, self._account.prices[row.price])
+
+    def _sums(self) -> JobSums:
+        account = self._account
+        return JobSums(
+            reserved=account.reserved,
+            spent=account.spent,
+            probe=account.probe.id if account.probe is not None else None,
+            probe_price=account.probe_price,
+            replays=account.replays,
+            keys_honoured=account.keys_honoured,
+            requests=self._requests,
+        )
+
+    def _check(self) -> None:
+        if self._pid != os.getpid():
+            raise ConfigurationError("a ledger cannot be used in a forked process; open it there")
+        if self._closed:
+            raise ClosedError(f"the ledger of job {self.name!r} is closed")
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigurationError("a ledger belongs to the event loop that it was opened in")
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "broken" if self.broken is not None else "open"
+        return f"<JobLedger {self.name!r} {state}: run {self.run}, {self._requests} requests>"
+
+
+def _unsee(row: Row, seen: int, content: str, endpoint: str, model: str) -> None:
+    row.seen, row.content, row.endpoint, row.model = seen, content, endpoint, model

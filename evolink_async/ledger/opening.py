@@ -1,0 +1,248 @@
+"""Opening a ledger: to run one of its jobs, or to look at it and settle what is unknown."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
+
+from evolink_async.checks import checked_id
+from evolink_async.errors import ClosedError, ConfigurationError, InvalidRequestError
+from evolink_async.ledger.job import JobLedger, Opened
+from evolink_async.ledger.places import ledger_path
+from evolink_async.ledger.states import State
+from evolink_async.ledger.turns import Store
+from evolink_async.ledger.values import Account, Row, is_text, to_micro
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from evolink_async.ledger.reports import Cost, JobStats, UnknownRequest
+
+__all__ = ["Ledger", "LedgerJob", "open_job", "open_ledger"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LONGEST_NAME = 256
+
+
+def one_thread() -> Executor:
+    """Where everything that blocks is done, in order."""
+    return ThreadPoolExecutor(1, thread_name_prefix="evolink ledger")
+
+
+async def open_job(
+    url: str | os.PathLike[str] | None, name: str = "default", *, max_credits: Decimal | None = None
+) -> JobLedger:
+    """Begin a run of a job: lock it, and make the file and the job if they are new.
+
+    url: a path, None: in memory, for this run alone. max_credits: what may be spent and reserved, over all runs.
+    Raises `LedgerError` if the job is in use, or the file is damaged, newer than this version, no ledger, not writable
+    or on a file system without trustworthy locks; `ConfigurationError` for a url or name that can be none.
+    """
+    cap = None if max_credits is None else to_micro(max_credits)
+    name = _checked_name(name)
+    if url is None:
+        return JobLedger(Opened(name, 1, Account(cap), 1, 0, 0))
+    path = ledger_path(url)
+    from evolink_async.ledger.sqlite import SqliteStore
+
+    store = SqliteStore(path, name)
+    executor = one_thread()
+    try:
+        opened = await _in(executor, store, store.open, cap, datetime.now(UTC))
+        return JobLedger(opened, store, executor)
+    except BaseException:
+        executor.shutdown(wait=False)
+        raise
+
+
+async def _in(executor: Executor, store: Store, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in the ledger's thread. Cancelled, the store is closed there as soon as it ends."""
+    call = executor.submit(function, *args, **kwargs)
+    try:
+        return await asyncio.wrap_future(call)
+    except asyncio.CancelledError:
+        executor.submit(store.close)
+        raise
+
+
+def _checked_name(name: str) -> str:
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not name.strip() or not is_text(name):
+        raise ConfigurationError(f"a job's name is a text of 1 to {_LONGEST_NAME} characters, got {name!r}")
+    return name
+
+
+def open_ledger(url: str | os.PathLike[str]) -> Ledger:
+    """A ledger to look at, whether or not its jobs are running.
+
+        async with open_ledger("job.db") as ledger:
+            for request in await ledger.job("default").unknown():
+                print(request.identity, request.credits, request.idempotency_key)
+
+    The file must exist. What is wrong with it is raised as `LedgerError` on entering the block. Raises
+    `ConfigurationError` for what is no path. Since 0.1.0.
+    """
+    return Ledger(ledger_path(url))
+
+
+class Ledger:
+    """A ledger file, opened for reading by `open_ledger`. `job` names one of its jobs, `jobs` tells which there are."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._executor: Executor | None = None
+        self._connection: sqlite3.Connection | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._executor is not None:
+            raise ConfigurationError("this ledger is open already; open_ledger gives another")
+        self._executor = one_thread()
+        try:
+            await self._call(self._connect)
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    def job(self, name: str = "default") -> LedgerJob:
+        """One of its jobs. Whether there is one of that name is found out by the first question."""
+        return LedgerJob(self, _checked_name(name))
+
+    async def jobs(self) -> list[str]:
+        """The names of its jobs, the oldest first."""
+        from evolink_async.ledger.reports import job_names
+
+        return await self._ask(job_names)
+
+    async def _close(self) -> None:
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            closing = executor.submit(self._disconnect)
+            executor.shutdown(wait=False)
+            await asyncio.wrap_future(closing)
+
+    def _connect(self) -> None:
+        from evolink_async.ledger.file import connect, ledger_errors, migrate
+
+        with ledger_errors(self._path):
+            self._connection = connect(self._path)
+            migrate(self._connection, self._path)
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    async def _ask(
+        self, question: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        def asked() -> T:
+            from evolink_async.ledger.file import ledger_errors
+
+            assert self._connection is not None
+            with ledger_errors(self._path):
+                return question(self._connection, *args, **kwargs)
+
+        return await self._call(asked)
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        if self._executor is None:
+            raise ClosedError("the ledger is not open: async with open_ledger(...) as ledger")
+        return await asyncio.wrap_future(self._executor.submit(function))
+
+    def __repr__(self) -> str:
+        return f"<Ledger {str(self._path)!r} {'closed' if self._executor is None else 'open'}>"
+
+
+class LedgerJob:
+    """One job of a ledger, from `Ledger.job`. Reading works while the job runs, `resolve` only while it does not."""
+
+    def __init__(self, ledger: Ledger, name: str) -> None:
+        self._ledger = ledger
+        self.name = name
+
+    async def stats(self) -> JobStats:
+        """How the job stands. Raises `LedgerError` if there is no job of this name."""
+        from evolink_async.ledger.reports import job_stats
+
+        return await self._ledger._ask(job_stats, self.name)
+
+    async def unknown(self) -> list[UnknownRequest]:
+        """The requests of which it is not certain what they have cost, with the credits at risk."""
+        from evolink_async.ledger.reports import unknown_requests
+
+        return await self._ledger._ask(unknown_requests, self.name)
+
+    async def costs(self) -> list[Cost]:
+        """What the job has cost over all runs and tries, by day and model."""
+        from evolink_async.ledger.reports import costs
+
+        return await self._ledger._ask(costs, self.name)
+
+    async def rows(self, *states: str) -> AsyncIterator[Row]:
+        """Its requests, in the order they were first pulled; only those in one of `states`, where any are given."""
+        from evolink_async.ledger.reports import page_of_rows
+
+        wanted = [State(state) for state in _checked_states(states)]
+        last = 0
+        while page := await self._ledger._ask(page_of_rows, self.name, last, wanted):
+            for row in page:
+                yield row
+            last = page[-1].id
+
+    async def resolve(
+        self, identity: str, *, task_id: str | None = None, submitted: bool | None = None, give_up: bool = False
+    ) -> Row:
+        """Settle a request that is unknown, by what you have found out; give one of three.
+
+        task_id: it was accepted, and this is its task: the next run polls it on. submitted=False: it was not accepted:
+        its credits are released, and the next run submits it again. give_up=True: it can't be found out: it is never
+        submitted again, keeps its credits reserved, and is no longer listed by `unknown`.
+
+        Raises `InvalidRequestError` for a request that isn't unknown, and for a task of another one; `LedgerError`
+        while the job is running.
+        """
+        from evolink_async.ledger.reports import job_stats, refuse_taken
+
+        if (task_id is not None) + (submitted is not None) + bool(give_up) != 1 or submitted is True:
+            raise InvalidRequestError("give one of task_id=..., submitted=False, give_up=True")
+        await self._ledger._ask(job_stats, self.name)  # a job that isn't there is not made
+        if task_id is not None:
+            await self._ledger._ask(refuse_taken, self.name, identity, checked_id(task_id))
+        job = await open_job(self._ledger._path, self.name)
+        try:
+            row = await job.find(identity)
+            if row is None:
+                raise InvalidRequestError(f"job {self.name!r} has no request {identity!r}", param="identity")
+            if row.state not in (State.UNSETTLED, State.GIVEN_UP):
+                message = f"request {identity!r} is {row.state}: only one that is unknown can be resolved"
+                raise InvalidRequestError(message, param="identity")
+            if task_id is not None:
+                await job.accepted(row, task_id, reserved=None, at=datetime.now(UTC))
+            elif give_up and row.state is State.UNSETTLED:
+                await job.given_up(row)
+            elif not give_up:
+                await job.not_submitted(row)
+        finally:
+            await job.aclose()
+        return row
+
+
+def _checked_states(states: Sequence[str]) -> Sequence[str]:
+    for state in states:
+        if state not in frozenset(State):
+            raise InvalidRequestError(f"no state {state!r}; there are {', '.join(State)}", param="states")
+    return states

@@ -1,0 +1,59 @@
+"""What a pool does with a request, after what a ledger knows of it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from evolink_async.errors import TRANSIENT_FAILURES
+from evolink_async.ledger.rules import CONFLICT
+from evolink_async.ledger.states import State
+from evolink_async.ledger.values import Row
+
+
+class Todo(StrEnum):
+    """What to do with a request that was pulled."""
+
+    SUBMIT = "submit"  # nothing is known that could be paid twice, or a new try is wanted
+    SETTLE = "settle"  # sent without an answer: by the rules for a lost response
+    HOLD = "hold"  # the same, and it must not be sent again: its outcome is `unknown`
+    FOLLOW = "follow"  # its task exists: poll on
+    DELIVER = "deliver"  # it has ended: its outcome comes from the ledger
+    SHARE = "share"  # this run has pulled the same request before: it gets that one's outcome
+    REFUSE = "refuse"  # its key has another body
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """A request as the ledger knows it. repeated: this run has pulled it before. changed: its key has another body."""
+
+    row: Row
+    repeated: bool = False
+    changed: bool = False
+
+
+def what_to_do(entered: Entered, *, retry_failed: int = 0) -> Todo:
+    """The table "running it again" of the design."""
+    row = entered.row
+    if entered.changed:
+        return Todo.REFUSE
+    if entered.repeated:
+        return Todo.SHARE
+    match row.state:
+        case State.ENTERED | State.REJECTED:
+            return Todo.SUBMIT
+        case State.SENDING | State.UNSETTLED | State.REPLAYING:
+            return Todo.HOLD if row.losses > 1 or row.error_code == CONFLICT else Todo.SETTLE
+        case State.GIVEN_UP:
+            return Todo.HOLD
+        case State.ACCEPTED:
+            return Todo.FOLLOW
+        case State.FAILED:
+            return Todo.SUBMIT if may_try_again(row, retry_failed) else Todo.DELIVER
+        case State.COMPLETED | State.CANCELLED | State.LOST:
+            return Todo.DELIVER
+
+
+def may_try_again(row: Row, retry_failed: int) -> bool:
+    """Whether a failed request may be generated, and paid for, once more: a passing failure, and tries are left."""
+    return row.state is State.FAILED and row.error_code in TRANSIENT_FAILURES and row.number <= retry_failed

@@ -1,0 +1,295 @@
+"""What each verb does to a row and to the credits of its job. Pure: the same for every kind of ledger.
+
+A function here changes the row and the account that it is given, or raises `IllegalMove` and changes nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import Concatenate, ParamSpec, TypeVar
+
+from evolink_async.http.retry import UNPROVEN_REPLAYS
+from evolink_async.ledger.states import State, Verb, after
+from evolink_async.ledger.values import Account, PastTry, Refusal, Row, restore, to_credits
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+CONFLICT = "idempotency_conflict"  # vendor's client: a task exists for this key, made from another body
+
+
+def _balanced(
+    rule: Callable[Concatenate[Row, Account, _P], _T],
+) -> Callable[Concatenate[Row, Account, _P], _T]:
+    """Keep the account the sum of what its rows hold, whatever a rule does to a row."""
+
+    @functools.wraps(rule)
+    def balanced(row: Row, account: Account, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        reserved, spent = row.holds
+        result = rule(row, account, *args, **kwargs)
+        now_reserved, now_spent = row.holds
+        account.reserved += now_reserved - reserved
+        account.spent += now_spent - spent
+        row._version += 1
+        return result
+
+    return balanced
+
+
+@_balanced
+def _end_probe(probe: Row, account: Account, price: int) -> None:
+    """The price that a request tries has become known otherwise: it keeps only that reserved."""
+    account.probe = account.probe_price = None
+    probe.reserved = price
+
+
+def intend(
+    row: Row,
+    account: Account,
+    *,
+    idempotency_key: str,
+    fingerprint: str,
+    price: str | None,
+    told: int | None,
+    at: datetime,
+) -> Refusal | None:
+    """Reserve the credits and let a POST be made."""
+    state = after(row.state, Verb.INTEND)
+    known = told if told is not None else account.prices.get(price or "")
+    if known is not None and account.probe is not None and price is not None and account.probe_price == price:
+        _end_probe(account.probe, account, known)
+    reservation = known
+    free = account.free
+    if free is not None:
+        assert account.cap is not None
+        if known is None and (account.probe is not None or free <= 0 or price is None):
+            return Refusal(None, to_credits(free), to_credits(account.cap), account.probe)
+        if known is not None and known > free:
+            return Refusal(to_credits(known), to_credits(free), to_credits(account.cap), account.probe)
+        if known is None:
+            reservation, account.probe, account.probe_price = free, row, price
+    _begin_try(row, account, state, reservation, idempotency_key, fingerprint, price, at)
+    return None
+
+
+@_balanced
+def _begin_try(
+    row: Row,
+    account: Account,
+    state: State,
+    reservation: int | None,
+    idempotency_key: str,
+    fingerprint: str,
+    price: str | None,
+    at: datetime,
+) -> None:
+    if row.task_id is not None:
+        row.past = (*row.past, _as_past(row))
+        row.number += 1
+        row.task_id, row.task, row.spent, row.ended_at = None, None, None, None
+    row.state = state
+    row.attempts += 1
+    row.losses, row.replayed = 0, False
+    row.idempotency_key, row.fingerprint, row.price = idempotency_key, fingerprint, price
+    row.reserved, row.submitted_at = reservation, at
+    row.error_code = row.error = None
+
+
+def _as_past(row: Row) -> PastTry:
+    return PastTry(
+        number=row.number,
+        state=row.state,
+        replayed=row.replayed,
+        task_id=row.task_id,
+        idempotency_key=row.idempotency_key,
+        reserved=row.reserved,
+        spent=row.spent,
+        submitted_at=row.submitted_at,
+        ended_at=row.ended_at,
+        error_code=row.error_code,
+        error=row.error,
+    )
+
+
+def take_back(row: Row, account: Account, before: tuple[object, ...], holds: tuple[int, int]) -> None:
+    """An intent that could not be written has not happened. before: of `saved_state`; holds: what the row held then."""
+    reserved, spent = row.holds
+    restore(row, before)
+    account.reserved += holds[0] - reserved
+    account.spent += holds[1] - spent
+    _leave_probe(row, account)
+
+
+def replay(row: Row, account: Account) -> bool:
+    """Let the same POST be made once more; False: it may not be.
+
+    A lost response is sent again once, and at most three of a job before the service has proven that it honours keys.
+    Where the service itself said that it still works on the request (no loss), asking again is not counted.
+    """
+    if row.task_id is not None:
+        return False  # settled meanwhile
+    state = after(row.state, Verb.REPLAY)
+    if row.losses > 1 or row.error_code == CONFLICT:
+        return False
+    if row.losses and not row.replayed:
+        if not account.keys_honoured:
+            if account.replays >= UNPROVEN_REPLAYS:
+                return False
+            account.replays += 1
+        row.replayed = True
+    row.state = state
+    row.attempts += 1
+    row._version += 1
+    return True
+
+
+@_balanced
+def posted_in_vain(row: Row, account: Account, *, sent: bool) -> None:
+    """Nothing can have come of the POST. sent: whether it was written at all."""
+    before, row.state = row.state, after(row.state, Verb.POSTED_IN_VAIN)
+    if row.state is before:
+        return
+    if not sent:
+        row.attempts -= 1
+        if row.replayed and before is State.REPLAYING:
+            row.replayed = False
+            if not account.keys_honoured:
+                account.replays -= 1
+    if row.state is State.ENTERED:
+        row.submitted_at = None
+        _release(row, account)
+
+
+@_balanced
+def rejected(row: Row, account: Account, code: str | None, error: str) -> None:
+    """The request was refused, by the service or before it was sent."""
+    before, row.state = row.state, after(row.state, Verb.REJECTED)
+    if row.state is before:
+        return
+    row.error_code, row.error = code, error
+    if row.state is State.REJECTED:
+        row.submitted_at = row.body = None
+        _release(row, account)
+    else:
+        row.losses += 1
+
+
+def unsettled(row: Row, code: str | None, error: str, *, lost: bool) -> None:
+    """No answer settles the POST. lost: no use in waiting; else the service says that it works on it still."""
+    before, row.state = row.state, after(row.state, Verb.UNSETTLED)
+    if row.state is not before or row.state is State.UNSETTLED:
+        row.error_code, row.error = code, error
+        row._version += 1
+    if row.state is not before and lost:
+        row.losses += 1
+
+
+def left_sending(row: Row) -> None:
+    """The process died while the POST may have been on the wire."""
+    row.state = after(row.state, Verb.LEFT_SENDING)
+    row.error_code, row.error = None, "the program ended before an answer came"
+    row.losses += 1
+    row._version += 1
+
+
+@_balanced
+def accepted(row: Row, account: Account, task_id: str, reserved: int | None, number: int | None, at: datetime) -> bool:
+    """A task exists for the request. number: of the try that made it, None: the present one.
+
+    False: it is a second task for this request, and is kept beside the first.
+    """
+    if number is not None and number < row.number:
+        return not _add_extra(row, number, task_id, reserved, at)
+    state = after(row.state, Verb.ACCEPTED)
+    if row.task_id is not None and row.task_id != task_id:
+        return not _add_extra(row, row.number, task_id, reserved, at)
+    if reserved is not None:
+        if row.price is not None:
+            account.prices[row.price] = reserved
+        if state is State.ACCEPTED:
+            row.reserved = reserved
+            _leave_probe(row, account)
+    if row.task_id is None:
+        row.submitted_at = row.submitted_at or at
+        row.error_code = row.error = row.body = None
+    row.task_id, row.state = task_id, state
+    return True
+
+
+def _add_extra(row: Row, number: int, task_id: str, reserved: int | None, at: datetime) -> bool:
+    """Keep a task that is not the present try's; False if it is known already."""
+    if any(past.task_id == task_id for past in row.past):
+        return False
+    extra = PastTry(number, State.ACCEPTED, False, task_id, row.idempotency_key, reserved, None, at, None, None, None)
+    mine = [past for past in row.past if past.number == number]
+    if mine:
+        extra = replace(extra, idempotency_key=mine[0].idempotency_key)
+    row.past = (*row.past, extra)
+    return True
+
+
+@_balanced
+def ended(
+    row: Row, account: Account, end: State, used: int | None, code: str | None, error: str | None, at: datetime
+) -> bool:
+    """The service says how the task ended. False: that was known."""
+    before, row.state = row.state, after(row.state, Verb.ENDED, end)
+    if row.state is before:
+        return False
+    row.ended_at = at
+    row.error_code, row.error = code, error
+    if row.state is State.COMPLETED:
+        row.spent = used if used is not None else row.reserved
+        if used is not None and row.price is not None:
+            account.prices.setdefault(row.price, used)
+        _release(row, account)
+    elif row.state is State.FAILED:
+        row.spent = 0
+        _release(row, account)
+    return True
+
+
+def lost(row: Row, error: str, at: datetime) -> bool:
+    """The service no longer knows the task. False: how it ended is known."""
+    before, row.state = row.state, after(row.state, Verb.LOST)
+    if row.state is before:
+        return False
+    row.ended_at = at
+    row.error_code, row.error = None, error
+    row._version += 1
+    return True
+
+
+@_balanced
+def not_submitted(row: Row, account: Account) -> None:
+    """The user says that no task exists for the request."""
+    row.state = after(row.state, Verb.NOT_SUBMITTED)
+    row.submitted_at = row.error_code = row.error = row.body = None
+    row.losses, row.replayed = 0, False
+    _release(row, account)
+
+
+def given_up(row: Row) -> None:
+    """The user says that nobody will find out."""
+    row.state = after(row.state, Verb.GIVEN_UP)
+    row._version += 1
+
+
+def saved(row: Row, files: tuple[str, ...]) -> None:
+    """The results are in these files."""
+    row.state = after(row.state, Verb.SAVED)
+    row.files = files
+    row._version += 1
+
+
+def _release(row: Row, account: Account) -> None:
+    row.reserved = None if row.spent is None else 0
+    _leave_probe(row, account)
+
+
+def _leave_probe(row: Row, account: Account) -> None:
+    if account.probe is row:
+        account.probe = account.probe_price = None

@@ -1,0 +1,158 @@
+"""The states of a request in a ledger, and the only moves between them. Pure.
+
+    state       what is certain
+    entered     nothing was sent of which anything could have come
+    sending     a POST may be on the wire: this is durable before its first byte
+    unsettled   a POST was sent, and no answer settles whether a task exists
+    replaying   the same POST may be on the wire once more, with the same key and the same bytes
+    accepted    a task exists, and its id is known
+    completed, failed, cancelled    so says the service
+    lost        the service no longer knows the id; it may still be charged
+    rejected    refused, by us or by the service; not charged
+    given_up    nobody will settle it any more; it may still be charged
+
+Rules:
+
+1. `enter`, `intend` and `replay` are asked for. When they are refused or cannot be written, nothing has happened, and
+   nothing may be sent.
+2. All other moves tell what has happened. They are never refused for coming late or twice: what can no longer change
+   anything leaves the state as it is.
+3. Nothing but an id, or the user's own word, settles a request that may have been accepted. What would reject a fresh
+   one, or send it back, leaves such a one unsettled.
+4. Once an id is known only the end of that task moves the request on. A second id for it is a task paid twice: it is
+   kept beside the first.
+5. The service's first word on an end is final. `lost` is not its word but our conclusion, so an end may still follow.
+6. A failed request may be generated again: a new try with a key of its own. The former try stays on record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = ["MOVES", "IllegalMove", "Move", "State", "Verb", "after", "diagram", "table"]
+
+
+class State(StrEnum):
+    """What is certain about a request."""
+
+    ENTERED = "entered"
+    SENDING = "sending"
+    UNSETTLED = "unsettled"
+    REPLAYING = "replaying"
+    ACCEPTED = "accepted"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+    REJECTED = "rejected"
+    GIVEN_UP = "given_up"
+
+
+class Verb(StrEnum):
+    """What is asked of a ledger, or told to it."""
+
+    ENTER = "enter"
+    INTEND = "intend"
+    REPLAY = "replay"
+    POSTED_IN_VAIN = "posted_in_vain"
+    REJECTED = "rejected"
+    UNSETTLED = "unsettled"
+    LEFT_SENDING = "left_sending"
+    ACCEPTED = "accepted"
+    ENDED = "ended"
+    LOST = "lost"
+    SAVED = "saved"
+    NOT_SUBMITTED = "not_submitted"
+    GIVEN_UP = "given_up"
+
+
+S, V = State, Verb
+
+_NO_TASK = (S.ENTERED, S.SENDING, S.UNSETTLED, S.REPLAYING, S.REJECTED, S.GIVEN_UP)
+_TASK = (S.ACCEPTED, S.COMPLETED, S.FAILED, S.CANCELLED, S.LOST)
+_ENDS = (S.COMPLETED, S.FAILED, S.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One legal move. sources: None is "not in the ledger yet". target: None is "the state stays"."""
+
+    verb: Verb
+    sources: tuple[State | None, ...]
+    target: State | None
+    by: str = ""
+    when: str = ""
+    money: str = ""
+
+
+MOVES = (
+    Move(V.ENTER, (None,), S.ENTERED, "pool", "it was pulled from its source"),
+    Move(V.INTEND, (S.ENTERED, S.REJECTED, S.FAILED), S.SENDING, "pool", "before the first byte of a POST", "reserved"),
+    Move(V.POSTED_IN_VAIN, (S.SENDING,), S.ENTERED, "pool", "no byte was written, 429, or no access", "released"),
+    Move(V.POSTED_IN_VAIN, (S.REPLAYING,), S.UNSETTLED, "pool", "no byte was written, or 429", "kept"),
+    Move(V.REJECTED, (S.ENTERED, S.SENDING), S.REJECTED, "pool", "it was refused", "released"),
+    Move(V.REJECTED, (S.REPLAYING,), S.UNSETTLED, "pool", "it was refused, but not the first POST", "kept"),
+    Move(V.UNSETTLED, (S.SENDING, S.REPLAYING), S.UNSETTLED, "pool", "no answer settles it", "kept"),
+    Move(V.LEFT_SENDING, (S.SENDING, S.REPLAYING), S.UNSETTLED, "next run", "the process died", "kept"),
+    Move(V.REPLAY, (S.UNSETTLED,), S.REPLAYING, "pool", "before the same POST is sent again", "kept"),
+    Move(V.ACCEPTED, _NO_TASK, S.ACCEPTED, "pool, callback, user", "an id is known", "the service's own figure"),
+    Move(V.ENDED, (S.ACCEPTED, S.LOST), S.COMPLETED, "pool", "the service says so", "spent: what was used"),
+    Move(V.ENDED, (S.ACCEPTED, S.LOST), S.FAILED, "pool", "the service says so", "released"),
+    Move(V.ENDED, (S.ACCEPTED, S.LOST), S.CANCELLED, "pool", "the service says so", "kept"),
+    Move(V.LOST, (S.ACCEPTED,), S.LOST, "pool", "the id is no longer known", "kept"),
+    Move(V.SAVED, (S.COMPLETED,), S.COMPLETED, "pool", "its files are saved"),
+    Move(V.NOT_SUBMITTED, (S.UNSETTLED, S.GIVEN_UP), S.ENTERED, "user", "no task exists for it", "released"),
+    Move(V.GIVEN_UP, (S.UNSETTLED,), S.GIVEN_UP, "user", "it cannot be found out", "kept"),
+    # Late, or told twice.
+    Move(V.POSTED_IN_VAIN, (S.ENTERED, S.UNSETTLED, S.GIVEN_UP, *_TASK), None),
+    Move(V.REJECTED, (S.REJECTED, S.UNSETTLED, S.GIVEN_UP, *_TASK), None),
+    Move(V.UNSETTLED, (S.UNSETTLED, S.GIVEN_UP, *_TASK), None),
+    Move(V.ACCEPTED, _TASK, None),
+    Move(V.ENDED, _ENDS, None),
+    Move(V.LOST, (S.LOST, *_ENDS), None),
+)  # fmt: skip
+
+_TARGETS: dict[tuple[State | None, Verb], tuple[State, ...]] = {}
+for _move in MOVES:
+    for _source in _move.sources:
+        _target = _move.target or _source
+        assert _target is not None
+        _TARGETS[_source, _move.verb] = (*_TARGETS.get((_source, _move.verb), ()), _target)
+
+
+class IllegalMove(Exception):
+    """A move that is not in the table: a fault of whoever makes it."""
+
+
+def after(state: State | None, verb: Verb, end: State | None = None) -> State:
+    """The state that `verb` leads to. `end`: which end, for the verb with several. Raises `IllegalMove`."""
+    targets = _TARGETS.get((state, verb), ())
+    if len(targets) == 1:
+        return targets[0]
+    if end is not None and end in targets:
+        return end
+    what = f"{verb} ({end})" if end else verb
+    raise IllegalMove(f"{what} is no move for a request that is {state or 'not in the ledger'}")
+
+
+def diagram() -> str:
+    """The moves as a mermaid state diagram; those that change nothing are left out."""
+    arrows: dict[tuple[str, State], list[str]] = {}
+    for move in MOVES:
+        for source in move.sources:
+            if move.target is not None and move.target is not source:
+                arrows.setdefault((source or "[*]", move.target), []).append(move.verb)
+    lines = [f"    {source} --> {target}: {', '.join(verbs)}\n" for (source, target), verbs in arrows.items()]
+    return "stateDiagram-v2\n" + "".join(lines)
+
+
+def table() -> str:
+    """The same moves as a markdown table."""
+    lines = ["| verb | from | to | told by | when | credits |", "|---|---|---|---|---|---|"]
+    for move in MOVES:
+        if move.target is not None:
+            sources = ", ".join(source or "(new)" for source in move.sources)
+            cells = (f"`{move.verb}`", sources, move.target, move.by, move.when, move.money)
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,232 @@
+"""What a ledger holds: requests, their former tries, and the credits of a job. Plain values."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from decimal import ROUND_CEILING, Decimal
+from typing import Any
+
+from evolink_async.errors import BudgetExceededError, InvalidRequestError
+from evolink_async.ledger.states import State
+from evolink_async.types import Task
+
+MICRO = 1_000_000  # a ledger counts in millionths of a credit
+_MOST = 10**9  # credits; no request costs that much, and sums of it still fit into 64 bits
+
+
+def to_micro(credits: Decimal) -> int:
+    """Micro-credits, rounded up; an absurd amount is brought to the nearest sensible one."""
+    return int((max(Decimal(0), min(credits, Decimal(_MOST))) * MICRO).to_integral_value(ROUND_CEILING))
+
+
+def to_credits(micro: int) -> Decimal:
+    """Credits, exactly."""
+    return Decimal(micro) / MICRO
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A request as it is looked up, and entered if it is new.
+
+    key: the caller's name for it, None: it goes by its content. content: hex digits of the hash over endpoint and
+    canonical body. Raises `InvalidRequestError` for a key that is no text.
+    """
+
+    key: str | None
+    content: str
+    endpoint: str
+    model: str
+
+    def __post_init__(self) -> None:
+        for name in ("key", "model"):
+            if not is_text(getattr(self, name) or ""):
+                message = f"{name}: holds half of a surrogate pair, which is no text; decode it anew"
+                raise InvalidRequestError(message, param=name)
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be written as UTF-8."""
+    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def as_text(value: str) -> str:
+    """The string with what is no text written out."""
+    return value if is_text(value) else value.encode("utf-8", "backslashreplace").decode()
+
+
+@dataclass(frozen=True, slots=True)
+class PastTry:
+    """A former try of a request, or a second task that was made for one try (then `state` is accepted).
+
+    number: of the try, from 1. replayed: it was sent twice. reserved, spent: micro-credits that it still holds, or has
+    cost.
+    """
+
+    number: int
+    state: State
+    replayed: bool
+    task_id: str | None
+    idempotency_key: str | None
+    reserved: int | None
+    spent: int | None
+    submitted_at: datetime | None
+    ended_at: datetime | None
+    error_code: str | None
+    error: str | None
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Row:
+    """A request in a ledger. It is live: what it says is what is true now. Yours to read, the ledger's to change.
+
+    identity: unique in the job. key: the caller's own, None if it goes by its content.
+    seen: the number of the last run that pulled it. number: of the present try, from 1. attempts: POSTs sent, over all
+    tries. losses: POSTs of this try without an answer that settles them; none while it is unsettled: the service itself
+    said that it works on it. replayed: one of them was sent again.
+    idempotency_key, fingerprint (of the API key), body (the exact bytes): of the last POST; the body is there only
+    while it may be sent again. submitted_at: of this try's first POST that was not provably in vain.
+    reserved, spent: micro-credits of this try, None if nobody has told. error_code, error: of the last answer that was
+    no task. task: as the service told of it when it had ended. files: paths that were saved.
+    """
+
+    id: int
+    identity: str
+    keyed: bool
+    content: str
+    endpoint: str
+    model: str
+    state: State = State.ENTERED
+    seen: int = 0
+    number: int = 1
+    attempts: int = 0
+    losses: int = 0
+    replayed: bool = False
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+    price: str | None = None
+    task_id: str | None = None
+    reserved: int | None = None
+    spent: int | None = None
+    submitted_at: datetime | None = None
+    ended_at: datetime | None = None
+    error_code: str | None = None
+    error: str | None = None
+    past: tuple[PastTry, ...] = ()
+    body: bytes | None = None
+    task: Task | None = None
+    files: tuple[str, ...] = ()
+    _version: int = 0  # raised with every change
+    _past_written: int = 0
+
+    @property
+    def key(self) -> str | None:
+        """The caller's name for it."""
+        return self.identity if self.keyed else None
+
+    @property
+    def credits(self) -> Decimal | None:
+        """Spent or still reserved, over all tries; None if nobody has told."""
+        told = [amount for held in self._tries() for amount in (held.reserved, held.spent) if amount is not None]
+        return to_credits(sum(told)) if told else None
+
+    @property
+    def holds(self) -> tuple[int, int]:
+        """Micro-credits reserved and spent, over all tries."""
+        if not self.past:
+            return self.reserved or 0, self.spent or 0
+        reserved = sum(held.reserved or 0 for held in self._tries())
+        return reserved, sum(held.spent or 0 for held in self._tries())
+
+    @property
+    def paid_for(self) -> bool:
+        """Whether a task exists or may exist for it, in any try."""
+        return self.state not in (State.ENTERED, State.REJECTED) or bool(self.past)
+
+    def _tries(self) -> Iterator[Row | PastTry]:
+        yield self
+        yield from self.past
+
+    def __repr__(self) -> str:
+        return f"<Row {self.identity!r} {self.state}{f' {self.task_id}' if self.task_id else ''}>"
+
+
+_WRITTEN = operator.attrgetter(
+    *("id", "identity", "keyed", "content", "endpoint", "model", "state", "seen", "number", "attempts", "losses"),
+    *("replayed", "idempotency_key", "fingerprint", "task_id", "reserved", "spent", "submitted_at", "ended_at"),
+    *("error_code", "error", "past"),
+)
+
+
+def written(row: Row) -> tuple[Any, ...]:
+    """What is stored of a row in one piece: all but its body, result and past tries, which change seldom."""
+    values: tuple[Any, ...] = _WRITTEN(row)
+    return values
+
+
+_KEPT_BY_THE_ROW = frozenset({"_version", "_past_written"})
+_CHANGING = tuple(field.name for field in fields(Row) if field.name not in _KEPT_BY_THE_ROW)
+_CHANGING_VALUES = operator.attrgetter(*_CHANGING)
+
+
+def saved_state(row: Row) -> tuple[object, ...]:
+    """What `restore` needs to undo all later changes."""
+    values: tuple[object, ...] = _CHANGING_VALUES(row)
+    return values
+
+
+def restore(row: Row, state: tuple[object, ...]) -> None:
+    """Make a row what it was."""
+    for name, value in zip(_CHANGING, state, strict=True):
+        setattr(row, name, value)
+
+
+@dataclass(slots=True)
+class Account:
+    """The credits of a job, over all of its runs, in micro-credits; and what it has learned.
+
+    cap: never more than that is spent and reserved, None: no bound. prices: by price class, the last that the service
+    has reserved. probe: the request that tries an unknown price, and has all reserved that was left; probe_price: the
+    class it tries. replays: lost responses that were sent again while it was not proven that the service honours keys.
+    """
+
+    cap: int | None = None
+    reserved: int = 0
+    spent: int = 0
+    prices: dict[str, int] = field(default_factory=dict)
+    probe: Row | None = None
+    probe_price: str | None = None
+    replays: int = 0
+    keys_honoured: bool = False
+
+    @property
+    def free(self) -> int | None:
+        """What may still be reserved; None: any amount."""
+        return None if self.cap is None else self.cap - self.spent - self.reserved
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why no intent was made: the credits do not suffice. Nothing may be sent.
+
+    price: of the request, None if it is not known. free: what is left of the cap. probe: the request whose price is
+    being found out and for which all the rest is reserved; once it is settled there may be enough.
+    """
+
+    price: Decimal | None
+    free: Decimal
+    cap: Decimal
+    probe: Row | None
+
+    def error(self) -> BudgetExceededError:
+        """The error that says it."""
+        cost = "at a price that is not known yet" if self.price is None else f"which may cost {self.price:f} credits"
+        text = f"the next request, {cost}, was not sent: {self.free:f} of max_credits={self.cap:f} are left"
+        if self.probe is not None:
+            text += (
+                f", since the rest is reserved for the request {self.probe.identity!r}, whose price is not known and "
+                f"which is {self.probe.state}: settle it, or tell the price with prices=..."
+            )
+        return BudgetExceededError(f"{text}; what is reserved may come back when tasks end, or raise max_credits")

@@ -1,0 +1,68 @@
+"""Plays the pool's part until the disk is full, in the middle of it, and goes on when there is room again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import sys
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from evolink_async import LedgerError
+from evolink_async.ledger import Entry, open_job
+
+LIMIT = 300_000  # bytes; the file and its log are smaller at first
+COUNT = 300
+
+
+async def main(path: str) -> None:
+    job = await open_job(path)
+    known = await job.enter([Entry(f"k{n}", "00", "/v1/images/generations", "m") for n in range(COUNT)])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
+    accepted: dict[str, str] = {}
+    kept = sent_after = 0
+
+    async def one(number: int) -> None:
+        nonlocal kept, sent_after
+        row = known[number].row
+        full = job.broken is not None
+        try:
+            await job.intend(
+                row,
+                idempotency_key=f"ea-{number:032x}",
+                body=b"x" * 3000,
+                fingerprint="00",
+                at=datetime.now(UTC),
+                price="m",
+                told=Decimal(1),
+            )
+        except LedgerError:
+            return
+        sent_after += full
+        task_id = accepted[row.identity] = f"task-{number}"  # the service has it
+        try:
+            await job.accepted(row, task_id, reserved=Decimal(1), at=datetime.now(UTC))
+        except LedgerError:
+            kept += 1
+
+    for start in range(0, COUNT, 4):
+        # While intents of the next ones are written, ids of these are: both meet the full disk.
+        await asyncio.gather(*(one(number) for number in range(start, start + 4)))
+    sent = len(accepted)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    await job.aclose()
+    print(
+        json.dumps(
+            {
+                "tried": COUNT,
+                "sent_before": sent,
+                "sent_after_the_first_failure": sent_after,
+                "kept": kept,
+                "accepted": accepted,
+            }
+        )
+    )
+
+
+asyncio.run(main(sys.argv[1]))

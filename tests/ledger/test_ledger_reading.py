@@ -1,0 +1,263 @@
+"""`open_ledger`: looking at a job, and settling what is unknown."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ledger_world import (
+    MODEL,
+    accept,
+    ask,
+    assert_balanced,
+    at,
+    end_of,
+    entered,
+    entry,
+    facts,
+    in_loop,
+    intend,
+    kill,
+    new_task,
+    opened,
+    row_in,
+)
+
+from evolink_async import ClosedError, ConfigurationError, InvalidRequestError, LedgerError, open_ledger
+from evolink_async.ledger import LedgerJob, State, Todo, open_job, what_to_do
+from evolink_async.ledger.reports import PAGE, Cost
+
+
+@pytest.fixture(autouse=True)
+def _without_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_loop(monkeypatch)
+
+
+@pytest.fixture
+async def path(quick_path: Path) -> Path:
+    """A ledger with one request in each state."""
+    path = quick_path / "job.db"
+    async with opened(path) as job:
+        for state in State:
+            await row_in(job, state, state.value)
+    return path
+
+
+@asynccontextmanager
+async def looking(path: Path, name: str = "default") -> AsyncIterator[LedgerJob]:
+    async with open_ledger(path) as ledger:
+        yield ledger.job(name)
+
+
+async def test_stats_say_how_a_job_stands(path: Path) -> None:
+    async with looking(path) as job:
+        stats = await job.stats()
+    assert stats.counts == {state.value: 1 for state in State}
+    assert (stats.name, stats.requests, stats.runs) == ("default", len(State), 1)
+    # sending, unsettled, replaying, accepted, cancelled, lost, given_up hold 2.5 each
+    assert (stats.credits_spent, stats.credits_reserved) == (Decimal("2.5"), Decimal("17.5"))
+    assert (stats.unknown, stats.credits_at_risk) == (3, Decimal("7.5"))
+    assert stats.created_at.tzinfo is UTC
+
+
+async def test_what_is_unknown_is_listed_with_what_it_takes_to_look_for_it(path: Path) -> None:
+    async with looking(path) as job:
+        unknown = {request.identity: request for request in await job.unknown()}
+    assert unknown.keys() == {"sending", "unsettled", "replaying"}
+    lost = unknown["unsettled"]
+    assert (lost.key, lost.model, lost.endpoint, lost.state) == (
+        *("unsettled", MODEL, "/v1/images/generations", "unsettled"),
+    )
+    assert (lost.reason, lost.credits, lost.submitted_at, lost.task_id) == ("cut", Decimal("2.5"), at(), None)
+    assert lost.idempotency_key is not None
+    assert lost.idempotency_key.startswith("ea-")
+
+
+async def test_what_was_sent_twice_is_unknown_until_the_service_has_proven_that_it_honours_keys(
+    quick_path: Path,
+) -> None:
+    path = quick_path / "job.db"
+    async with opened(path) as job:
+        again = await row_in(job, State.REPLAYING, "again")
+        await accept(job, again, new_task(task_id="task-perhaps-second"), at=at(3))
+        retried = await row_in(job, State.REPLAYING, "retried")
+        task = new_task()
+        await accept(job, retried, task, at=at(3))
+        await job.ended(retried, end_of(task, "failed", code="service_error"), at=at(4))
+        await intend(job, retried)
+        await accept(job, retried, new_task(), at=at(5))
+    async with looking(path) as look:
+        [first, second] = await look.unknown()
+        assert (first.identity, first.state, first.task_id) == ("again", "accepted", "task-perhaps-second")
+        assert second.identity == "retried"  # its former try was
+        assert (await look.stats()).unknown == 2
+    async with opened(path) as job:
+        await job.keys_are_honoured()
+    async with looking(path) as look:
+        assert await look.unknown() == []
+
+
+async def test_costs_are_told_by_model_and_day_and_over_all_tries(quick_path: Path) -> None:
+    path = quick_path / "job.db"
+    day = 86_400
+    async with opened(path) as job:
+        for number, (model, when, end) in enumerate(
+            [("a", 0, "completed"), ("a", 0, "failed"), ("a", day, "completed"), ("b", day, "cancelled")]
+        ):
+            row = await entered(job, f"k{number}")
+            row.model = model
+            await intend(job, row, at=at(when))
+            task = new_task()
+            await accept(job, row, task, at=at(when))
+            await job.ended(row, end_of(task, end), at=at(when))
+        await accept(job, row, new_task(), at=at(2 * day))  # a second task for the last one
+        await entered(job, "never sent")
+    async with looking(path) as look:
+        assert await look.costs() == [
+            Cost(model=model, day=date(2026, 11, day), tasks=1, credits_spent=spent, credits_reserved=reserved)
+            for model, day, spent, reserved in [
+                ("a", 20, Decimal("2.5"), 0),
+                ("a", 21, Decimal("2.5"), 0),
+                ("b", 21, 0, Decimal("2.5")),
+                ("b", 22, 0, Decimal("2.5")),
+            ]
+        ]
+
+
+async def test_rows_come_in_the_order_they_were_pulled_page_by_page(quick_path: Path) -> None:
+    path = quick_path / "job.db"
+    count = 2 * PAGE + 3
+    async with opened(path) as job, opened(path, "other") as other:
+        known = await job.enter([entry(f"k{number}", number) for number in range(count)])
+        await other.enter([entry(f"x{number}", number) for number in range(10)])
+        done = known[PAGE + 1].row
+        await intend(job, done)
+        task = new_task()
+        await accept(job, done, task, at=at())
+        await job.ended(done, end_of(task), at=at())
+        before = facts(done)
+    async with looking(path) as look:
+        assert [row.identity async for row in look.rows()] == [f"k{number}" for number in range(count)]
+        [row] = [row async for row in look.rows("completed", "failed")]
+        assert facts(row) == before
+        with pytest.raises(InvalidRequestError, match="no state 'done'; there are entered, sending"):
+            [row async for row in look.rows("done")]
+
+
+async def test_jobs_are_told_by_name_and_one_that_is_not_there_is_said_so(path: Path) -> None:
+    async with opened(path, "second"):
+        pass
+    async with open_ledger(path) as ledger:
+        assert await ledger.jobs() == ["default", "second"]
+        for question in ("stats", "unknown", "costs"):
+            with pytest.raises(LedgerError, match="no job 'third'; its jobs: 'default', 'second'"):
+                await getattr(ledger.job("third"), question)()
+        with pytest.raises(LedgerError, match="no job 'third'"):
+            await ledger.job("third").resolve("k", give_up=True)
+        assert await ledger.jobs() == ["default", "second"]
+
+
+async def test_a_ledger_is_open_in_its_block_only(path: Path) -> None:
+    ledger = open_ledger(path)
+    with pytest.raises(ClosedError, match="async with open_ledger"):
+        await ledger.jobs()
+    async with ledger:
+        await ledger.jobs()
+        with pytest.raises(ConfigurationError, match="open already"):
+            async with ledger:
+                pass
+    with pytest.raises(ClosedError):
+        await ledger.job().stats()
+    async with ledger:
+        assert await ledger.jobs()
+    assert [other.name for other in path.parent.iterdir()] == ["job.db"]
+
+
+# Resolving
+
+
+async def known_next_run(path: Path, key: str) -> tuple[Todo, Any]:
+    async with opened(path) as job:
+        [known] = await job.enter([entry(key, key)])
+        return what_to_do(known), known.row
+
+
+@pytest.mark.parametrize("key", ["unsettled", "sending", "replaying", "given_up"])
+async def test_one_whose_task_is_found_is_polled_on(path: Path, key: str) -> None:
+    async with looking(path) as job:
+        row = await job.resolve(key, task_id="task-found")
+        assert (row.state, row.task_id) == (State.ACCEPTED, "task-found")
+    todo, row = await known_next_run(path, key)
+    assert todo is Todo.FOLLOW
+    assert (row.task_id, row.credits) == ("task-found", 2.5)
+    assert_balanced(path)
+
+
+@pytest.mark.parametrize("key", ["unsettled", "sending", "replaying", "given_up"])
+async def test_one_that_was_not_accepted_is_submitted_again_and_its_credits_are_free(path: Path, key: str) -> None:
+    async with looking(path) as job:
+        before = (await job.stats()).credits_reserved
+        await job.resolve(key, submitted=False)
+        assert before - (await job.stats()).credits_reserved == Decimal("2.5")
+    todo, row = await known_next_run(path, key)
+    assert todo is Todo.SUBMIT
+    assert (row.losses, row.replayed, row.credits) == (0, False, None)
+
+
+@pytest.mark.parametrize("key", ["unsettled", "sending", "replaying", "given_up"])
+async def test_one_that_is_given_up_is_never_sent_again_and_keeps_its_credits(path: Path, key: str) -> None:
+    async with looking(path) as job:
+        before = (await job.stats()).credits_reserved
+        await job.resolve(key, give_up=True)
+        assert key not in {request.identity for request in await job.unknown()}
+        assert (await job.stats()).credits_reserved == before
+    todo, row = await known_next_run(path, key)
+    assert todo is Todo.HOLD
+    assert row.state is State.GIVEN_UP
+
+
+@pytest.mark.parametrize("key", ["entered", "accepted", "completed", "failed", "cancelled", "lost", "rejected"])
+async def test_only_what_is_unknown_can_be_resolved(path: Path, key: str) -> None:
+    before = ask(path, "SELECT * FROM request WHERE identity = ?", key)
+    async with looking(path) as job:
+        for how in ({"task_id": "task-x"}, {"submitted": False}, {"give_up": True}):
+            with pytest.raises(InvalidRequestError, match=f"'{key}' is {key}"):
+                await job.resolve(key, **how)  # type: ignore[arg-type]
+    assert ask(path, "SELECT * FROM request WHERE identity = ?", key) == before
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"task_id": "t", "give_up": True}, {"submitted": True}, {"submitted": False, "give_up": True}]
+)
+async def test_resolving_takes_one_word(path: Path, how: dict[str, Any]) -> None:
+    async with looking(path) as job:
+        with pytest.raises(InvalidRequestError, match="give one of"):
+            await job.resolve("unsettled", **how)
+
+
+async def test_a_task_id_is_checked_before_anything_is_changed(path: Path) -> None:
+    [(taken,)] = ask(path, "SELECT task_id FROM request WHERE identity = 'completed'")
+    async with looking(path) as job:
+        with pytest.raises(InvalidRequestError, match="belongs to the request 'completed'"):
+            await job.resolve("unsettled", task_id=taken)
+        with pytest.raises(InvalidRequestError, match="no task id"):
+            await job.resolve("unsettled", task_id="../etc/passwd")
+        with pytest.raises(InvalidRequestError, match="has no request 'nobody'"):
+            await job.resolve("nobody", give_up=True)
+    assert (await known_next_run(path, "unsettled"))[0] is Todo.SETTLE
+
+
+async def test_a_job_that_died_is_recovered_by_who_resolves(quick_path: Path) -> None:
+    path = quick_path / "job.db"
+    job = await open_job(path)
+    await row_in(job, State.SENDING, "k")
+    kill(job)
+    async with looking(path) as look:
+        assert [request.state for request in await look.unknown()] == ["sending"]
+        await look.resolve("k", submitted=False)
+        assert await look.unknown() == []
