@@ -117,6 +117,7 @@ class Pace:
     ) -> None:
         self._limit = limit
         self._ceiling = _Ceiling(limit) if limit is not None else None
+        self._wire = _Ceiling(limit) if limit is not None else None
         self._parallel = parallel
         self._under_way = 0
         self._retry = retry
@@ -148,6 +149,22 @@ class Pace:
             self._task = loop.create_task(self._dispatch(), name="evolink pace", context=contextvars.Context())
         else:
             self._notice()
+
+    async def clearance(self, model: str) -> bool:
+        """Right before a request that was let go is written: whether it may be, after a wait that the limit asks for.
+
+        Time has passed since it was let go, more for one request than for another, and may have brought several of them
+        together. False: its model was given a cool-down meanwhile, so it has to be queued again.
+        """
+        now = asyncio.get_running_loop().time
+        if self._wire is not None:
+            while not self._wire.is_open():  # noqa: ASYNC110  (it is time that is waited for)
+                await asyncio.sleep(self._wire.opens_at(now()) - now())
+        if self._lane(model, now()).pace.cool_until > now() + _TICK:
+            return False
+        if self._wire is not None:
+            await self._wire.take(now())
+        return True
 
     def withdraw(self, ticket: Ticket) -> None:
         """Take a ticket back; its `go` will not be called."""
@@ -349,6 +366,8 @@ class Pace:
 
 class _Ceiling:
     """The limit that the user set: aiolimiter's bucket, sized so that no window sees more than `rate` + 1.
+
+    There are two: one decides who goes, the other keeps together-coming requests apart on their way to the wire.
 
     The bucket starts empty and so lets its capacity through at once, then leaks: capacity + leak * per in a window.
     Capacity 1 is the smoothest; loops wake up about every millisecond, so fast rates need 10 ms worth of capacity.

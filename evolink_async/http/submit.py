@@ -39,6 +39,7 @@ from evolink_async.http.exchange import AnswerLost, Exchange, Flight, NotSent
 from evolink_async.http.keys import ApiKey, fingerprint
 from evolink_async.http.pace import Pace, Ticket, Urgency
 from evolink_async.http.retry import (
+    REPLAY_EARLIEST,
     REPLAY_LATEST,
     History,
     Next,
@@ -61,7 +62,7 @@ _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9._-]{16,96}", re.ASCII)  # the vendor'
 
 _ACCEPT = Step(Next.ACCEPT)
 
-Ending = Literal["accepted", "rejected", "unknown", "not_submitted"]
+Ending = Literal["accepted", "rejected", "unknown", "not_submitted", "deferred"]
 
 
 def new_idempotency_key() -> str:
@@ -82,7 +83,10 @@ def checked_idempotency_key(key: str | None) -> str:
 
 @dataclass(slots=True)
 class Settled:
-    """What is known of a paid request at its end. `fatal`: why no further request should be sent."""
+    """What is known of a paid request at its end. `fatal`: why no further request should be sent.
+
+    deferred: its listener wants to give it again later; nothing was sent.
+    """
 
     ending: Ending
     task: TaskReading | None = None
@@ -93,8 +97,21 @@ class Settled:
 class Listener(Protocol):
     """Whoever gave a submission and wants to know."""
 
-    def posting(self, submission: Submission) -> None:
-        """A POST is about to be made."""
+    async def intend(self, submission: Submission, fingerprint: str) -> Settled | None:
+        """A POST is about to be made, with the API key of this fingerprint.
+
+        None, once everything that must outlive a crash is written down: it is made. Else it isn't, and this is the end
+        ("unknown" needs no error). When this is cancelled, or nothing is sent after all, `unsent` is called.
+        """
+
+    def unsent(self, submission: Submission) -> None:
+        """Nothing of the POST that was intended has been written, and nothing will be."""
+
+    def answered(self, submission: Submission, judgement: Judgement) -> None:
+        """The POST that was intended came to this. Called at once, also after the end."""
+
+    async def accepted(self, submission: Submission, task: TaskReading) -> EvoLinkError | None:
+        """The POST was accepted. Returns once that would outlive a crash, or with the reason why it would not."""
 
     def held(self, submission: Submission, error: EvoLinkError) -> None:
         """It was not taken and goes back to the queue."""
@@ -116,7 +133,9 @@ class Submission:
     urgency: Urgency
     listener: Listener
     patience: float
+    replays: Replays
     content: bytes = b""
+    task: TaskReading | None = None  # once it was accepted
     submitter: Submitter | None = None
     last_try: bool = False  # once it is out of its current POST it is not sent again
     attempts: int = 0
@@ -134,6 +153,19 @@ class Submission:
     _replaying: bool = field(default=False, init=False)  # it holds one of the replays
     _replay_sent: bool = field(default=False, init=False)
     _key_print: str | None = field(default=None, init=False)  # of the last attempt that may have been accepted
+
+    def resume(
+        self, *, content: bytes, fingerprint: str | None, sent_at: float, error: EvoLinkError, lost: bool
+    ) -> None:
+        """Go on with a POST that an earlier run sent: these bytes, at `sent_at` (loop time), without an answer.
+
+        error: what became of the answer. lost: False if the service said that it was working on it.
+        """
+        self.content, self._key_print, self._first_sent, self.last_error = content, fingerprint, sent_at, error
+        if lost:
+            self._lost = 1
+        else:
+            self._asked, self._first_asked = 1, sent_at
 
     @property
     def was_sent(self) -> bool:
@@ -175,7 +207,7 @@ class Submitter:
         self._api_key = api_key
         self._pace = pace
         self._retry = retry
-        self._replays = replays
+        self.replays = replays
         self._hold = hold
         self._request_timeout = request_timeout
         self._loop = asyncio.get_running_loop()
@@ -188,14 +220,34 @@ class Submitter:
         replays.forget_unanswered()
 
     def start(self, submission: Submission) -> None:
-        """Queue a submission; its listener hears of the end. Raises `InvalidRequestError` if it cannot be written."""
-        submission.content = encode_body(submission.request)
+        """Queue a submission; its listener hears of the end. Raises `InvalidRequestError` if it cannot be written.
+
+        One that an earlier run has sent already (`Submission.resume`) goes on by the rules for a lost response.
+        """
+        submission.content = submission.content or encode_body(submission.request)
         submission.submitter = self
         self._live.add(submission)
-        if self._closed is None:
-            self._queue(submission, submission.urgency, 0.0)
-        else:  # the client was closed under somebody who still holds this; he is told as everybody is, later
+        if self._closed is not None:
+            # The client was closed under somebody who still holds this; he is told as everybody is, later.
             self._loop.call_soon(self._close, submission)
+        elif submission._in_doubt:
+            self._loop.call_soon(self._settle_doubt, submission)
+        else:
+            self._queue(submission, submission.urgency, 0.0)
+
+    def _settle_doubt(self, submission: Submission) -> None:
+        if submission.end is not None:
+            return
+        now = self._loop.time()
+        history = self._history(submission, now)
+        if not may_send_again(history):
+            why = "it is not sent again" if self._hold else "it is too late to send it again"
+            self._settle(submission, self._given_up(submission, f"an earlier run got no answer, and {why}"))
+        elif submission._lost:
+            submission._replay_at = now + max(0.0, REPLAY_EARLIEST - history.age)
+            self._park(submission)
+        else:
+            self._queue(submission, Urgency.RETURNED, 0.0)
 
     def withdraw(self, submission: Submission) -> Settled:
         """Stop a submission that may be stopped, and say what is known of it. Its listener is not called.
@@ -345,9 +397,9 @@ class Submitter:
             if why is not None:
                 self._finish(submission, self._given_up(submission, f"{submission.last_error}; {why}"))
                 return
-        submission._key_print = key_print
-        submission.listener.posting(submission)
         try:
+            if not await self._may_post(submission, key_print):
+                return
             answer = await self._exchange.send(
                 "POST",
                 submission.request.endpoint,
@@ -358,6 +410,10 @@ class Submitter:
                 headers={"Idempotency-Key": submission.key},
                 flight=flight,
             )
+        except asyncio.CancelledError:
+            if not flight.sent:
+                submission.listener.unsent(submission)
+            raise
         except NotSent as error:
             unsent = ConnectionFailedError(str(error))
             unsent.__cause__ = error.__cause__
@@ -378,11 +434,16 @@ class Submitter:
             submission._replay_sent = submission._replaying
             if submission._first_sent is None:
                 submission._first_sent = begun if flight.sent_at is None else flight.sent_at
-        # It has landed: from here on the verdict says whether a task may exist, and it may be queued again.
-        submission.flight = submission.post = None
+        unwritten = None
         try:
             self._tell_pace(submission.request.model, judgement, begun)
-            self._proceed(submission, judgement)
+            submission.listener.answered(submission, judgement)
+            if judgement.task is not None:
+                submission.task = judgement.task
+                unwritten = await submission.listener.accepted(submission, judgement.task)
+            # It has landed: from here on the verdict says whether a task may exist, and it may be queued again.
+            submission.flight = submission.post = None
+            self._proceed(submission, judgement, unwritten)
         except BaseException:
             # A fault of ours after the answer came: what it said is not lost with it.
             if submission.end is None and judgement.task is not None:
@@ -390,6 +451,24 @@ class Submitter:
             elif judgement.verdict in (Verdict.LOST, Verdict.IN_PROGRESS):
                 submission._lost += 1
             raise
+
+    async def _may_post(self, submission: Submission, key_print: str) -> bool:
+        """Whether the POST is on record and it is its turn. If not, what follows has been done."""
+        listener = submission.listener
+        end = await listener.intend(submission, key_print)
+        if end is not None:
+            if end.ending == "unknown" or (end.ending != "deferred" and submission._in_doubt):
+                why = str(submission.last_error or "no answer came") if end.error is None else str(end.error)
+                end = self._given_up(submission, why, end.fatal)
+            self._finish(submission, end)
+            return False
+        if not await self._pace.clearance(submission.request.model):
+            listener.unsent(submission)
+            submission.flight = submission.post = None
+            self._queue(submission, Urgency.RETURNED, 0.0)
+            return False
+        submission._key_print = key_print
+        return True
 
     def _fingerprint(self, key: str) -> str:
         if key != self._last_key:
@@ -411,7 +490,8 @@ class Submitter:
 
     # What follows from an answer
 
-    def _proceed(self, submission: Submission, judgement: Judgement) -> None:
+    def _proceed(self, submission: Submission, judgement: Judgement, unwritten: EvoLinkError | None) -> None:
+        """unwritten: why an id would not outlive a crash."""
         now = self._loop.time()
         verdict = judgement.verdict
         if judgement.error is not None:
@@ -423,7 +503,7 @@ class Submitter:
             submission._first_asked = now if submission._first_asked is None else submission._first_asked
         proven = judgement.replayed or verdict is Verdict.IN_PROGRESS
         if proven:
-            self._replays.proven = True
+            self.replays.proven = submission.replays.proven = True
         if verdict is Verdict.ACCEPTED:
             step = _ACCEPT  # whatever came before
         else:
@@ -446,7 +526,9 @@ class Submitter:
                 if judgement.error is not None:
                     submission.listener.held(submission, judgement.error)
         else:
-            self._finish(submission, self._end_of(submission, judgement, step), marked=proven)
+            end = self._end_of(submission, judgement, step)
+            end.fatal = end.fatal or unwritten
+            self._finish(submission, end, marked=proven)
         if proven:
             self._reconsider_parked()
 
@@ -521,6 +603,8 @@ class Submitter:
 
     def _abandoned(self, submission: Submission) -> Settled:
         """What is known of one that will not be sent again."""
+        if submission.task is not None:
+            return Settled("accepted", task=submission.task)
         if submission.was_sent:
             answer = "its answer had not come yet" if submission.flight is not None else "no answer came"
             return Settled("unknown", error=self._unknown(submission, str(submission.last_error or answer)))
@@ -546,12 +630,12 @@ class Submitter:
     def _park(self, submission: Submission) -> None:
         """Keep a submission whose answer was lost until it may be sent again, or never."""
         now = self._loop.time()
-        permission = self._replays.permission()
+        permission = submission.replays.permission()
         if permission is None:
             at = (now if submission._first_sent is None else submission._first_sent) + REPLAY_LATEST
             self._parked[submission] = self._loop.call_at(at, self._expire, submission)
         elif permission:
-            self._replays.start()
+            submission.replays.start()
             submission._replaying, submission._replay_sent = True, False
             logger.warning("lost response: sending again with idempotency key %s", submission.key)
             self._queue(submission, Urgency.RETURNED, submission._replay_at - now)
@@ -576,16 +660,15 @@ class Submitter:
         submission._replaying = False
         flight = submission.flight
         if marked or submission._replay_sent or (flight is not None and flight.sent):
-            self._replays.answer(marked)
+            submission.replays.answer(marked)
         else:
-            self._replays.withdraw()
+            submission.replays.withdraw()
         self._reconsider_parked()
 
     def _reconsider_parked(self) -> None:
         for submission in list(self._parked):
-            if self._replays.permission() is None:
-                return
-            if submission in self._parked:  # not withdrawn by whoever was told of the one before
+            # Not withdrawn by whoever was told of the one before.
+            if submission in self._parked and submission.replays.permission() is not None:
                 self._unpark(submission)
                 self._park(submission)
 
@@ -597,8 +680,17 @@ class _Waiter:
     future: asyncio.Future[Settled | None]
     deadline: float | None
 
-    def posting(self, submission: Submission) -> None:
+    async def intend(self, submission: Submission, fingerprint: str) -> Settled | None:
+        return None
+
+    def unsent(self, submission: Submission) -> None:
         pass
+
+    def answered(self, submission: Submission, judgement: Judgement) -> None:
+        pass
+
+    async def accepted(self, submission: Submission, task: TaskReading) -> EvoLinkError | None:
+        return None
 
     def held(self, submission: Submission, error: EvoLinkError) -> None:
         hint = error.retry_after if isinstance(error, RateLimitError) else None
@@ -626,7 +718,7 @@ async def submit_and_wait(
     """
     loop = asyncio.get_running_loop()
     waiter = _Waiter(loop.create_future(), deadline)
-    submission = Submission(request, key, party, Urgency.CALLER, waiter, patience=float("inf"))
+    submission = Submission(request, key, party, Urgency.CALLER, waiter, float("inf"), submitter.replays)
     submitter.start(submission)
     settled = None
     try:

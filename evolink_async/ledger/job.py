@@ -2,8 +2,8 @@
 
 The rows that somebody holds live in memory, and every verb is carried out there at once, by `rules`; then `turns` makes
 the change durable. Without a store (a pool without a ledger) nothing is written, and every future is done when the verb
-returns: there is one path. Such a ledger knows a request only as long as somebody holds its row, so its memory is
-bounded.
+returns: there is one path. Such a ledger knows requests with a key until they are let go, and the last of those a while
+longer; others nobody asks for again. So its memory is bounded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import functools
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
@@ -44,6 +44,7 @@ logger = logging.getLogger("evolink_async.ledger")
 T = TypeVar("T")
 P = ParamSpec("P")
 
+_KNOWN_LONGER = 10_000  # requests with a key that a ledger in memory knows after they were let go
 _COUNTED = 10_000  # contents of which is remembered how often they came in this run; a store knows the others
 
 
@@ -106,7 +107,8 @@ class JobLedger:
         self._next_id = opened.next_id
         self._known = self._requests = opened.requests
         self._new = self._changed = self._seen_again = 0
-        self._rows: WeakValueDictionary[str, Row] = WeakValueDictionary()
+        self._rows: MutableMapping[str, Row] = {} if store is None else WeakValueDictionary()
+        self._let_go: OrderedDict[str, None] = OrderedDict()  # of a ledger without a store, and still known
         self._counts: OrderedDict[str, int] = OrderedDict()
         if opened.account.probe is not None:
             self._rows[opened.account.probe.identity] = opened.account.probe
@@ -119,6 +121,11 @@ class JobLedger:
     def broken(self) -> LedgerError | None:
         """Why something that has happened is not in the ledger yet, None while everything is."""
         return None if self._turns is None else self._turns.broken
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more verbs."""
+        return self._closed
 
     @property
     def reserved(self) -> Decimal:
@@ -175,13 +182,22 @@ class JobLedger:
             batch = Batch()
             self._ask_for(entries, batch)
             counts = batch.counted
-            future.set_result([Entered(self._new_row(entry, self._identity(entry, counts))) for entry in entries])
+            future.set_result([self._enter_in_memory(entry, self._identity(entry, counts)) for entry in entries])
             return future
         return self._turns.look_up(
             future,
             functools.partial(self._ask_for, entries),
             functools.partial(self._enter, self._turns, entries, future),
         )
+
+    def let_go(self, row: Row) -> None:
+        """Whoever runs this request has no more to say about it."""
+        if self._turns is not None or not row.keyed:
+            return
+        self._let_go[row.identity] = None
+        if len(self._let_go) > _KNOWN_LONGER:
+            identity, _ = self._let_go.popitem(last=False)
+            del self._rows[identity]
 
     def find(self, identity: str) -> asyncio.Future[Row | None]:
         """The row of a request, without pulling it; None if the job has none of this identity."""
@@ -446,6 +462,12 @@ class JobLedger:
         row.content, row.endpoint, row.model = entry.content, entry.endpoint, entry.model
         return Entered(row)
 
+    def _enter_in_memory(self, entry: Entry, identity: str) -> Entered:
+        row = self._rows.get(identity) if entry.key is not None else None
+        if row is not None:
+            return Entered(row, repeated=True, changed=row.content != entry.content)
+        return Entered(self._new_row(entry, identity))
+
     def _identity(self, entry: Entry, counts: dict[str, int]) -> str:
         if entry.key is not None:
             return entry.key
@@ -469,7 +491,8 @@ class JobLedger:
         self._next_id += 1
         self._requests += 1
         self._new += 1
-        self._rows[identity] = row
+        if row.keyed or self._turns is not None:
+            self._rows[identity] = row
         return row
 
     def _forget(self, turns: Turns, row: Row) -> None:

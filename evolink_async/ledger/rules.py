@@ -171,7 +171,7 @@ def rejected(row: Row, account: Account, code: str | None, error: str) -> None:
         return
     row.error_code, row.error = code, error
     if row.state is State.REJECTED:
-        row.submitted_at = row.body = None
+        row.body = None
         _release(row, account)
     else:
         row.losses += 1

@@ -11,12 +11,7 @@ MOST = 1_000_000
 
 # In the contract, and refused until the rooms that carry them out exist: ignoring one would be worse.
 _LATER: dict[str, Any] = {
-    "ledger": None,
-    "job": "default",
-    "max_credits": None,
-    "prices": None,
     "save_to": None,
-    "retry_failed": 0,
     "callbacks": None,
 }
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
+import math
+import os
 from collections import Counter, deque
-from collections.abc import AsyncIterable, Callable, Hashable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Hashable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,10 +20,12 @@ import anyio
 
 from evolink_async.checks import checked_count, checked_function, checked_id, checked_seconds
 from evolink_async.errors import (
+    BudgetExceededError,
     ClosedError,
     ConfigurationError,
     EvoLinkError,
     InvalidRequestError,
+    LedgerError,
     NotSubmittedError,
     RateLimitError,
     TaskLostError,
@@ -29,12 +33,16 @@ from evolink_async.errors import (
 from evolink_async.http.answers import is_account_error
 from evolink_async.http.pace import Urgency
 from evolink_async.http.submit import GRACE, Settled, Submission, new_idempotency_key
+from evolink_async.ledger import Census, Entered, Row, Todo, may_try_again, open_job, what_to_do
+from evolink_async.ledger import State as Known
 from evolink_async.polling.endings import failure_of, is_over, still_running
+from evolink_async.pool import clock
 from evolink_async.pool.brakes import LONGEST_COOL_DOWN, Block, Refusals
 from evolink_async.pool.deadlines import Deadlines
-from evolink_async.pool.identity import Identities
+from evolink_async.pool.journal import Journal
 from evolink_async.pool.options import MOST, refuse_unknown
 from evolink_async.pool.outcome import Outcome, OutcomeStatus, PoolStats
+from evolink_async.pool.pricing import Prices, checked_credits, checked_prices
 from evolink_async.pool.progress import Progress, Tally
 from evolink_async.pool.record import Record, State
 from evolink_async.pool.sources import Sources
@@ -66,13 +74,21 @@ class TaskPool:
     requests: a request, an iterable or an async iterable of requests; read only as far as there is room.
     max_outstanding: tasks that run at the service at once; a source is read only while outstanding + waiting + untaken
         outcomes stay below it, so a slow reader slows the sources.
+    ledger: a path: what was sent, accepted and paid for is written there and survives a crash; run the same program
+        again and it goes on (docs/ledger.md). None: ids live in this process only.
+    job: the name of this set of requests in the ledger. Only one process at a time may run it.
+    max_credits: never more is spent and reserved, over all runs of the job.
+    prices: credits by model, or a function of a request that gives its credits (None: not known). What is not told is
+        taken from the last request of the same kind; the first of a kind is tried alone.
     task_timeout: seconds that a task is watched, None: for ever; then its outcome is `unfinished` with its id.
+    retry_failed: so many times a task that failed for a passing reason is generated, and paid for, once more.
     stop_after_rejections: so many identical refusals in a row end the pool; None: never.
     on_progress: plain function, called with `PoolStats` at most once a second, and at the end.
 
-    A bad item is an outcome, never an exception out of the loop. What ends the pool early (no access, no credits, an
-    exception in an iterable, a run of identical refusals, a cool-down over an hour) is its `reason`: the sources are
-    closed, what is outstanding is finished and yielded, and leaving the block raises the reason once.
+    A bad item is an outcome, never an exception out of the loop. What ends the pool early (no access, no credits, the
+    budget, a ledger that cannot be written, an exception in an iterable, a run of identical refusals, a cool-down over
+    an hour) is its `reason`: the sources are closed, what is outstanding is finished and yielded, and leaving the block
+    raises the reason once. What is wrong with the ledger is raised as `LedgerError` on entering the block.
 
     Leaving early (break, exception, cancellation) gives POSTs under way 5 s to be answered; `leftovers` then holds an
     outcome for everything that was sent and not handed over. The tasks go on at the service.
@@ -86,7 +102,12 @@ class TaskPool:
         requests: Source | None = None,
         *,
         max_outstanding: int = 1000,
+        ledger: str | os.PathLike[str] | None = None,
+        job: str = "default",
+        max_credits: Decimal | float | None = None,
+        prices: Prices | None = None,
         task_timeout: float | None = 3600,
+        retry_failed: int = 0,
         stop_after_rejections: int | None = 20,
         on_progress: Callable[[PoolStats], object] | None = None,
         **later: Any,
@@ -95,20 +116,26 @@ class TaskPool:
         self._client = client
         self._max = checked_count(max_outstanding, "max_outstanding", 1, MOST)
         self._half = max(1, self._max // 2)
+        self._ledger = ledger
+        self._job_name = job
+        self._max_credits = checked_credits(max_credits, "max_credits")
+        self._told = checked_prices(prices)
         self._task_timeout = checked_seconds(task_timeout, "task_timeout")
+        self._retry_failed = checked_count(retry_failed, "retry_failed", 0, MOST)
         if stop_after_rejections is not None:
             checked_count(stop_after_rejections, "stop_after_rejections", 1, MOST)
         checked_function(on_progress, "on_progress")
 
         self._sources = Sources(self._has_room, self._take, self._source_failed, self._break_down, self._wake_reader)
         self._has_sources = False
-        self._identities = Identities()
         self._entered = self._stopped = self._left = False
         self._reason: BaseException | None = None
         self._broken: BaseException | None = None  # a fault of ours
         self._refusals = Refusals(stop_after_rejections)
         self._block = Block()
 
+        self._entering: dict[Record, None] = {}
+        self._sharing: dict[Row, list[Record]] = {}  # of `_entering` those whose request is on its way already
         self._pulled = Waiting(self._may_have_place)  # wait for a place
         self._runs = Waiting(self._may_have_place)  # the same, and somebody awaits them: these go first
         # What holds a place is in one of the next two. (A dict that was large stays so until it is cleared.)
@@ -116,6 +143,7 @@ class TaskPool:
         self._outstanding: dict[Hashable, Record] = {}  # by the task's id
         self._unsent: dict[Record, None] = {}  # of `_sending` those from sources whose first POST is still to come
         self._sending_of: Counter[str] = Counter()  # those of `_sending`, by model
+        self._probe: Record | None = None  # finds out a price, and nothing else is sent before
         self._untaken: deque[Outcome] = deque()
         self._leftovers: list[Outcome] = []
         self._unfinished = 0  # requests of the sources, and attached tasks, without an outcome
@@ -164,7 +192,7 @@ class TaskPool:
         ids = [task_ids] if isinstance(task_ids, str) else list(task_ids)
         for task_id in [checked_id(task_id) for task_id in ids]:
             if task_id not in self._outstanding:
-                record = Record(self, None, None, task_id, task_id=task_id)
+                record = Record(self, None, None, attached=task_id)
                 self._unfinished += 1
                 self._given += 1
                 self._outstanding[task_id] = record
@@ -244,8 +272,8 @@ class TaskPool:
             outstanding=outstanding,
             untaken=len(self._untaken),
             counts={str(status): count for status, count in tally.counts.items()},
-            credits_reserved=tally.reserved,
-            credits_spent=tally.spent,
+            credits_reserved=self._journal.job.reserved if self._entered else Decimal(0),
+            credits_spent=self._journal.spent if self._entered else Decimal(0),
             posts=tally.posts,
             polls=tally.polls,
             status_requests=requests,
@@ -255,8 +283,13 @@ class TaskPool:
             elapsed=elapsed,
         )
 
+    @property
+    def census(self) -> Census | None:
+        """How the requests pulled so far compare with those of earlier runs; None without a ledger."""
+        return self._journal.job.census if self._entered and self._journal.durable else None
+
     def _waiting(self) -> int:
-        return len(self._pulled) + len(self._runs) + len(self._unsent)
+        return len(self._entering) + len(self._pulled) + len(self._runs) + len(self._unsent)
 
     def _total(self) -> int | None:
         sources = self._sources
@@ -276,9 +309,14 @@ class TaskPool:
     async def __aenter__(self) -> Self:
         if self._entered:
             raise ClosedError("a pool is used once; make a new one with client.pool(...)")
-        self._session = self._client._open()
+        session = self._client._open()
+        job = await open_job(self._ledger, self._job_name, max_credits=self._max_credits)
+        self._session = session
+        self._journal = Journal(
+            job, session.submitter.replays, self._told, self._end_early, durable=self._ledger is not None
+        )
         self._entered = True
-        self._entered_at = self._session.loop.time()
+        self._entered_at, self._entered_on = session.loop.time(), clock.now()
         self._requests_before = self._session.watcher.requests
         for record in list(self._outstanding.values()):
             self._follow(record, _by_id(record.identity), None)
@@ -294,6 +332,8 @@ class TaskPool:
             await self._leave()
         finally:
             self._collect_leftovers()
+            if self._entered:
+                await self._close_ledger()
         if exc is None and self._reason is not None:
             raise self._reason
 
@@ -330,7 +370,8 @@ class TaskPool:
     # Pulling
 
     def _has_room(self) -> bool:
-        return self._places_held() + len(self._pulled) + len(self._untaken) < self._max
+        waiting = len(self._entering) + len(self._pulled)
+        return self._places_held() + waiting + len(self._untaken) < self._max
 
     def _places_held(self) -> int:
         return len(self._sending) + len(self._outstanding)
@@ -354,13 +395,13 @@ class TaskPool:
     def _new_record(self, item: Any, waiter: asyncio.Future[Outcome] | None) -> Record:
         index = self._next_index
         self._next_index += 1
-        if self._next_index == WARN_WITHOUT_LEDGER_AT:
+        if self._next_index == WARN_WITHOUT_LEDGER_AT and not self._journal.durable:
             logger.warning(
                 "%d requests and no ledger: the ids of tasks that are paid for live in this process only",
                 WARN_WITHOUT_LEDGER_AT,
             )
         request = item if isinstance(item, GenerationRequest) else None
-        record = Record(self, index, request, f"item-{index}", waiter)
+        record = Record(self, index, request, waiter)
         try:
             self._begin(record, item)
         except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
@@ -368,25 +409,70 @@ class TaskPool:
         return record
 
     def _begin(self, record: Record, item: Any) -> None:
-        """The step into `pulled`, or the outcome of what will not be sent."""
-        request = record.request
-        if request is None:
+        """The step into `entering`."""
+        if record.request is None:
             error = InvalidRequestError(
                 f"item {record.index} is no request but {type(item).__name__}; "
                 "make a request out of a dict with GenerationRequest.from_dict"
             )
             self._finish(record, OutcomeStatus.REJECTED, error)
             return
-        record.identity = self._identities.of(request)
-        if self._reason is not None or self._stopped:
+        if not self._entered:
             self._not_sent(record, self._reason or ClosedError("the pool was stopped"))
             return
+        self._entering[record] = None
         try:
-            self._client._check(request)
+            self._journal.enter(record.request, lambda known: self._guarded(self._looked_up, record, known))
         except InvalidRequestError as error:
             self._finish(record, OutcomeStatus.REJECTED, error)
+
+    def _guarded(self, step: Callable[[Record, Any], None], record: Record, known: Any) -> None:
+        try:
+            step(record, known)
+        except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
+            self._crashed(record, error)
+
+    def _looked_up(self, record: Record, known: Entered | EvoLinkError) -> None:
+        """What the ledger knows of a request decides what becomes of it."""
+        if record.state is not State.ENTERING:
+            return  # it has its outcome already
+        if isinstance(known, EvoLinkError):
+            self._end_early(known)
+            self._not_sent(record, known)
             return
-        self._line_of(record).put(record)
+        todo = what_to_do(known, retry_failed=self._retry_failed)
+        if todo is Todo.REFUSE:
+            self._finish(record, OutcomeStatus.REJECTED, _other_body(record))
+            return
+        record.row = known.row
+        if todo is Todo.SHARE and any(other.row is known.row for other in self._under_way() if other is not record):
+            self._sharing.setdefault(known.row, []).append(record)
+        elif todo in (Todo.SHARE, Todo.DELIVER, Todo.HOLD):
+            record.from_ledger = True
+            self._finish(record, *record.known_ending())
+        else:
+            if todo is Todo.SUBMIT:
+                assert record.request is not None
+                try:
+                    self._client._check(record.request)
+                except InvalidRequestError as error:
+                    self._journal.refused(known.row, error)
+                    self._finish(record, OutcomeStatus.REJECTED, error)
+                    return
+            self._wait_for_place(record)
+
+    def _under_way(self) -> Iterator[Record]:
+        """All records with a request that have no outcome yet."""
+        for records in (self._entering, self._pulled, self._runs, self._sending, self._outstanding.values()):
+            yield from records
+
+    def _wait_for_place(self, record: Record, *, first: bool = False) -> None:
+        """The step into `pulled`."""
+        self._entering.pop(record, None)
+        record.state = State.PULLED
+        self._line_of(record).put(record, first=first)
+        if self._stopped or self._reason is not None:
+            self._withdraw_unsent(self._reason or ClosedError("the pool was stopped"))
         self._fill()
 
     def _line_of(self, record: Record) -> Waiting:
@@ -414,6 +500,8 @@ class TaskPool:
             self._filling = False
 
     def _next_to_send(self) -> Record | None:
+        if self._probe is not None and self._is_probing(self._probe):
+            return None
         record = self._runs.next()
         if record is not None and (self._places_held() < self._max or self._displace()):
             self._runs.remove(record)
@@ -422,6 +510,15 @@ class TaskPool:
         if record is not None:
             self._pulled.remove(record)
         return record
+
+    def _is_probing(self, record: Record) -> bool:
+        """Whether the price of this request is still being found out."""
+        probing = record.state is State.SENDING or (
+            record.state is State.OUTSTANDING and self._journal.job.probe is record.row
+        )
+        if not probing:
+            self._probe = None
+        return probing
 
     def _displace(self) -> bool:
         """Only what is really outstanding keeps a run waiting: the last of the others goes back to the pulled ones."""
@@ -436,37 +533,71 @@ class TaskPool:
         return False
 
     def _send(self, record: Record) -> None:
-        """The step into `sending`."""
-        request = record.request
+        """The step into `sending`; or into `outstanding`, if an earlier run has made the task."""
+        request, row = record.request, record.row
         assert request is not None
+        assert row is not None
         if self._client._closed:
             self._end_early(_client_closed())
+        if row.state is Known.ACCEPTED:
+            self._go_on_with(record, row)
+            return
         reason = self._reason
         if reason is None and self._block.holds(self._session.loop.time()):
             reason = self._block.error
         if reason is not None:
-            self._not_sent(record, reason)
+            self._return(record, reason)
             return
-        record.has_key = True
         record.state = State.SENDING
-        record.submission = Submission(
+        record.submission = submission = Submission(
             request,
-            self._key_of(record),
+            self._key_of(record, row),
             self,
             Urgency.SOURCE if record.waiter is None else Urgency.CALLER,
             record,
             self._client._options.retry.unreachable_for,
+            self._journal.replays,
         )
+        if row.state is Known.UNSETTLED:
+            self._resume(submission, row)
         self._sending[record] = None
         self._sending_of[record.model] += 1
         try:
-            self._session.submitter.start(record.submission)
+            self._session.submitter.start(submission)
         except InvalidRequestError as error:
+            self._journal.refused(row, error)
             self._finish(record, OutcomeStatus.REJECTED, error)
             return
         self._models.add(request.model)
         if record.waiter is None:
             self._unsent[record] = None
+        if not self._journal.has_price(request):
+            self._probe = record
+
+    def _resume(self, submission: Submission, row: Row) -> None:
+        """An earlier run has sent it."""
+        age = (clock.now() - row.submitted_at).total_seconds() if row.submitted_at is not None else math.inf
+        submission.resume(
+            content=row.body or b"",
+            fingerprint=row.fingerprint,
+            sent_at=self._session.loop.time() - (age if age >= 0 else math.inf),  # a clock that was set back
+            error=EvoLinkError(row.error or "no answer came in an earlier run", code=row.error_code),
+            lost=row.losses > 0,
+        )
+
+    def _key_of(self, record: Record, row: Row) -> str:
+        """The idempotency key of a request: random, but for the last digits."""
+        if row.state is Known.UNSETTLED and row.idempotency_key is not None:
+            return row.idempotency_key
+        if row.state is Known.FAILED:
+            return new_idempotency_key()
+        return f"{self._key_prefix}{record.index:0{_DIGITS}x}"
+
+    def _go_on_with(self, record: Record, row: Row) -> None:
+        """The step into `outstanding` of a task that an earlier run has made."""
+        age = None if row.submitted_at is None else max(0.0, (clock.now() - row.submitted_at).total_seconds())
+        reading = TaskReading({"id": row.task_id, "model": row.model, "kind": record.request and record.request.kind})
+        self._hold(record, reading, age)
 
     def _no_longer_sending(self, record: Record) -> None:
         if record in self._sending:
@@ -474,42 +605,38 @@ class TaskPool:
             _drop(self._unsent, record)
             self._sending_of[record.model] -= 1
 
-    def _key_of(self, record: Record) -> str:
-        """The idempotency key of a request: random, but for the last digits, so that none has to be kept."""
-        return f"{self._key_prefix}{record.index:0{_DIGITS}x}"
-
     def _posting(self, record: Record) -> None:
+        """A POST is about to be made."""
         _drop(self._unsent, record)
-        if record.submitted_at is None:
-            record.submitted_at = _now()
         self._note_progress()
+
+    def _posted(self, record: Record) -> None:
+        self._tally.posts += 1
 
     def _held(self, record: Record, error: EvoLinkError) -> None:
         """A POST was in vain and the request is in the queue again."""
         submission = record.submission
         assert submission is not None
-        self._count_posts(record, submission.attempts)
         if isinstance(error, RateLimitError):
             self._tally.rate_limited += 1
-        if not submission.was_sent:
-            record.submitted_at = None
-            if record.deserted:
-                self._session.submitter.withdraw(submission)
-                self._finish(record, OutcomeStatus.NOT_SUBMITTED, _not_submitted(None))
+        if not submission.was_sent and record.deserted:
+            self._session.submitter.withdraw(submission)
+            self._finish(record, OutcomeStatus.NOT_SUBMITTED, _not_submitted(None))
         self._mind_cool_down(record, error)
         self._note_progress()
 
     def _settled(self, record: Record, settled: Settled) -> None:
         if record.state is not State.SENDING:
             return  # it has its outcome already
-        assert record.submission is not None
         assert record.request is not None
-        self._count_posts(record, record.submission.attempts)
         error = settled.error
         if settled.task is not None:
             self._refusals.accepted()
             self._block.end()
             self._accepted(record, settled.task)
+        elif settled.ending == "deferred":
+            self._defer(record, settled)
+            return
         elif settled.ending == "not_submitted":
             self._not_sent(record, error)
         else:
@@ -519,26 +646,39 @@ class TaskPool:
             self._end_early(error)
         if self._client._closed:
             self._end_early(_client_closed())
+        elif isinstance(settled.fatal, LedgerError | BudgetExceededError):
+            self._end_early(settled.fatal)
         elif settled.fatal is not None:
             self._no_access(settled.fatal)
         if error is not None:
             self._mind_cool_down(record, error)
 
-    def _count_posts(self, record: Record, sent: int) -> None:
-        self._tally.posts += sent - record.attempts
-        record.attempts = sent
+    def _defer(self, record: Record, settled: Settled) -> None:
+        """There are no credits until a price is known: back to `pulled`, if one of ours finds it out."""
+        probe = self._journal.job.probe
+        finder = next((other for other in self._holders() if other.row is probe), None) if probe is not None else None
+        if probe is None or finder is not None:
+            self._probe = finder
+            self._no_longer_sending(record)
+            record.submission = None
+            self._wait_for_place(record, first=True)
+        else:
+            self._not_sent(record, settled.error)
+            assert settled.error is not None
+            self._end_early(settled.error)
 
     def _accepted(self, record: Record, task: TaskReading) -> None:
         """The step into `outstanding`."""
         logger.info("task %s accepted for request %s", task.id, record.identity)
         self._no_longer_sending(record)
         record.submission = None  # with the bytes that were sent
-        record.task_id, record.progress = task.id, task.progress
-        record.reserved = task.credits_reserved
-        self._tally.accepted(record.reserved)
+        record.progress = task.progress
+        self._hold(record, task if record.task_id == task.id else _by_id(record.task_id or task.id), 0.0)
+
+    def _hold(self, record: Record, task: TaskReading, age: float | None) -> None:
         # The service may give two requests the same task.
         self._outstanding[(task.id, record.index) if task.id in self._outstanding else task.id] = record
-        self._follow(record, task, 0.0)
+        self._follow(record, task, age)
         self._fill()
         self._read_on(record.model)
         self._note_progress()
@@ -569,16 +709,31 @@ class TaskPool:
 
     def _conclude(self, record: Record, task: Task) -> None:
         self._session.pace.ended(task.id)
+        row = record.row
+        if row is not None:
+            self._journal.ended(row, task)
+            if may_try_again(row, self._retry_failed) and self._reason is None and not (self._stopped or self._left):
+                self._try_again(record)
+                return
         error = failure_of(task)
         status = OutcomeStatus.COMPLETED
         if error is not None:
             status = OutcomeStatus.CANCELLED if task.status == TaskStatus.CANCELLED else OutcomeStatus.FAILED
         self._finish(record, status, error)
 
+    def _try_again(self, record: Record) -> None:
+        """Its task failed for a passing reason: back to `pulled`, for a new one."""
+        logger.info("task %s failed; request %s is generated once more", record.task_id, record.identity)
+        self._no_longer_outstanding(record)
+        record.again()
+        self._wait_for_place(record, first=True)
+
     def _lost(self, record: Record, error: EvoLinkError) -> None:
         lost = isinstance(error, TaskLostError)
-        if lost and record.task is not None:
-            self._session.pace.ended(record.task.id)
+        if lost and record.task_id is not None:
+            self._session.pace.ended(record.task_id)
+        if isinstance(error, TaskLostError) and record.row is not None:
+            self._journal.lost(record.row, error)
         self._finish(record, OutcomeStatus.LOST if lost else OutcomeStatus.UNFINISHED, error)
         if isinstance(error, ClosedError):
             self._end_early(error)
@@ -622,21 +777,17 @@ class TaskPool:
 
     def _close(self, record: Record, status: OutcomeStatus, error: EvoLinkError | None) -> None:
         """The step into `untaken`: for the reader, or the caller of `run`, or who looks at the leftovers."""
-        now = _now()
-        outcome = record.outcome(status, error, now)
-        was_outstanding = record.state is State.OUTSTANDING and record.request is not None
+        finished_at = clock.now()
+        outcome = record.outcome(status, error, finished_at)
+        was_outstanding = record.state is State.OUTSTANDING
         record.state = State.UNTAKEN
+        self._entering.pop(record, None)
         self._no_longer_sending(record)
-        if record.task_id is not None:
-            shared = self._outstanding.get(record.task_id) is not record
-            self._outstanding.pop((record.task_id, record.index) if shared else record.task_id, None)
-            self._timeouts.note_end()
-            self._overdue.discard(record)
-        self._tally.counts[status] += 1
         if was_outstanding:
-            self._tally.ended(
-                outcome, record.reserved, now - (now if record.submitted_at is None else record.submitted_at)
-            )
+            self._no_longer_outstanding(record)
+            if outcome.submitted_at is not None and outcome.submitted_at >= self._entered_on:
+                self._tally.ended((finished_at - outcome.submitted_at).total_seconds())
+        self._tally.counts[status] += 1
         if record.waiter is None:
             self._unfinished -= 1
             self._untaken.append(outcome)
@@ -645,6 +796,17 @@ class TaskPool:
             record.waiter.set_result(outcome)
         else:
             self._leave_behind(outcome)
+        if record.row is not None:
+            self._journal.let_go(record.row)
+            for other in self._sharing.pop(record.row, ()):
+                other.task = record.task
+                self._finish(other, status, error)
+
+    def _no_longer_outstanding(self, record: Record) -> None:
+        shared = self._outstanding.get(record.task_id) is not record
+        self._outstanding.pop((record.task_id, record.index) if shared else record.task_id, None)
+        self._timeouts.note_end()
+        self._overdue.discard(record)
 
     def _leave_behind(self, outcome: Outcome) -> None:
         if outcome.attempts or outcome.task is not None:
@@ -709,15 +871,26 @@ class TaskPool:
 
     def _withdraw_unsent(self, reason: BaseException) -> None:
         """Nothing more is sent: what waits comes back."""
-        waiting = [*self._runs.take_all(), *self._pulled.take_all()]
-        for record in waiting:
-            self._not_sent(record, reason)
+        for record in [*self._runs.take_all(), *self._pulled.take_all()]:
+            if record.row is not None and record.row.state is Known.ACCEPTED and not self._left:
+                self._line_of(record).put(record)  # it is outstanding
+            else:
+                self._return(record, reason)
         for record in list(self._sending):
             if record.state is not State.SENDING:
                 continue
             settled = self._take_back(record)
             if settled is not None:  # if it is, its answer is awaited
                 self._finish_as(record, settled, reason)
+
+    def _return(self, record: Record, reason: BaseException | None) -> None:
+        """Nothing is sent in this run: not for a fresh request, and what is known of another is its outcome."""
+        row = record.row
+        if row is None or row.state in (Known.ENTERED, Known.REJECTED):
+            self._not_sent(record, reason)
+        else:
+            record.from_ledger = row.state is not Known.FAILED
+            self._finish(record, *record.known_ending())
 
     def _take_back(self, record: Record) -> Settled | None:
         """Stop a request that is sending, and say what is known of it. None: its POST is on the wire, the answer tells.
@@ -735,10 +908,9 @@ class TaskPool:
         """Give a request that will not be sent again the outcome that is known of its submission."""
         submission = record.submission
         if submission is not None:
-            flying = submission.flight is not None and submission.flight.sent
-            self._count_posts(record, submission.attempts + flying)
+            self._tally.posts += submission.flight is not None and submission.flight.sent
         if settled.task is not None:
-            record.task, record.task_id = settled.task.task, settled.task.id
+            record.task = settled.task.task
             self._finish(record, OutcomeStatus.UNFINISHED, still_running(record.task, None))
         elif settled.ending == "not_submitted":
             self._not_sent(record, why)
@@ -756,7 +928,7 @@ class TaskPool:
         elif record.state is State.SENDING and record.submission is not None:
             self._finish_as(record, self._session.submitter.known(record.submission), why)
         else:
-            self._not_sent(record, why)
+            self._return(record, why)
 
     # Leaving
 
@@ -775,10 +947,27 @@ class TaskPool:
         if self._sources.tasks():
             logger.warning("an iterable of requests takes longer than %g s to clean up; it goes on alone", GRACE)
 
+    async def _close_ledger(self) -> None:
+        """Write what is unwritten, and let go of the job."""
+        try:
+            await self._journal.aclose()
+        except LedgerError as error:
+            self._reason = self._reason or error
+        census = self.census
+        if census is not None and (census.changed or (census.gone and self._sources.exhausted and not self._reason)):
+            logger.warning(
+                "job %r: %d requests changed under their key, %d of earlier runs were not given this time",
+                self._job_name,
+                census.changed,
+                census.gone,
+            )
+
     def _collect_leftovers(self) -> None:
         left = ClosedError("the pool's block was left; the task goes on: wait for it with its id")
         for record in self._holders():
             self._give_up(record, left)
+        self._entering.clear()
+        self._sharing.clear()
         for outcome in self._untaken:
             self._leave_behind(outcome)
         self._untaken.clear()
@@ -799,9 +988,8 @@ class TaskPool:
         """The caller of `run` stops waiting: leave an unsent request unsent, and tell of a sent one what is known."""
         if not waiter.cancelled():  # it ended in the same moment
             self._leave_behind(waiter.result())
-        elif record.state is State.PULLED:
-            self._runs.remove(record)
-            self._not_sent(record, None)
+        elif record.state is State.ENTERING or self._runs.remove(record):
+            self._return(record, None)
         elif record.state is State.SENDING and record.submission is not None:
             submission = record.submission
             post = submission.post
@@ -817,9 +1005,9 @@ class TaskPool:
         if record.task_id is not None:
             goes_on = "ended" if record.task is not None and record.task.is_terminal else "goes on"
             cancellation.add_note(f"evolink task {record.task_id} {goes_on}: client.tasks.wait({record.task_id!r})")
-        elif record.attempts or (record.submission is not None and record.submission.was_sent):
+        elif record.row is not None and record.row.submitted_at is not None:
             cancellation.add_note(
-                f"an evolink request may have been accepted: idempotency key {record.idempotency_key}"
+                f"an evolink request may have been accepted: idempotency key {record.row.idempotency_key}"
             )
 
     def _note_progress(self) -> None:
@@ -848,5 +1036,9 @@ def _client_closed() -> ClosedError:
     return ClosedError("the client was closed under the pool")
 
 
-def _now() -> float:
-    return time.time()
+def _other_body(record: Record) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"key {record.key!r}: this job has a request with this key and another body, which may be paid for; "
+        "give the changed one a key of its own",
+        param="key",
+    )

@@ -7,9 +7,8 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable
-from decimal import Decimal
 
-from evolink_async.pool.outcome import Outcome, PoolStats
+from evolink_async.pool.outcome import PoolStats
 
 logger = logging.getLogger("evolink_async.pool")
 
@@ -22,18 +21,11 @@ class Tally:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.posts = self.polls = self.rate_limited = 0
-        self.reserved = self.spent = Decimal(0)
         self._seconds = 0.0
         self._timed = 0
 
-    def accepted(self, reserved: Decimal | None) -> None:
-        """A task was accepted that had so much reserved."""
-        self.reserved += reserved or 0
-
-    def ended(self, outcome: Outcome, reserved: Decimal | None, seconds: float) -> None:
-        """An accepted task came to its end, so many seconds after it was sent."""
-        self.reserved -= reserved or 0
-        self.spent += outcome.credits or 0
+    def ended(self, seconds: float) -> None:
+        """A task that was sent in this run came to its end, so many seconds later."""
         self._seconds += max(0.0, seconds)
         self._timed += 1
 

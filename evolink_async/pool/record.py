@@ -2,7 +2,9 @@
 
     state        where it is                                holds a place  moved on by
     (source)     in the caller's iterable                   no             the feeder, while there is room
-    pulled       read and checked; waits for a place        no             the pool, when a place is free
+    entering     read; the ledger looks it up, or the same  no             the ledger
+                 request is on its way already
+    pulled       known and checked; waits for a place       no             the pool, when a place is free
     sending      in the pace's queue; or its POST flies;    yes            the submitter, with the answer
                  or waits to be sent again
     outstanding  at the service, its id is known            yes            the watcher, with the first terminal status
@@ -11,21 +13,23 @@
     (handed      the pool has forgotten it                  no
     over)
 
-There is room for one more to be pulled while places held + pulled + untaken < `max_outstanding`. There is a place for
-one more to be sent while places held < `max_outstanding`; a request given to `run` may also have the place of one from
-a source that is still in the pace's queue, which then is pulled again. Every other move goes down the table.
+There is room for one more to be read while places held + entering + pulled + untaken < `max_outstanding`. There is a
+place for one more to be sent while places held < `max_outstanding`; a request given to `run` may also have the place of
+one from a source that is still in the pace's queue, which then is pulled again. Every other move goes down the table.
 
 One model that has to wait leaves half of the places to the others: a request gets no place while half of them are held
 by requests of its model in `sending`, and a source is not read on while as many requests of the model that it gave last
 are pulled or sending.
 
-Short cuts to untaken: from pulled, what is wrong or comes when nothing is sent any more; from sending, what was
-refused, taken back or stays unknown; from outstanding, what timed out or was lost. When the block is left, what was
-sent and is not handed over goes to `leftovers`, and what was not sent is dropped.
+Short cuts: from entering to untaken, what has ended in an earlier run; from pulled to untaken, what is wrong or comes
+when nothing is sent any more; from pulled to outstanding, whose task an earlier run has made; from sending back to
+pulled, what has to wait until a price is known; from sending to untaken, what was refused, taken back or stays unknown;
+from outstanding to untaken, what timed out or was lost, and back to pulled, what failed and may be tried again. When
+the block is left, what was sent and is not handed over goes to `leftovers`, and what was not sent is dropped.
 
-Each move is one synchronous step and is made in one place: pulled `TaskPool._begin`, sending `_send`, outstanding
-`_accepted`, untaken `_close`. A ledger has to make durable: the step into `sending` before the first byte, the
-step into `outstanding` before anyone sees the id, and the last two.
+Each move is one synchronous step and is made in one place: entering `TaskPool._begin`, pulled `_wait_for_place`,
+sending `_send`, outstanding `_accepted`, untaken `_close`. What the ledger has to know of it goes through the
+`Journal`: durable before the first byte of a POST, and before anyone sees an id.
 """
 
 from __future__ import annotations
@@ -33,13 +37,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 
-from evolink_async.errors import EvoLinkError, TaskError
+from evolink_async.errors import (
+    EvoLinkError,
+    InvalidRequestError,
+    NotSubmittedError,
+    SubmitOutcomeUnknownError,
+    TaskError,
+    TaskLostError,
+)
+from evolink_async.http.answers import Judgement
+from evolink_async.http.retry import Verdict
 from evolink_async.http.submit import Settled, Submission
+from evolink_async.ledger import Row
+from evolink_async.ledger import State as Known
+from evolink_async.ledger.values import to_credits
+from evolink_async.polling.endings import failure_of, still_running
+from evolink_async.pool.journal import Journal
 from evolink_async.pool.outcome import Outcome, OutcomeStatus
 from evolink_async.requests import GenerationRequest
 from evolink_async.types import Task, TaskReading, TaskStatus, Usage
@@ -48,6 +67,7 @@ from evolink_async.types import Task, TaskReading, TaskStatus, Usage
 class State(StrEnum):
     """Where a request is."""
 
+    ENTERING = "entering"
     PULLED = "pulled"
     SENDING = "sending"
     OUTSTANDING = "outstanding"
@@ -57,8 +77,10 @@ class State(StrEnum):
 class Home(Protocol):
     """What a record tells its pool."""
 
-    def _key_of(self, record: Record) -> str: ...
+    @property
+    def _journal(self) -> Journal: ...
     def _posting(self, record: Record) -> None: ...
+    def _posted(self, record: Record) -> None: ...
     def _held(self, record: Record, error: EvoLinkError) -> None: ...
     def _settled(self, record: Record, settled: Settled) -> None: ...
     def _seen(self, record: Record) -> None: ...
@@ -70,23 +92,31 @@ class Home(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """One request and all that is known of it. Listens to its submission and follows its task."""
+    """One request on its way through a pool, or a task that was attached. Listens to its submission, follows its task.
+
+    What outlives the pool is in its `row`.
+    """
 
     home: Home
     index: int | None
     request: GenerationRequest | None
-    identity: str
     waiter: asyncio.Future[Outcome] | None = None  # of the `run` that gave it; None: it came from a source
-    state: State = State.PULLED
-    has_key: bool = False  # an idempotency key: it was given to the submitter
+    attached: str | None = None  # a task's id
+    row: Row | None = None  # once the ledger has told
+    state: State = State.ENTERING
     submission: Submission | None = None  # while it is sending
-    attempts: int = 0
-    task_id: str | None = None
     task: Task | None = None  # the whole of it, once it is over: that many are outstanding at once, each a word only
     status: str | None = None  # that a look found, since the task was submitted or attached
     progress: int = 0
-    reserved: Decimal | None = None
-    submitted_at: float | None = None  # Unix time of the first POST that was not provably in vain
+    from_ledger: bool = False  # how it ended was known before this run
+
+    @property
+    def identity(self) -> str:
+        """Its name in the job, as far as it has one."""
+        if self.row is not None:
+            return self.row.identity
+        key = self.request.key if self.request is not None else self.attached
+        return key if key is not None else f"item-{self.index}"
 
     @property
     def model(self) -> str:
@@ -112,32 +142,60 @@ class Record:
     @property
     def key(self) -> str | None:
         """The caller's name for it."""
-        return self.task_id if self.request is None else self.request.key
+        return self.attached if self.request is None else self.request.key
 
     @property
-    def idempotency_key(self) -> str | None:
-        """Of all its POSTs; None if there was nobody yet to make them."""
-        return self.home._key_of(self) if self.has_key else None
+    def task_id(self) -> str | None:
+        """The id of its task, once that is known."""
+        return self.attached if self.row is None else self.row.task_id
+
+    @property
+    def attempts(self) -> int:
+        """POSTs that were sent for it, over all runs and tries."""
+        return 0 if self.row is None else self.row.attempts
 
     def known_task(self) -> Task | None:
         """The task as far as it is known: of one that goes on, what its outcome has to tell."""
-        if self.task is not None or self.task_id is None:
+        task_id = self.task_id
+        if self.task is not None or task_id is None:
             return self.task
-        request = self.request
+        request, row = self.request, self.row
+        reserved = None if row is None or row.reserved is None else to_credits(row.reserved)
         return Task(
-            id=self.task_id,
+            id=task_id,
             status=self.status or TaskStatus.PENDING,
             kind=None if request is None else request.kind,
             model=None if request is None else request.model,
             progress=self.progress,
-            usage=Usage(credits_reserved=self.reserved),
+            usage=Usage(credits_reserved=reserved),
         )
+
+    def again(self) -> None:
+        """Forget the task that failed: another one is wanted."""
+        self.submission = self.task = self.status = None
+        self.progress = 0
 
     # As the listener of its submission. A fault in here is reported by the submitter, to `crashed`.
 
-    def posting(self, submission: Submission) -> None:
+    async def intend(self, submission: Submission, fingerprint: str) -> Settled | None:
+        assert self.row is not None
         if submission is self.submission:
             self.home._posting(self)
+        return await self.home._journal.intend(self.row, submission, fingerprint)
+
+    def unsent(self, submission: Submission) -> None:
+        assert self.row is not None
+        self.home._journal.unsent(self.row)
+
+    def answered(self, submission: Submission, judgement: Judgement) -> None:
+        assert self.row is not None
+        if submission is self.submission and judgement.verdict is not Verdict.UNSENT:
+            self.home._posted(self)
+        self.home._journal.answered(self.row, judgement)
+
+    async def accepted(self, submission: Submission, task: TaskReading) -> EvoLinkError | None:
+        assert self.row is not None
+        return await self.home._journal.accepted(self.row, task)
 
     def held(self, submission: Submission, error: EvoLinkError) -> None:
         if submission is self.submission:
@@ -181,30 +239,69 @@ class Record:
 
     # Its end
 
-    def outcome(self, status: OutcomeStatus, error: EvoLinkError | None, finished_at: float) -> Outcome:
-        """The outcome, if it ends like this. finished_at: Unix time."""
+    def outcome(self, status: OutcomeStatus, error: EvoLinkError | None, finished_at: datetime) -> Outcome:
+        """The outcome, if it ends like this."""
+        row, task = self.row, self.known_task()
+        if row is None:
+            credits = None if task is None else _charged(status, task.usage)
+            row = _NO_ROW
+        else:
+            credits = row.credits
         return Outcome(
             index=self.index,
             key=self.key,
             identity=self.identity,
             request=self.request,
             status=status,
-            task=self.known_task(),
+            task=task,
             error=error,
-            credits=self._credits(status),
-            attempts=self.attempts,
-            idempotency_key=self.idempotency_key,
-            submitted_at=None if self.submitted_at is None or not self.attempts else _utc(self.submitted_at),
-            finished_at=_utc(finished_at),
+            files=tuple(map(Path, row.files)),
+            credits=credits,
+            attempts=row.attempts,
+            idempotency_key=row.idempotency_key,
+            submitted_at=row.submitted_at,
+            finished_at=(row.ended_at or finished_at) if self.from_ledger else finished_at,
+            from_ledger=self.from_ledger,
         )
 
-    def _credits(self, status: OutcomeStatus) -> Decimal | None:
-        """completed: what was used, else what was reserved; failed: released; anything else may still be charged."""
-        if status is OutcomeStatus.FAILED:
-            return Decimal(0)
-        used = self.task.usage.credits_used if self.task else None
-        return used if used is not None else self.reserved
+    def known_ending(self) -> tuple[OutcomeStatus, EvoLinkError | None]:
+        """How its row says that it ended, or where it stands if it has not."""
+        row, request = self.row, self.request
+        assert row is not None
+        match row.state:
+            case Known.COMPLETED | Known.FAILED | Known.CANCELLED:
+                self.task = self.task or row.task
+                assert self.task is not None
+                return OutcomeStatus(row.state), failure_of(self.task)
+            case Known.LOST:
+                lost = self.known_task()
+                assert lost is not None
+                return OutcomeStatus.LOST, TaskLostError(row.error or "the service no longer knows it", task=lost)
+            case Known.REJECTED:
+                return OutcomeStatus.REJECTED, InvalidRequestError(row.error or "it was refused", code=row.error_code)
+            case Known.ACCEPTED:
+                task = self.known_task()
+                assert task is not None
+                return OutcomeStatus.UNFINISHED, still_running(task, None)
+            case Known.ENTERED:
+                return OutcomeStatus.NOT_SUBMITTED, NotSubmittedError("nothing was sent for this request")
+        given_up = "; it was given up" if row.state is Known.GIVEN_UP else ""
+        error = SubmitOutcomeUnknownError(
+            "the request was sent in an earlier run, and whether a task exists (and is paid for) is not known"
+            f"{given_up}: {row.error or 'no answer came'}. Look for it at the service, then settle it with "
+            f"`evolink-async job resolve`; idempotency key {row.idempotency_key}",
+            request=request,
+            idempotency_key=row.idempotency_key,
+            code=row.error_code,
+        )
+        return OutcomeStatus.UNKNOWN, error
 
 
-def _utc(moment: float) -> datetime:
-    return datetime.fromtimestamp(moment, UTC)
+_NO_ROW = Row(0, "", False, "", "", "")
+
+
+def _charged(status: OutcomeStatus, usage: Usage) -> Decimal | None:
+    """completed: what was used, else what was reserved; failed: released; anything else may still be charged."""
+    if status is OutcomeStatus.FAILED:
+        return Decimal(0)
+    return usage.credits_used if usage.credits_used is not None else usage.credits_reserved

@@ -27,6 +27,7 @@ from evolink_async import (
     SubmitOutcomeUnknownError,
     Task,
 )
+from evolink_async.http.answers import Judgement
 from evolink_async.http.exchange import Exchange
 from evolink_async.http.keys import ApiKey, KeySource
 from evolink_async.http.pace import Pace, Urgency
@@ -40,6 +41,7 @@ from evolink_async.http.submit import (
     new_idempotency_key,
     submit_and_wait,
 )
+from evolink_async.types import TaskReading
 
 pytestmark = pytest.mark.looptime
 
@@ -82,7 +84,7 @@ class Room:
     def start(self, listener: Listener | None = None, patience: float = 120) -> Submission:
         listener = listener or Listener()
         key = new_idempotency_key()
-        submission = Submission(REQUEST, key, "pool", Urgency.SOURCE, listener, patience)
+        submission = Submission(REQUEST, key, "pool", Urgency.SOURCE, listener, patience, self.replays)
         self.submitter.start(submission)
         return submission
 
@@ -99,8 +101,18 @@ class Listener:
     posts: int = 0
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def posting(self, submission: Submission) -> None:
+    async def intend(self, submission: Submission, fingerprint: str) -> Settled | None:
         self.posts += 1
+        return None
+
+    def unsent(self, submission: Submission) -> None:
+        pass
+
+    def answered(self, submission: Submission, judgement: Judgement) -> None:
+        pass
+
+    async def accepted(self, submission: Submission, task: TaskReading) -> EvoLinkError | None:
+        return None
 
     def held(self, submission: Submission, error: EvoLinkError) -> None:
         self.held_for.append(error)
@@ -736,7 +748,7 @@ async def test_a_close_that_is_cancelled_cuts_at_once_and_answers_everybody() ->
 
 async def test_a_fault_in_a_listener_becomes_known_and_nobody_hangs() -> None:
     class Broken(Listener):
-        def posting(self, submission: Submission) -> None:
+        async def intend(self, submission: Submission, fingerprint: str) -> Settled | None:
             raise RuntimeError("a bug")
 
     room, listener = Room(ScriptedTransport(Say())), Broken()

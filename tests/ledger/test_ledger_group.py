@@ -14,6 +14,7 @@ from ledger_world import accept, ask, assert_balanced, at, end_of, entry, facts,
 from programs import ROOT
 
 from evolink_async.ledger import JobLedger, Row, State, open_ledger
+from evolink_async.ledger import job as job_module
 from evolink_async.types import Task
 
 MANY = 1000
@@ -82,7 +83,8 @@ async def test_two_jobs_write_to_one_file_at_once(tmp_path: Path) -> None:
     assert ask(path, "SELECT state, count(*) FROM request GROUP BY state") == [("accepted", 200)]
 
 
-async def test_rows_that_nobody_holds_are_not_kept(tmp_path: Path) -> None:
+async def test_rows_that_nobody_holds_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_module, "_KNOWN_LONGER", 1)
     for path in (tmp_path / "job.db", None):
         async with opened(path) as job:
             for start in range(0, 500, 100):
@@ -91,6 +93,7 @@ async def test_rows_that_nobody_holds_are_not_kept(tmp_path: Path) -> None:
                     intend(job, known.row)
                     accept(job, known.row, task, at=at(1))
                     await job.ended(known.row, end_of(task), at=at(2))
+                    job.let_go(known.row)
                 del known
             assert len(job._rows) <= 1
 

@@ -7,6 +7,7 @@ import inspect
 import itertools
 import logging
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from evolink_async import (
     PoolStats,
     QuotaExhaustedError,
 )
-from evolink_async.pool import pool as pool_module
+from evolink_async.pool import clock
 
 pytestmark = pytest.mark.looptime
 
@@ -40,12 +41,13 @@ pytestmark = pytest.mark.looptime
         {"stop_after_rejections": 0},
         {"on_progress": 3},
         {"nonsense": 1},
-        {"ledger": "job.db"},
-        {"job": "mine"},
-        {"max_credits": 5},
-        {"prices": {}},
+        {"max_credits": -1},
+        {"max_credits": "5"},
+        {"max_credits": float("nan")},
+        {"prices": 3},
+        {"prices": {"gpt-4o-image": -1}},
         {"save_to": "out"},
-        {"retry_failed": 1},
+        {"retry_failed": -1},
         {"callbacks": Odd()},
     ],
 )
@@ -234,7 +236,7 @@ async def test_the_total_is_unknown_until_a_generator_is_read(api_key: str) -> N
 
 async def test_the_estimate_of_the_rest_is_of_the_right_size(api_key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Outcomes are dated by the wall clock, which stands still while virtual time passes.
-    monkeypatch.setattr(pool_module, "_now", now)
+    monkeypatch.setattr(clock, "now", lambda: datetime.fromtimestamp(now(), UTC))
     async with world(api_key) as w:
         async with w.pool(images(400), max_outstanding=20) as pool:
             guess = None

@@ -1,0 +1,201 @@
+"""What a pool asks of its ledger and tells it: the one place where requests on their way and rows of a job meet.
+
+A pool without a ledger has a job in memory, and takes the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+from evolink_async.errors import ClosedError, EvoLinkError, LedgerError, TaskLostError
+from evolink_async.http.answers import Judgement
+from evolink_async.http.retry import Replays, Verdict
+from evolink_async.http.submit import Ending, Settled, Submission
+from evolink_async.ledger import Entered, Entry, JobLedger, Refusal, Row
+from evolink_async.ledger.states import State
+from evolink_async.pool import clock
+from evolink_async.pool.identity import content_hash
+from evolink_async.pool.pricing import price_class
+from evolink_async.requests import GenerationRequest
+from evolink_async.types import Task, TaskReading
+
+_ON_THE_WIRE = (State.SENDING, State.REPLAYING)
+
+
+class Journal:
+    """The verbs of a job as a pool needs them.
+
+    told: the price of a request that the caller knows. failed: called with the error when something could not be
+    written, or asked.
+    """
+
+    def __init__(
+        self,
+        job: JobLedger,
+        replays: Replays,
+        told: Callable[[GenerationRequest], Decimal | None],
+        failed: Callable[[EvoLinkError], None],
+        *,
+        durable: bool,
+    ) -> None:
+        self._job = job
+        self._told = told
+        self._failed = failed
+        self._spent_before = job.spent
+        self._priced = durable or job.free is not None
+        self.durable = durable
+        # Without a ledger the client counts what was sent again without proof; with one, the job does.
+        self.replays = replays
+        if durable:
+            self.replays = Replays()
+            self.replays.started = self.replays.answered = job.replays
+            self.replays.proven = replays.proven or job.keys_honoured
+
+    @property
+    def job(self) -> JobLedger:
+        """The job itself."""
+        return self._job
+
+    @property
+    def spent(self) -> Decimal:
+        """Credits that were spent in this run."""
+        return self._job.spent - self._spent_before
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a budget."""
+        return self._job.free is not None
+
+    def enter(self, request: GenerationRequest, then: Callable[[Entered | EvoLinkError], None]) -> None:
+        """Look a request up, or enter it; `then` hears what is known of it, at once or later.
+
+        Raises `InvalidRequestError` for a key that cannot be written down.
+        """
+        entry = Entry(request.key, content_hash(request), request.endpoint, request.model)
+        future = self._job.enter([entry])
+
+        def done(future: asyncio.Future[list[Entered]]) -> None:
+            error = future.exception()
+            if error is None:
+                then(future.result()[0])
+            else:
+                assert isinstance(error, EvoLinkError)
+                then(error)
+
+        if future.done():
+            done(future)
+        else:
+            future.add_done_callback(done)
+
+    def has_price(self, request: GenerationRequest) -> bool:
+        """Whether it is known what a request will cost, as far as that matters."""
+        if not self.is_limited or self._told(request) is not None:
+            return True
+        return self._job.price_of(price_class(request)) is not None
+
+    async def intend(self, row: Row, submission: Submission, fingerprint: str) -> Settled | None:
+        """Put the POST on record, with its credits: None. Or why it must not be made."""
+        job = self._job
+        if row.state is State.UNSETTLED:
+            if submission.replays.proven:
+                self._tell(job.keys_are_honoured())
+            allowed = await self._asked(job.replay(row))
+            if isinstance(allowed, Settled):
+                return allowed
+            return None if allowed else Settled("unknown")
+        request = submission.request
+        asked = job.intend(
+            row,
+            idempotency_key=submission.key,
+            body=submission.content,
+            fingerprint=fingerprint,
+            at=clock.now(),
+            price=price_class(request) if self._priced else None,
+            told=self._told(request) if self._priced else None,
+        )
+        refusal = await self._asked(asked)
+        if isinstance(refusal, Refusal):
+            error = refusal.error()
+            ending: Ending = "not_submitted" if refusal.probe is None else "deferred"
+            return Settled(ending, error=error, fatal=error)
+        assert refusal is None or isinstance(refusal, Settled)
+        return refusal
+
+    async def _asked(self, future: asyncio.Future[Any]) -> Any:
+        """What a verb gives, or the end of the request if it could not be written."""
+        try:
+            return await future
+        except LedgerError as error:
+            return Settled("not_submitted", error=error, fatal=error)
+
+    def unsent(self, row: Row) -> None:
+        """Nothing of the intended POST was written, and nothing will be."""
+        if row.state in _ON_THE_WIRE and not self._job.is_closed:
+            self._tell(self._job.posted_in_vain(row, sent=False))
+
+    def answered(self, row: Row, judgement: Judgement) -> None:
+        """What came of a POST, unless it was accepted."""
+        job, error = self._job, judgement.error
+        if job.is_closed:
+            return
+        code, text = (None, "") if error is None else (error.code, str(error))
+        match judgement.verdict:
+            case Verdict.UNSENT:
+                self._tell(job.posted_in_vain(row, sent=False))
+            case Verdict.RATE_LIMITED | Verdict.ACCOUNT:
+                self._tell(job.posted_in_vain(row, sent=True))
+            case Verdict.REFUSED:
+                self._tell(job.rejected(row, code=code, error=text))
+            case Verdict.LOST | Verdict.CONFLICT:
+                self._tell(job.unsettled(row, code=code, error=text))
+            case Verdict.IN_PROGRESS:
+                self._tell(job.unsettled(row, code=code, error=text, lost=False))
+        if judgement.replayed or judgement.verdict is Verdict.IN_PROGRESS:
+            self._tell(job.keys_are_honoured())
+
+    async def accepted(self, row: Row, task: TaskReading) -> EvoLinkError | None:
+        """An id is known. Returns once it is durable, or with the reason why it isn't."""
+        if self._job.is_closed:
+            return None
+        future = self._job.accepted(row, task.id, reserved=task.credits_reserved, at=clock.now())
+        try:
+            await future
+        except LedgerError as error:
+            return error
+        return None
+
+    def refused(self, row: Row, error: EvoLinkError) -> None:
+        """A request was refused before anything was sent."""
+        self._tell(self._job.rejected(row, code=error.code, error=str(error)))
+
+    def ended(self, row: Row, task: Task) -> None:
+        """The service says how a task ended."""
+        self._tell(self._job.ended(row, task, at=clock.now()))
+
+    def lost(self, row: Row, error: TaskLostError) -> None:
+        """The service no longer knows a task."""
+        self._tell(self._job.lost(row, error=str(error), at=clock.now()))
+
+    def let_go(self, row: Row) -> None:
+        """This run has no more to say about a request."""
+        self._job.let_go(row)
+
+    async def aclose(self) -> None:
+        """Write the rest. Raises `LedgerError` for what could not be written."""
+        await self._job.aclose()
+
+    def _tell(self, future: asyncio.Future[Any]) -> None:
+        if not future.done():
+            future.add_done_callback(functools.partial(_report, self._failed))
+        else:
+            _report(self._failed, future)
+
+
+def _report(failed: Callable[[EvoLinkError], None], future: asyncio.Future[Any]) -> None:
+    error = None if future.cancelled() else future.exception()
+    if isinstance(error, EvoLinkError) and not isinstance(error, ClosedError):
+        failed(error)
