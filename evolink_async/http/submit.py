@@ -266,6 +266,7 @@ class Submitter:
         self._live.discard(submission)
         if not sent:
             if post is not None:
+                submission.listener.unsent(submission)
                 post.cancel()
             self._end_replay(submission, marked=False)
         return submission.end

@@ -343,6 +343,8 @@ class JobLedger:
         if not task.is_terminal:
             raise LedgerError(f"request {row.identity!r}: its task {task.id} is {task.status}, so it has not ended")
         used = task.usage.credits_used
+        if used is None and row.reserved is None:  # accepted without our hearing of it
+            used = task.usage.credits_reserved
         failure = task.error
         code, error = (None, None) if failure is None else (as_text(failure.code), as_text(failure.message))
         first = self._apply(

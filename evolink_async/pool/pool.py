@@ -900,7 +900,11 @@ class TaskPool:
         submission = record.submission
         assert submission is not None
         submission.last_try = True
-        if submission.end is None and submission.flight is not None and submission.flight.sent:
+        # What has its credits reserved already is not kept back because those of another one are refused.
+        goes_on = submission.flight is not None and (
+            submission.flight.sent or isinstance(self._reason, BudgetExceededError)
+        )
+        if submission.end is None and goes_on:
             return None
         return self._session.submitter.withdraw(submission)
 

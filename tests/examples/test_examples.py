@@ -50,7 +50,7 @@ async def test_the_bulk_job_prints_a_line_for_every_prompt(emulator: Any, tmp_pa
     assert sorted(line.split("\t")[0] for line in done.stdout.splitlines()) == sorted(
         f"line-{number}" for number in range(1, 24, 2)
     )
-    assert "12 of 12 completed, 30.0 credits" in done.stderr
+    assert "12 of 12 completed, 30 credits" in done.stderr
 
 
 async def test_the_chain_makes_a_video_of_every_picture(emulator: Any) -> None:

@@ -1,4 +1,4 @@
-"""The world of the ledger's tests: requests, answers, a ledger in any state, and one whose thread is the loop."""
+"""The world of the ledger's tests: requests, answers, a ledger in any state."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import hashlib
 import itertools
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor, Future
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -23,26 +22,6 @@ START = datetime(2026, 11, 20, 12, tzinfo=UTC)
 PRINT = "0123456789abcdef"  # the fingerprint of an API key
 
 _tasks = itertools.count(1)
-
-
-class InLoop(Executor):
-    """Does at once, in the loop, what is otherwise done in the ledger's thread: for virtual time, and to repeat a run.
-
-    Nothing else is different: the same functions get the same batches, and their results arrive the same way.
-    """
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        call: Future[Any] = Future()
-        try:
-            call.set_result(function(*args, **kwargs))
-        except BaseException as error:  # noqa: BLE001  (it goes where that of a thread would)
-            call.set_exception(error)
-        return call
-
-
-def in_loop(monkeypatch: Any) -> None:
-    """Ledgers opened from now on have no thread."""
-    monkeypatch.setattr("evolink_async.ledger.opening.one_thread", InLoop)
 
 
 def content(body: object) -> str:

@@ -16,7 +16,6 @@ from ledger_world import (
     end_of,
     entered,
     entry,
-    in_loop,
     intend,
     kill,
     new_task,
@@ -25,6 +24,7 @@ from ledger_world import (
     sums_on_disk,
     task_of,
 )
+from loop_executor import in_loop
 
 from evolink_async import BudgetExceededError
 from evolink_async.ledger import Refusal, Row, State, open_job

@@ -24,12 +24,12 @@ from ledger_world import (
     end_of,
     entered,
     entry,
-    in_loop,
     intend,
     new_task,
     opened,
     row_in,
 )
+from loop_executor import in_loop
 from programs import ROOT
 
 from evolink_async import ClosedError, ConfigurationError, LedgerError

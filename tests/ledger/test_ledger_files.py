@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_world import ask, assert_balanced, entry, in_loop, opened, row_in
+from ledger_world import ask, assert_balanced, entry, opened, row_in
+from loop_executor import in_loop
 
 from evolink_async import ConfigurationError, LedgerError
 from evolink_async.ledger import State, Todo, open_job, open_ledger, what_to_do

@@ -31,12 +31,12 @@ from ledger_world import (
     end_of,
     entry,
     facts,
-    in_loop,
     intend,
     kill,
     new_task,
     sums_on_disk,
 )
+from loop_executor import in_loop
 
 from evolink_async.ledger import JobLedger, Row, State, open_job, rules
 from evolink_async.types import Task

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from book_service import PRICE, BookService
-from ledger_world import assert_balanced, in_loop, kill, sums_on_disk
+from ledger_world import assert_balanced, kill, sums_on_disk
+from loop_executor import in_loop
 from small_pool import POINTS, VERBS, Crash, CrashPoints, SmallPool
 
 from evolink_async.ledger import JobLedger, Row, State, open_job, open_ledger

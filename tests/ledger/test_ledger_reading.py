@@ -20,13 +20,13 @@ from ledger_world import (
     entered,
     entry,
     facts,
-    in_loop,
     intend,
     kill,
     new_task,
     opened,
     row_in,
 )
+from loop_executor import in_loop
 
 from evolink_async import ClosedError, ConfigurationError, InvalidRequestError, LedgerError, open_ledger
 from evolink_async.ledger import LedgerJob, State, Todo, open_job, what_to_do

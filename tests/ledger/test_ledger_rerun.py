@@ -13,7 +13,6 @@ from ledger_world import (
     end_of,
     entered,
     entry,
-    in_loop,
     intend,
     kill,
     new_task,
@@ -21,6 +20,7 @@ from ledger_world import (
     row_in,
     task_of,
 )
+from loop_executor import in_loop
 
 from evolink_async import InvalidRequestError
 from evolink_async.ledger import Entered, Entry, State, Todo, may_try_again, open_job, what_to_do

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_world import accept, at, end_of, facts, in_loop, intend, new_task, opened, row_in, task_of
+from ledger_world import accept, at, end_of, facts, intend, new_task, opened, row_in, task_of
+from loop_executor import in_loop
 
 from evolink_async import LedgerError
 from evolink_async.ledger import JobLedger, Row, State

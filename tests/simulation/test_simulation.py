@@ -1,0 +1,37 @@
+"""Some of the random lives of `lives.py`, and the proof that it would find a promise that is not kept."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+from lives import MUTATIONS, lives, simulated
+
+SEEDS, PARTS = int(os.environ.get("SIMULATION_SEEDS", "80")), 4
+
+# The first seed from which each mutation is found soon.
+FOUND_FROM = dict.fromkeys(MUTATIONS, 1)
+
+
+@pytest.mark.timeout(60 + 4 * SEEDS)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_random_lives_keep_every_promise(part: int) -> None:
+    came_upon: Counter[str] = Counter()
+    with simulated():
+        for seed, met, error in lives(range(1 + part, 1 + SEEDS, PARTS)):
+            if error is not None:
+                raise AssertionError(f"python tests/simulation/lives.py --first {seed} --seeds 1: {error}") from error
+            came_upon.update(met)
+    assert came_upon["replayed"]
+    assert came_upon["429"]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_broken_promise_is_found(mutation: str) -> None:
+    with simulated(), MUTATIONS[mutation]():
+        for _, _, error in lives(range(FOUND_FROM[mutation], FOUND_FROM[mutation] + 60)):
+            if error is not None:
+                return
+    raise AssertionError("60 lives, and nobody noticed")
