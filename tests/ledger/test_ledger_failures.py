@@ -272,6 +272,22 @@ async def test_a_proof_that_keys_are_honoured_is_kept_too(quick_path: Path) -> N
 
 
 @in_virtual_time
+async def test_what_was_learned_is_kept_too_and_the_latest_counts(quick_path: Path, where: str) -> None:
+    path = quick_path / "job.db"
+    async with opened(path) as job:
+        disk = disk_of(job)
+        await entered(job, "k")
+        disk.begins = "UPDATE job" if where == "INSERT INTO request" else where  # no request is written here
+        with pytest.raises(LedgerError, match="disk is full"):
+            await job.remember('"first"')
+        second = job.remember('"second"')
+        disk.begins = None
+        assert await second
+    async with opened(path) as job:
+        assert job.learned == '"second"'
+
+
+@in_virtual_time
 @pytest.mark.looptime
 async def test_a_fault_of_ours_in_the_thread_is_a_ledger_error_too(
     quick_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -178,6 +178,66 @@ async def test_a_ledger_is_open_in_its_block_only(path: Path) -> None:
     assert [other.name for other in path.parent.iterdir()] == ["job.db"]
 
 
+async def test_what_a_running_program_has_on_the_wire_is_not_unknown(path: Path) -> None:
+    async with opened(path) as job, looking(path) as look:
+        await row_in(job, State.SENDING, "on the wire")
+        stats = await look.stats()
+        # The others on the wire are those of the program that ended, unsettled since this one has begun.
+        assert {request.identity for request in await look.unknown()} == {"sending", "unsettled", "replaying"}
+        assert stats.unknown == 3
+        assert stats.counts["sending"] == 1
+        assert stats.in_use_by is not None
+        assert stats.in_use_by.startswith("this process since 20")
+    async with looking(path) as look:
+        assert "on the wire" in {request.identity for request in await look.unknown()}
+        assert (await look.stats()).in_use_by is None
+
+
+async def test_what_was_sent_is_told_by_its_prompt_where_it_has_one(quick_path: Path) -> None:
+    path = quick_path / "job.db"
+    bodies = {"words": b'{"prompt": "a lighthouse"}', "none": b'{"model": "m"}', "list": b"[1]", "broken": b"\xff{"}
+    async with opened(path) as job:
+        for key, body in bodies.items():
+            row = await entered(job, key, key)
+            await intend(job, row, body=body)
+            await job.unsettled(row, code=None, error="cut")
+    async with looking(path) as look:
+        prompts = {request.identity: request.prompt for request in await look.unknown()}
+    assert prompts == {"words": "a lighthouse", "none": None, "list": None, "broken": None}
+
+
+async def test_a_request_is_found_by_its_identity(path: Path) -> None:
+    async with looking(path) as job:
+        row = await job.find("completed")
+        assert row is not None
+        assert (row.state, row.spent) == (State.COMPLETED, 2_500_000)
+        assert await job.find("nobody") is None
+        for nothing in (None, 5, "\ud800"):
+            with pytest.raises(InvalidRequestError, match="named by its identity"):
+                await job.find(nothing)  # type: ignore[arg-type]
+
+
+async def test_a_ledger_knows_the_tasks_of_all_its_jobs_and_tries(quick_path: Path) -> None:
+    path = quick_path / "job.db"
+    async with opened(path) as job, opened(path, "other") as other:
+        row = await entered(job, "k")
+        await intend(job, row)
+        await accept(job, row, new_task(task_id="task-first"), at=at())
+        await accept(job, row, new_task(task_id="task-second"), at=at())
+        theirs = await entered(other, "x")
+        await intend(other, theirs)
+        await accept(other, theirs, new_task(task_id="task-theirs"), at=at())
+        await row_in(job, State.UNSETTLED, "unsettled")
+    async with open_ledger(path) as ledger:
+        many = [f"task-{number}-of-nobody" for number in range(2_000)]
+        known = {"task-first", "task-second", "task-theirs"}
+        assert await ledger.knows([*many, *known]) == known
+        assert await ledger.knows([]) == set()
+        for task_id, owner in (("task-theirs", "'x' of job 'other'"), ("task-second", "'k'$"), ("task-first", "'k'$")):
+            with pytest.raises(InvalidRequestError, match=f"{task_id} belongs to the request {owner}"):
+                await ledger.job().resolve("unsettled", task_id=task_id)
+
+
 # Resolving
 
 
@@ -232,7 +292,11 @@ async def test_only_what_is_unknown_can_be_resolved(path: Path, key: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"task_id": "t", "give_up": True}, {"submitted": True}, {"submitted": False, "give_up": True}]
+    "how",
+    [
+        *({}, {"task_id": "t", "give_up": True}, {"submitted": True}, {"submitted": False, "give_up": True}),
+        *({"submitted": "no"}, {"give_up": "yes"}, {"task_id": "t", "submitted": False}, {"give_up": None}),
+    ],
 )
 async def test_resolving_takes_one_word(path: Path, how: dict[str, Any]) -> None:
     async with looking(path) as job:
@@ -245,11 +309,25 @@ async def test_a_task_id_is_checked_before_anything_is_changed(path: Path) -> No
     async with looking(path) as job:
         with pytest.raises(InvalidRequestError, match="belongs to the request 'completed'"):
             await job.resolve("unsettled", task_id=taken)
-        with pytest.raises(InvalidRequestError, match="no task id"):
-            await job.resolve("unsettled", task_id="../etc/passwd")
+        for nothing in ("../etc/passwd", "", 5):
+            with pytest.raises(InvalidRequestError, match="no task id"):
+                await job.resolve("unsettled", task_id=nothing)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequestError, match="named by its identity"):
+            await job.resolve(None, give_up=True)  # type: ignore[arg-type]
         with pytest.raises(InvalidRequestError, match="has no request 'nobody'"):
             await job.resolve("nobody", give_up=True)
     assert (await known_next_run(path, "unsettled"))[0] is Todo.SETTLE
+
+
+async def test_resolving_is_no_run_and_not_possible_during_one(path: Path) -> None:
+    async with looking(path) as look:
+        runs = (await look.stats()).runs
+        await look.resolve("unsettled", give_up=True)
+        assert (await look.stats()).runs == runs
+        async with opened(path):
+            with pytest.raises(LedgerError, match="in use by this process"):
+                await look.resolve("sending", give_up=True)
+    assert await known_next_run(path, "sending")
 
 
 async def test_a_job_that_died_is_recovered_by_who_resolves(quick_path: Path) -> None:
