@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -210,7 +210,7 @@ class LedgerJob:
 
         return await self._ledger._ask(costs, self.name)
 
-    async def rows(self, *states: str) -> AsyncIterator[Row]:
+    async def rows(self, *states: str) -> AsyncGenerator[Row, None]:
         """Its requests, in the order they were first pulled; only those in one of `states`, where any are given."""
         from evolink_async.ledger.reports import page_of_rows
 
