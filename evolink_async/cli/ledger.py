@@ -526,8 +526,8 @@ def csv_line(cells: Iterable[object]) -> str:
     """A line of CSV. A terminal gets the cells made harmless, everything else as they are."""
     line = io.StringIO()
     shown = [clean(cell) if cell is not None else "" for cell in cells] if to_terminal() else cells
-    csv.writer(line, lineterminator="").writerow(shown)
-    return line.getvalue()
+    csv.writer(line).writerow(shown)  # it quotes what ends lines, as its own do
+    return line.getvalue().removesuffix("\r\n")
 
 
 # What all of them need

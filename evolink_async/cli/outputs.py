@@ -9,14 +9,16 @@ from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic_core import to_json
 
 from evolink_async.errors import APIStatusError, ConfigurationError, EvoLinkError
-from evolink_async.pool import Outcome
 from evolink_async.requests import GenerationRequest
 from evolink_async.types import Task
+
+if TYPE_CHECKING:
+    from evolink_async.pool import Outcome  # by name only: `job` commands start without it
 
 RESULTS, ERRORS = "results.jsonl", "errors.jsonl"
 
