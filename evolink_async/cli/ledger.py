@@ -186,7 +186,7 @@ def show_unknown(
             in_use_by = (await job.stats()).in_use_by
             implied = _implied(await ledger.jobs())
             found = code = None
-            if client is not None and any(request.resolvable for request in unknown):
+            if client is not None and unknown:
                 found, code = await _candidates(screen, client, ledger, unknown)
         view = _UnknownView(screen, path, job.name, implied, found)
         if as_json:
@@ -206,7 +206,7 @@ async def _candidates(
     """For each request the tasks that may be its own. None, and perhaps an exit code, if the service can't be asked."""
     try:
         async with client:
-            tasks = await _tasks_since(screen, client, [request for request in unknown if request.resolvable])
+            tasks = await _tasks_since(screen, client, unknown)
     except NotFoundError:
         screen.complain(
             "this service has no list of tasks (GET /v1/tasks is in the vendor's client, not in its public pages), so "
@@ -288,24 +288,24 @@ class _UnknownView:
             about.append(f"its task: {clean(request.task_id)}")
         about.append(f"idempotency key: {clean(request.idempotency_key)}")
         block: list[RenderableType] = [*lines, *(Padding(Text(line), (0, 0, 0, 2)) for line in about)]
+        block += [Padding(line, (0, 0, 0, 2)) for line in self._candidate_lines(request)]
         if request.resolvable:
-            return [*block, *self._candidate_lines(request), _Verbatim(f"  {self._command(request)}")]
+            block.append(_Verbatim(f"  {self._command(request)}"))
         return block
 
-    def _candidate_lines(self, request: UnknownRequest) -> list[RenderableType]:
+    def _candidate_lines(self, request: UnknownRequest) -> list[Text]:
         if self.found is None:
             return []
         tasks = self.found.get(request.identity, [])
+        what = "candidate" if request.resolvable else "candidate for a second task"
         if not tasks:
-            return [Text("  no candidate: the service lists no such task that this ledger doesn't know", "dim")]
-        lines: list[RenderableType] = []
+            return [Text(f"no {what}: the service lists no such task that this ledger doesn't know", "dim")]
+        lines = []
         for task in tasks[:CANDIDATES_SHOWN]:
             made = "" if task.created is None else f", made {_moment(task.created, seconds=True)}"
-            lines.append(
-                Padding(Text(f"candidate: {clean(task.id)}, {clean(task.status)}{made}", "green"), (0, 0, 0, 2))
-            )
+            lines.append(Text(f"{what}: {clean(task.id)}, {clean(task.status)}{made}", "green"))
         if len(tasks) > CANDIDATES_SHOWN:
-            lines.append(Text(f"  and {len(tasks) - CANDIDATES_SHOWN:,} more (--json has all)", "dim"))
+            lines.append(Text(f"and {len(tasks) - CANDIDATES_SHOWN:,} more (--json has all)", "dim"))
         return lines
 
     def _say_how(self, number: int) -> None:
@@ -323,7 +323,7 @@ class _UnknownView:
         self.screen.show(Padding(options, (0, 0, 0, 2)))
 
     def _line(self, request: UnknownRequest) -> dict[str, Any]:
-        found = None if self.found is None or not request.resolvable else self.found.get(request.identity, [])
+        found = None if self.found is None else self.found.get(request.identity, [])
         return {
             "job": self.job,
             "identity": request.identity,

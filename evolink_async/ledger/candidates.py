@@ -19,7 +19,7 @@ EARLIEST, LATEST = timedelta(minutes=-1), timedelta(minutes=11)
 def candidates(
     unknown: Iterable[UnknownRequest], tasks: Sequence[Task], known_ids: Collection[str] = ()
 ) -> dict[str, list[Task]]:
-    """For each request that can be resolved the tasks that may be its own, by identity; the likeliest first.
+    """For each request the tasks that may be its own, or its second one, by identity; the likeliest first.
 
     tasks: of `client.tasks.list()`. known_ids: of tasks that have a request, as `Ledger.knows` tells. A candidate is
     of the same model, was made between a minute before the first POST and 11 minutes after, and is not known. That is
@@ -29,9 +29,8 @@ def candidates(
     rest = [task for task in tasks if task.created is not None and task.id not in known]
     found: dict[str, list[Task]] = {}
     for request in unknown:
-        if request.resolvable:
-            possible = [task for task in rest if why_not(request.model, request.submitted_at, task) is None]
-            found[request.identity] = sorted(possible, key=functools.partial(_distance, request.submitted_at))
+        possible = [task for task in rest if why_not(request.model, request.submitted_at, task) is None]
+        found[request.identity] = sorted(possible, key=functools.partial(_distance, request.submitted_at))
     return found
 
 

@@ -13,7 +13,7 @@ from evolink_async.errors import InvalidRequestError, LedgerError
 from evolink_async.ledger.file import job_holder
 from evolink_async.ledger.sqlite import read_rows
 from evolink_async.ledger.states import State
-from evolink_async.ledger.values import Row, to_credits
+from evolink_async.ledger.values import PastTry, Row, to_credits
 
 PAGE = 500
 _IN_ONE_QUERY = 500
@@ -199,6 +199,9 @@ def _job(connection: sqlite3.Connection, name: str) -> int:
 
 
 def _unknown(row: Row) -> UnknownRequest:
+    sent: Row | PastTry = row
+    if not row.replayed and row.state not in _IN_DOUBT:
+        sent = next((past for past in reversed(row.past) if past.replayed), row)  # it is the former try that was
     return UnknownRequest(
         identity=row.identity,
         key=row.key,
@@ -206,10 +209,10 @@ def _unknown(row: Row) -> UnknownRequest:
         endpoint=row.endpoint,
         state=row.state.value,
         reason=row.error,
-        idempotency_key=row.idempotency_key,
-        task_id=row.task_id,
+        idempotency_key=sent.idempotency_key,
+        task_id=sent.task_id,
         credits=row.credits,
-        submitted_at=row.submitted_at,
+        submitted_at=sent.submitted_at,
         prompt=_prompt(row.body),
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from cli_ledgers import MODEL, SENT, a_ledger, put
 from cli_process import COMMAND, Ended, command, environment, on_terminal
+from programs import ROOT
 from pydantic_core import from_json
 
 from evolink_async import AsyncEvoLink, open_ledger
@@ -177,21 +178,15 @@ async def test_while_a_program_runs_the_job_it_can_be_looked_at_and_not_settled(
 # Unknown
 
 
-async def test_unknown_tells_what_it_takes_to_find_out(tmp_path: Path) -> None:
-    path = await a_ledger(tmp_path / "job.db", {"page-17": "unsettled"}, prompt="a lighthouse at dusk")
-    result = await job("unknown", path)
-    row = await row_of(path, "page-17")
-    assert result.code == 1
-    assert result.stdout == (
-        "1 request was sent and may have been accepted: nobody knows. 2.5 credits are at risk.\n"
-        "\n"
-        "page-17\n"
-        f"  {MODEL}, sent 2026-11-20 12:00:03 UTC, 2.5 credits\n"
-        "  prompt: a lighthouse at dusk\n"
-        "  unsettled: the connection was cut\n"
-        f"  idempotency key: {row.idempotency_key}\n"
-        f"  evolink-async job resolve {path} page-17\n"
-    )
+async def test_unknown_tells_what_it_takes_to_find_out_as_the_page_shows(tmp_path: Path) -> None:
+    reason = "the connection was cut before the answer was complete"
+    path = await a_ledger(tmp_path / "job.db", {"page-17": "unsettled"}, prompt="a lighthouse at dusk", reason=reason)
+    result = await job("unknown", "job.db", cwd=tmp_path)
+    page = (ROOT / "docs" / "ledger.md").read_text(encoding="utf-8")
+    [shown] = re.findall(r"^```text\n(1 request was sent.*?)^```", page, re.M | re.S)
+    shown = re.sub(r"^  candidate: .*\n", "", shown, flags=re.M).replace("gpt-4o-image", MODEL)
+    shown = re.sub(r"ea-[0-9a-f]{32}", str((await row_of(path, "page-17")).idempotency_key), shown)
+    assert (result.code, result.stdout) == (1, shown)
     assert "--not-submitted  it was not" in result.stderr
 
 
@@ -304,15 +299,16 @@ async def test_candidates_are_tasks_of_the_time_and_model_that_the_ledger_does_n
     ledger = await open_job(path)
     await put(ledger, "lost", sent=now)
     await put(ledger, "long ago", sent=now - timedelta(hours=2))
-    await put(ledger, "known", "accepted", task_id=known, sent=now)
+    await put(ledger, "again", "twice", task_id=known, sent=now)
     await ledger.aclose()
     result = await job("unknown", path, "--candidates", server=service)
     assert result.code == 1
-    assert re.findall(r"candidate: ([\w-]+), (?:pending|processing), made 20", result.stdout) == [orphan]
+    found = re.findall(r"(candidate|second task): ([\w-]+), (?:pending|processing), made 20", result.stdout)
+    assert found == [("candidate", orphan), ("second task", orphan)]
     assert result.stdout.count("no candidate: the service lists no such task") == 1
-    lost, long_ago = json_lines((await job("unknown", path, "--candidates", "--json", server=service)).stdout)
+    lost, long_ago, again = json_lines((await job("unknown", path, "--candidates", "--json", server=service)).stdout)
     assert [task["task_id"] for task in lost["candidates"]] == [orphan]
-    assert long_ago["candidates"] == []
+    assert (long_ago["candidates"], again["candidates"]) == ([], lost["candidates"])
     assert other_model not in result.stdout
     assert (await row_of(path, "lost")).state == "unsettled"  # shown, not taken
     posts = len(service.emulator.book()["posts"])

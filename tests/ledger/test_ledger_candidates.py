@@ -15,13 +15,13 @@ from evolink_async.ledger.reports import UnknownRequest
 from evolink_async.types import Task
 
 
-def unknown(identity: str, state: str = "unsettled", sent: datetime = START, model: str = MODEL) -> UnknownRequest:
+def unknown(identity: str, sent: datetime = START) -> UnknownRequest:
     return UnknownRequest(
         identity=identity,
         key=identity,
-        model=model,
+        model=MODEL,
         endpoint="/v1/images/generations",
-        state=state,
+        state="unsettled",
         reason="cut",
         idempotency_key=f"ea-{identity}",
         task_id=None,
@@ -61,11 +61,6 @@ def test_the_nearest_in_time_comes_first_and_known_ones_are_left_out() -> None:
     found = candidates([unknown("k"), late], tasks, {"task-known"})
     assert [task.id for task in found["k"]] == ["task-near", "task-early", "task-late"]
     assert [task.id for task in found["late"]] == ["task-late"]
-
-
-@pytest.mark.parametrize(("state", "listed"), [("unsettled", True), ("sending", True), ("accepted", False)])
-def test_only_what_can_be_resolved_has_candidates(state: str, listed: bool) -> None:
-    assert ("k" in candidates([unknown("k", state)], [made("task-a", 0)])) is listed
 
 
 def test_it_is_said_why_a_task_is_not_the_one() -> None:

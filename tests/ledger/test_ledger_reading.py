@@ -94,7 +94,8 @@ async def test_what_was_sent_twice_is_unknown_until_the_service_has_proven_that_
     async with looking(path) as look:
         [first, second] = await look.unknown()
         assert (first.identity, first.state, first.task_id) == ("again", "accepted", "task-perhaps-second")
-        assert second.identity == "retried"  # its former try was
+        # Its former try was.
+        assert (second.identity, second.task_id, second.submitted_at) == ("retried", task.id, at())
         assert (await look.stats()).unknown == 2
     async with opened(path) as job:
         await job.keys_are_honoured()
