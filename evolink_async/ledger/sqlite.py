@@ -137,14 +137,14 @@ class SqliteStore:
             [job] = connection.execute(f"SELECT {columns} FROM job WHERE id = ?", (self._job,))
             run, requests, reserved, spent, probe, probe_price, replays, keys_honoured = job
             prices = dict(connection.execute("SELECT class, credits FROM price WHERE job = ?", (self._job,)))
-            [[last]] = connection.execute("SELECT max(id) FROM request WHERE id < ?", (self._job + 1 << _ID_BITS,))
+            first, most = ids_of(self._job)
+            [[last]] = connection.execute("SELECT max(id) FROM request WHERE id <= ?", (most,))
             interrupted = self._recover(connection)
         self._run = run
         account = Account(cap, reserved, spent, prices, None, probe_price, replays, bool(keys_honoured))
         if probe is not None:
             for row in read_rows(connection, "id = ?", (probe,)):
                 row.price, account.probe = probe_price, row
-        first = self._job << _ID_BITS
         return Opened(self._name, run, account, max(first, last or 0) + 1, requests, interrupted, learned)
 
     def _recover(self, connection: sqlite3.Connection) -> int:
@@ -241,6 +241,11 @@ def _learned(connection: sqlite3.Connection, job: int) -> str | None:
             return None
         return text
     return None
+
+
+def ids_of(job: int) -> tuple[int, int]:
+    """The numbers of a job's requests are above the first and up to the second."""
+    return job << _ID_BITS, (job + 1 << _ID_BITS) - 1
 
 
 # Rows

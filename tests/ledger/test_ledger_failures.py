@@ -272,19 +272,27 @@ async def test_a_proof_that_keys_are_honoured_is_kept_too(quick_path: Path) -> N
 
 
 @in_virtual_time
-async def test_what_was_learned_is_kept_too_and_the_latest_counts(quick_path: Path, where: str) -> None:
+@pytest.mark.looptime
+async def test_what_was_learned_is_kept_too_and_the_latest_counts(quick_path: Path) -> None:
     path = quick_path / "job.db"
     async with opened(path) as job:
         disk = disk_of(job)
-        await entered(job, "k")
-        disk.begins = "UPDATE job" if where == "INSERT INTO request" else where  # no request is written here
+        disk.begins = "COMMIT"
         with pytest.raises(LedgerError, match="disk is full"):
             await job.remember('"first"')
-        second = job.remember('"second"')
         disk.begins = None
-        assert await second
+        await asyncio.sleep(2)
+        assert ask(path, "SELECT value FROM learned") == [('"first"',)]
+        disk.begins = "COMMIT"
+        second = job.remember('"second"')
+        await asyncio.sleep(0)  # its turn is under way
+        third = job.remember('"third"')
+        with pytest.raises(LedgerError, match="disk is full"):
+            await second
+        disk.begins = None
+        assert await third
     async with opened(path) as job:
-        assert job.learned == '"second"'
+        assert job.learned == '"third"'
 
 
 @in_virtual_time

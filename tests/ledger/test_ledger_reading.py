@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, date
 from decimal import Decimal
 from pathlib import Path
@@ -30,7 +32,7 @@ from ledger_world import (
 
 from evolink_async import ClosedError, ConfigurationError, InvalidRequestError, LedgerError, open_ledger
 from evolink_async.ledger import LedgerJob, State, Todo, open_job, what_to_do
-from evolink_async.ledger.reports import PAGE, Cost
+from evolink_async.ledger.reports import PAGE, Cost, page_of_rows
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +150,20 @@ async def test_rows_come_in_the_order_they_were_pulled_page_by_page(quick_path: 
         assert facts(row) == before
         with pytest.raises(InvalidRequestError, match="no state 'done'; there are entered, sending"):
             [row async for row in look.rows("done")]
+
+
+async def test_a_page_of_rows_costs_the_same_in_a_long_job(quick_path: Path) -> None:
+    """SQLite would gladly sort the whole job for each page."""
+    path, steps = quick_path / "job.db", []
+    for more in range(2):
+        async with opened(path) as job:
+            await job.enter([entry(f"k{more}-{number}", number) for number in range(3 * PAGE)])
+        with closing(sqlite3.connect(path)) as connection:
+            passed: list[int] = []
+            connection.set_progress_handler(functools.partial(passed.append, 0), 10)  # it gives None: go on
+            assert len(page_of_rows(connection, "default", 0, [])) == PAGE
+            steps.append(len(passed))
+    assert steps[1] < 1.2 * steps[0]
 
 
 async def test_jobs_are_told_by_name_and_one_that_is_not_there_is_said_so(path: Path) -> None:
