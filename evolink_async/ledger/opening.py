@@ -134,6 +134,8 @@ class Ledger:
         """Those of the ids that belong to a request of any of its jobs, in any try."""
         from evolink_async.ledger.reports import known_tasks
 
+        if isinstance(task_ids, str):
+            raise InvalidRequestError("task_ids are several ids", param="task_ids")
         return await self._ask(known_tasks, list(task_ids))
 
     async def _close(self) -> None:

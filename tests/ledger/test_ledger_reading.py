@@ -250,6 +250,8 @@ async def test_a_ledger_knows_the_tasks_of_all_its_jobs_and_tries(quick_path: Pa
         known = {"task-first", "task-second", "task-theirs"}
         assert await ledger.knows([*many, *known]) == known
         assert await ledger.knows([]) == set()
+        with pytest.raises(InvalidRequestError, match="several ids"):
+            await ledger.knows("task-first")
         for task_id, owner in (("task-theirs", "'x' of job 'other'"), ("task-second", "'k'$"), ("task-first", "'k'$")):
             with pytest.raises(InvalidRequestError, match=f"{task_id} belongs to the request {owner}"):
                 await ledger.job().resolve("unsettled", task_id=task_id)
