@@ -27,6 +27,7 @@ from evolink_async.ledger.rerun import Entered
 from evolink_async.ledger.states import IllegalMove, State
 from evolink_async.ledger.turns import Batch, Found, JobSums, Store, Turns
 from evolink_async.ledger.values import (
+    LONGEST_LEARNED,
     Account,
     Entry,
     Refusal,
@@ -44,7 +45,6 @@ logger = logging.getLogger("evolink_async.ledger")
 T = TypeVar("T")
 P = ParamSpec("P")
 
-LONGEST_LEARNED = 256_000  # bytes
 _COUNTED = 10_000  # contents of which is remembered how often they came in this run; a store knows the others
 
 

@@ -10,7 +10,7 @@ from ledger_world import ask, assert_balanced, in_loop, opened, row_in
 
 from evolink_async import ClosedError
 from evolink_async.ledger import State, open_job
-from evolink_async.ledger.job import LONGEST_LEARNED
+from evolink_async.ledger.values import LONGEST_LEARNED
 from evolink_async.polling.schedule import Schedule, TaskClass
 
 
