@@ -254,6 +254,133 @@ def models(
     _finish(ctx, lambda screen: show_models(kind, legacy=legacy) if model is None else show_model(screen, model))
 
 
+# A ledger
+
+JOB_CODES = "Exit codes: 0 done, 2 usage or a ledger that can't be used (nothing was changed)."
+
+job_app = typer.Typer(
+    help="Look at a ledger, and settle what is unknown in it. Looking is possible while a program runs the job.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+app.add_typer(job_app, name="job")
+
+LedgerPath = Annotated[str, typer.Argument(metavar="LEDGER", help="The file, e.g. job.db.", show_default=False)]
+JobName = Annotated[
+    str | None,
+    typer.Option("--job", metavar="NAME", help="Which job; else the only one, or the one called default."),
+]
+
+
+@job_app.command("show", epilog=JOB_CODES)
+def job_show(
+    ctx: typer.Context,
+    ledger: LedgerPath,
+    job: Annotated[str | None, typer.Option("--job", metavar="NAME", help="Only this job.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Each job as a JSON line.")] = False,
+) -> None:
+    """How each job stands: requests by state, credits, what is unknown, and the cost by day and model."""
+    from evolink_async.cli.ledger import show_jobs
+
+    _finish(ctx, lambda screen: show_jobs(screen, ledger, job, as_json=as_json))
+
+
+@job_app.command(
+    "unknown",
+    epilog="Exit codes: 0 nothing is to be resolved, 1 something is, 2 usage or a ledger that can't be used, 3 the "
+    "service refused the account (--candidates).",
+)
+def job_unknown(
+    ctx: typer.Context,
+    ledger: LedgerPath,
+    job: JobName = None,
+    candidates: Annotated[
+        bool,
+        typer.Option(
+            "--candidates",
+            help="Ask the service, with EVOLINK_API_KEY, for tasks of the same model and time that the ledger doesn't "
+            "know. They are shown, never taken.",
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Each request as a JSON line.")] = False,
+) -> None:
+    """List requests that may have been accepted, or paid for twice, and how to settle each.
+
+    What a running program has on the wire at this moment is not among them.
+    """
+    from evolink_async.cli.ledger import show_unknown
+
+    _finish(ctx, lambda screen: show_unknown(screen, ctx.obj, ledger, job, ask_service=candidates, as_json=as_json))
+
+
+@job_app.command(
+    "resolve",
+    epilog="Exit codes: 0 it is settled; else nothing was changed: 1 the task could not be looked up, 2 usage, a task "
+    "that can't be the one, a job that is running or a ledger that can't be used, 3 the service refused the account.",
+)
+def job_resolve(
+    ctx: typer.Context,
+    ledger: LedgerPath,
+    identity: Annotated[
+        str,
+        typer.Argument(
+            metavar="IDENTITY",
+            help="The request as `job unknown` names it, or its idempotency key.",
+            show_default=False,
+        ),
+    ],
+    task_id: Annotated[
+        str | None,
+        typer.Option(
+            "--task-id",
+            metavar="ID",
+            help="It was accepted, this is its task: the next run polls it on. With EVOLINK_API_KEY set the task is "
+            "looked up first: it must exist, and have the model and the time of the request.",
+        ),
+    ] = None,
+    not_submitted: Annotated[
+        bool, typer.Option("--not-submitted", help="It was not accepted: its credits are free, the next run sends it.")
+    ] = False,
+    give_up: Annotated[
+        bool, typer.Option("--give-up", help="Nobody will find out: never sent again, its credits stay reserved.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Take the task id without looking it up.")] = False,
+    job: JobName = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The request as it is then, as a JSON line.")] = False,
+) -> None:
+    """Settle a request that is unknown by what you have found out. Not while a program runs the job."""
+    from evolink_async.cli.ledger import Resolution, resolve_one
+
+    how = Resolution(identity=identity, task_id=task_id, not_submitted=not_submitted, give_up=give_up, force=force)
+    _finish(ctx, lambda screen: resolve_one(screen, ctx.obj, ledger, job, how, as_json=as_json))
+
+
+class Format(StrEnum):
+    """How requests are written."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+@job_app.command("export", epilog=JOB_CODES)
+def job_export(
+    ctx: typer.Context,
+    ledger: LedgerPath,
+    job: JobName = None,
+    state: Annotated[
+        list[str] | None, typer.Option("--state", metavar="STATE", help="Only these, e.g. failed; may be repeated.")
+    ] = None,
+    format: Annotated[Format, typer.Option(help="JSON lines or CSV.")] = Format.JSONL,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines, which is the default.")] = False,
+) -> None:
+    """Write all requests to standard output: what each has become, its task, links, files and credits."""
+    from evolink_async.cli.ledger import export_rows
+
+    if as_json and format is Format.CSV:
+        raise typer.BadParameter("--json and --format csv exclude each other")
+    _finish(ctx, lambda screen: export_rows(ledger, job, state or [], as_csv=format is Format.CSV))
+
+
 @app.command()
 def emulator(
     ctx: typer.Context,

@@ -9,14 +9,16 @@ from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic_core import to_json
 
 from evolink_async.errors import APIStatusError, ConfigurationError, EvoLinkError
-from evolink_async.pool import Outcome
 from evolink_async.requests import GenerationRequest
 from evolink_async.types import Task
+
+if TYPE_CHECKING:
+    from evolink_async.pool import Outcome  # by name only: `job` commands start without it
 
 RESULTS, ERRORS = "results.jsonl", "errors.jsonl"
 
@@ -92,7 +94,7 @@ def result_line(outcome: Outcome) -> dict[str, Any]:
         "model": request.model if request else task.model if task else None,
         "task_id": task.id if task else None,
         "urls": outcome.urls,
-        "credits": _number(outcome.credits),
+        "credits": as_number(outcome.credits),
         "attempts": outcome.attempts,
         "submitted_at": outcome.submitted_at,
         "finished_at": outcome.finished_at,
@@ -152,7 +154,7 @@ def task_line(task: Task) -> dict[str, Any]:
         "kind": task.kind,
         "model": task.model,
         "urls": task.urls,
-        "credits": _number(task.usage.credits_used),
+        "credits": as_number(task.usage.credits_used),
         "created": task.created,
         "error": {"code": task.error.code, "message": task.error.message} if task.error else None,
     }
@@ -168,7 +170,7 @@ def encoded(line: Mapping[str, Any]) -> bytes:
     return to_json(line, serialize_unknown=True) + b"\n"
 
 
-def _number(credits: Decimal | None) -> float | int | None:
+def as_number(credits: Decimal | None) -> float | int | None:
     """Credits as a JSON number (pydantic writes decimals as text)."""
     if credits is None:
         return None

@@ -1,5 +1,6 @@
 """The durable record of a job's requests: what was intended, what was accepted, how it ended, what it has cost."""
 
+from evolink_async.ledger.candidates import candidates
 from evolink_async.ledger.job import Census, JobLedger
 from evolink_async.ledger.opening import Ledger, LedgerJob, open_job, open_ledger
 from evolink_async.ledger.rerun import Entered, Todo, may_try_again, what_to_do
@@ -18,6 +19,7 @@ __all__ = [
     "Row",
     "State",
     "Todo",
+    "candidates",
     "may_try_again",
     "open_job",
     "open_ledger",

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from evolink_async.errors import LedgerError
-from evolink_async.ledger.locks import FileLock
+from evolink_async.ledger.locks import FileLock, holder_of
 from evolink_async.ledger.places import refuse_remote
 
 logger = logging.getLogger("evolink_async.ledger")
@@ -53,6 +53,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             job INTEGER NOT NULL, class TEXT NOT NULL, credits INTEGER NOT NULL,
             PRIMARY KEY (job, class)) WITHOUT ROWID""",
     ),
+    # Version 2. A table of its own: a job's row is rewritten with every turn, and this is long.
+    ("CREATE TABLE learned (job INTEGER PRIMARY KEY, value TEXT NOT NULL)",),
 )
 VERSION = len(MIGRATIONS)
 
@@ -222,7 +224,17 @@ def _bring_up(connection: sqlite3.Connection, version: int) -> None:
 
 def lock_job(path: Path, job: int, name: str) -> FileLock:
     """Take the lock of a job. Raises `LedgerError` if another process has it."""
-    return FileLock(path.with_name(f"{path.name}.{job}.lock"), f"job {name!r} of the ledger {str(path)!r}")
+    return FileLock(_lock_path(path, job), f"job {name!r} of the ledger {str(path)!r}")
+
+
+def job_holder(connection: sqlite3.Connection, job: int) -> str | None:
+    """The process that runs a job now, in words; None: none does."""
+    [[_, _, path], *_] = connection.execute("PRAGMA database_list")
+    return holder_of(_lock_path(Path(path), job))
+
+
+def _lock_path(path: Path, job: int) -> Path:
+    return path.with_name(f"{path.name}.{job}.lock")
 
 
 # Transactions and errors

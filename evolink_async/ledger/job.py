@@ -27,6 +27,7 @@ from evolink_async.ledger.rerun import Entered
 from evolink_async.ledger.states import IllegalMove, State
 from evolink_async.ledger.turns import Batch, Found, JobSums, Store, Turns
 from evolink_async.ledger.values import (
+    LONGEST_LEARNED,
     Account,
     Entry,
     Refusal,
@@ -53,7 +54,7 @@ class Opened:
     """A job as its store knows it when a run begins.
 
     run: its number, from 1. next_id: of the next request that is new. requests: in the ledger so far.
-    interrupted: requests that the last run left sending, which are unsettled now.
+    interrupted: requests that the last run left sending, which are unsettled now. learned: of `remember`.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Opened:
     next_id: int
     requests: int
     interrupted: int
+    learned: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +93,15 @@ class JobLedger:
 
     Raises `ClosedError` once closed, `ConfigurationError` in a forked child or another loop, and `LedgerError` for a
     move that is not in the table of `states`. Amounts are credits, moments are aware.
+
+    learned: the JSON text that an earlier run gave to `remember`; None if there is none, or none that can be read.
     """
 
     def __init__(self, opened: Opened, store: Store | None = None, executor: Executor | None = None) -> None:
         self.name = opened.name
         self.run = opened.run
         self.interrupted = opened.interrupted
+        self.learned = opened.learned
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._account = opened.account
@@ -377,6 +382,18 @@ class JobLedger:
         if self._turns is not None:
             self._turns.note_result(row)
         return self._written(row, None)
+
+    def remember(self, text: str) -> asyncio.Future[bool]:
+        """What was learned and will be of use to the next run, as JSON: it finds it as `learned`.
+
+        It takes the place of what was remembered before. False: it is not kept, for it is longer than 256 kB, or
+        nothing of this job is stored.
+        """
+        self._check()
+        if self._turns is None or len(text.encode(errors="backslashreplace")) > LONGEST_LEARNED:
+            return self._done(False)
+        self._turns.note_learned(as_text(text))
+        return self._written(None, True)
 
     # What the user says
 

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import sys
+import time
 import weakref
 from datetime import UTC, datetime
 from io import FileIO
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from evolink_async.errors import LedgerError
 
+_LOOKS, _A_LOOK = 5, 0.01  # how often it may be `holder_of` that has it, and seconds, far more than that takes
 _TRIES = 10  # each means that another process has released it in the same moment
 _REFUSED = frozenset({errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK})
 
@@ -47,7 +49,7 @@ class FileLock:
             except OSError as error:
                 raise LedgerError(f"cannot write beside the ledger, {self._path.name!r}: {error.strerror}") from error
             try:
-                if not _lock(file):
+                if not _lock(file) and not _lock_after_looks(file):
                     raise LedgerError(f"{self._what} is in use{_holder(file)}; other jobs in the same file are free")
                 if not self._is_there(file):
                     file.close()  # its former holder has removed it since we opened it
@@ -124,6 +126,25 @@ else:
                 return False
             raise
         return True
+
+
+def _lock_after_looks(file: FileIO) -> bool:
+    """Another has it. If only to see whether somebody has it, it is soon free."""
+    for _ in range(_LOOKS):
+        time.sleep(_A_LOOK)
+        if _lock(file):
+            return True
+    return False
+
+
+def holder_of(path: Path) -> str | None:
+    """Who holds the lock of this file, in words; None: nobody does."""
+    try:
+        file = FileIO(os.open(path, os.O_RDONLY))
+    except FileNotFoundError:
+        return None
+    with file:
+        return None if _lock(file) else _holder(file).removeprefix(" by ") or "another process"
 
 
 def _myself() -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -51,13 +51,16 @@ async def open_job(
     name = _checked_name(name)
     if url is None:
         return JobLedger(Opened(name, 1, Account(cap), 1, 0, 0))
-    path = ledger_path(url)
+    return await _open(ledger_path(url), name, cap, begins_run=True)
+
+
+async def _open(path: Path, name: str, cap: int | None, *, begins_run: bool) -> JobLedger:
     from evolink_async.ledger.sqlite import SqliteStore
 
     store = SqliteStore(path, name)
     executor = one_thread()
     try:
-        opened = await _in(executor, store, store.open, cap, datetime.now(UTC))
+        opened = await _in(executor, store, store.open, cap, datetime.now(UTC), begins_run=begins_run)
         return JobLedger(opened, store, executor)
     except BaseException:
         executor.shutdown(wait=False)
@@ -127,6 +130,14 @@ class Ledger:
 
         return await self._ask(job_names)
 
+    async def knows(self, task_ids: Iterable[str]) -> set[str]:
+        """Those of the ids that belong to a request of any of its jobs, in any try."""
+        from evolink_async.ledger.reports import known_tasks
+
+        if isinstance(task_ids, str):
+            raise InvalidRequestError("task_ids are several ids", param="task_ids")
+        return await self._ask(known_tasks, list(task_ids))
+
     async def _close(self) -> None:
         executor, self._executor = self._executor, None
         if executor is not None:
@@ -181,10 +192,19 @@ class LedgerJob:
         return await self._ledger._ask(job_stats, self.name)
 
     async def unknown(self) -> list[UnknownRequest]:
-        """The requests of which it is not certain what they have cost, with the credits at risk."""
+        """The requests of which it is not certain what they have cost, with the credits at risk.
+
+        While a program runs the job, what it has on the wire is not among them. `candidates` finds tasks for them.
+        """
         from evolink_async.ledger.reports import unknown_requests
 
         return await self._ledger._ask(unknown_requests, self.name)
+
+    async def find(self, identity: str) -> Row | None:
+        """One of its requests; None if it has none of this identity."""
+        from evolink_async.ledger.reports import find_row
+
+        return await self._ledger._ask(find_row, self.name, _checked_identity(identity))
 
     async def costs(self) -> list[Cost]:
         """What the job has cost over all runs and tries, by day and model."""
@@ -192,7 +212,7 @@ class LedgerJob:
 
         return await self._ledger._ask(costs, self.name)
 
-    async def rows(self, *states: str) -> AsyncIterator[Row]:
+    async def rows(self, *states: str) -> AsyncGenerator[Row, None]:
         """Its requests, in the order they were first pulled; only those in one of `states`, where any are given."""
         from evolink_async.ledger.reports import page_of_rows
 
@@ -212,17 +232,19 @@ class LedgerJob:
         its credits are released, and the next run submits it again. give_up=True: it can't be found out: it is never
         submitted again, keeps its credits reserved, and is no longer listed by `unknown`.
 
-        Raises `InvalidRequestError` for a request that isn't unknown, and for a task of another one; `LedgerError`
-        while the job is running.
+        The request as it is then. Raises `InvalidRequestError` for a request that isn't unknown, and for a task that
+        another request in the ledger has; `LedgerError` while the job is running. Nothing is asked of the service.
         """
         from evolink_async.ledger.reports import job_stats, refuse_taken
 
-        if (task_id is not None) + (submitted is not None) + bool(give_up) != 1 or submitted is True:
+        told = (task_id is not None) + (submitted is not None) + (give_up is not False)
+        if told != 1 or submitted not in (None, False) or give_up not in (False, True):
             raise InvalidRequestError("give one of task_id=..., submitted=False, give_up=True")
+        _checked_identity(identity)
         await self._ledger._ask(job_stats, self.name)  # a job that isn't there is not made
         if task_id is not None:
             await self._ledger._ask(refuse_taken, self.name, identity, checked_id(task_id))
-        job = await open_job(self._ledger._path, self.name)
+        job = await _open(self._ledger._path, self.name, None, begins_run=False)
         try:
             row = await job.find(identity)
             if row is None:
@@ -239,6 +261,12 @@ class LedgerJob:
         finally:
             await job.aclose()
         return row
+
+
+def _checked_identity(identity: str) -> str:
+    if not isinstance(identity, str) or not is_text(identity):
+        raise InvalidRequestError(f"a request is named by its identity, got {identity!r}", param="identity")
+    return identity
 
 
 def _checked_states(states: Sequence[str]) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,14 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 from evolink_async.errors import InvalidRequestError, LedgerError
-from evolink_async.ledger.sqlite import read_rows
+from evolink_async.ledger.file import job_holder
+from evolink_async.ledger.sqlite import ids_of, read_rows
 from evolink_async.ledger.states import State
-from evolink_async.ledger.values import Row, to_credits
+from evolink_async.ledger.values import PastTry, Row, to_credits
 
 PAGE = 500
+_IN_ONE_QUERY = 500
+_IN_DOUBT = (State.UNSETTLED, State.SENDING, State.REPLAYING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +26,8 @@ class JobStats:
 
     requests: all that were ever pulled; counts: the same by state, see docs/ledger.md. credits_spent,
     credits_reserved: over all runs and tries. unknown: requests that may have been accepted, or paid for twice, and
-    wait to be settled; credits_at_risk: what they hold. runs: how often the job was begun. created_at: aware UTC.
+    wait to be settled; credits_at_risk: what they hold. runs: how often the job was begun. in_use_by: the process that
+    runs it now, in words, None: none does. created_at: aware UTC.
     """
 
     name: str
@@ -33,6 +38,7 @@ class JobStats:
     unknown: int
     credits_at_risk: Decimal
     runs: int
+    in_use_by: str | None
     created_at: datetime
 
 
@@ -40,10 +46,11 @@ class JobStats:
 class UnknownRequest:
     """A request of which it is not certain what it has cost.
 
-    state: "unsettled": sent, and no answer settles whether a task exists; "sending", "replaying": its POST is on the
-    wire now, or was when the program ended; anything else: it was sent twice, so there may be a second task besides
-    `task_id`, since the service has not proven that it honours idempotency keys. Only the unsettled can be resolved.
+    state: "unsettled": sent, and no answer settles whether a task exists; "sending", "replaying": its POST was on the
+    wire when the program ended; anything else: it was sent twice, so there may be a second task besides `task_id`,
+    since the service has not proven that it honours idempotency keys.
     credits: what it holds, None if nobody has told. reason: what became of the answer. submitted_at: aware UTC.
+    prompt: of the body that was sent, where it has one and is still kept.
     """
 
     identity: str
@@ -56,6 +63,12 @@ class UnknownRequest:
     task_id: str | None
     credits: Decimal | None
     submitted_at: datetime | None
+    prompt: str | None
+
+    @property
+    def resolvable(self) -> bool:
+        """Whether `resolve` can settle it. What was sent twice and has a task only the service can clear up."""
+        return self.state in _IN_DOUBT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +109,7 @@ def job_stats(connection: sqlite3.Connection, name: str) -> JobStats:
         unknown=len(unknown),
         credits_at_risk=sum((request.credits or Decimal(0) for request in unknown), Decimal(0)),
         runs=runs,
+        in_use_by=job_holder(connection, job),
         created_at=datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=created_at),
     )
 
@@ -104,11 +118,13 @@ def unknown_requests(connection: sqlite3.Connection, name: str) -> list[UnknownR
     """The requests of a job that are not certain, in the order they were first pulled."""
     job = _job(connection, name)
     [[keys_honoured]] = connection.execute("SELECT keys_honoured FROM job WHERE id = ?", (job,))
-    open_states = (State.UNSETTLED, State.SENDING, State.REPLAYING)
+    running = job_holder(connection, job) is not None
+    states = (State.UNSETTLED,) if running else _IN_DOUBT
     sent_twice = "replayed OR id IN (SELECT request FROM past_try WHERE replayed)"
     certain = "1" if keys_honoured else f"NOT ({sent_twice}) OR state = '{State.GIVEN_UP}'"
-    where = f"job = ? AND (state IN (?, ?, ?) OR NOT ({certain})) ORDER BY id"
-    return [_unknown(row) for row in read_rows(connection, where, (job, *open_states))]
+    where = f"job = ? AND (state IN ({', '.join('?' * len(states))}) OR NOT ({certain})) ORDER BY id"
+    rows = read_rows(connection, where, (job, *states))
+    return [_unknown(row) for row in rows if row.state in states or row.state not in _IN_DOUBT]
 
 
 def costs(connection: sqlite3.Connection, name: str) -> list[Cost]:
@@ -139,18 +155,41 @@ def costs(connection: sqlite3.Connection, name: str) -> list[Cost]:
 
 def page_of_rows(connection: sqlite3.Connection, name: str, after: int, states: Sequence[str]) -> list[Row]:
     """The next requests of a job, in the order they were first pulled."""
-    job = _job(connection, name)
+    first, last = ids_of(_job(connection, name))
     chosen = f"AND state IN ({', '.join('?' * len(states))})" if states else ""
-    where = f"job = ? AND id > ? {chosen} ORDER BY id LIMIT {PAGE}"
-    return read_rows(connection, where, (job, after, *states))
+    # By the numbers alone: with the job too, SQLite would sort all of its requests for every page.
+    where = f"id > ? AND id <= ? {chosen} ORDER BY id LIMIT {PAGE}"
+    return read_rows(connection, where, (max(first, after), last, *states))
+
+
+def find_row(connection: sqlite3.Connection, name: str, identity: str) -> Row | None:
+    """One request of a job."""
+    rows = read_rows(connection, "job = ? AND identity = ?", (_job(connection, name), identity))
+    return rows[0] if rows else None
+
+
+def known_tasks(connection: sqlite3.Connection, task_ids: Sequence[str]) -> set[str]:
+    """Those of the ids that belong to a request of any job, in any try."""
+    known: set[str] = set()
+    for start in range(0, len(task_ids), _IN_ONE_QUERY):
+        some = task_ids[start : start + _IN_ONE_QUERY]
+        for table in ("request", "past_try"):
+            query = f"SELECT task_id FROM {table} WHERE task_id IN ({', '.join('?' * len(some))})"
+            known.update(task_id for (task_id,) in connection.execute(query, some))
+    return known
 
 
 def refuse_taken(connection: sqlite3.Connection, name: str, identity: str, task_id: str) -> None:
-    """Raise `InvalidRequestError` if a task is another request's."""
-    job = _job(connection, name)
-    query = "SELECT identity FROM request WHERE job = ? AND task_id = ? AND identity <> ?"
-    for (other,) in connection.execute(query, (job, task_id, identity)):
-        raise InvalidRequestError(f"task {task_id} belongs to the request {other!r}", param="task_id")
+    """Raise `InvalidRequestError` if a task is another request's, or that of a former try."""
+    query = """
+        SELECT job.name, identity, 0 FROM request JOIN job ON job.id = request.job WHERE request.task_id = ?1
+        UNION ALL
+        SELECT job.name, identity, 1 FROM past_try JOIN request ON request.id = past_try.request
+        JOIN job ON job.id = request.job WHERE past_try.task_id = ?1"""
+    for job, other, is_past in connection.execute(query, (task_id,)):
+        if is_past or (job, other) != (name, identity):
+            of_job = "" if job == name else f" of job {job!r}"
+            raise InvalidRequestError(f"task {task_id} belongs to the request {other!r}{of_job}", param="task_id")
 
 
 def _job(connection: sqlite3.Connection, name: str) -> int:
@@ -161,6 +200,9 @@ def _job(connection: sqlite3.Connection, name: str) -> int:
 
 
 def _unknown(row: Row) -> UnknownRequest:
+    sent: Row | PastTry = row
+    if not row.replayed and row.state not in _IN_DOUBT:
+        sent = next((past for past in reversed(row.past) if past.replayed), row)  # it is the former try that was
     return UnknownRequest(
         identity=row.identity,
         key=row.key,
@@ -168,8 +210,17 @@ def _unknown(row: Row) -> UnknownRequest:
         endpoint=row.endpoint,
         state=row.state.value,
         reason=row.error,
-        idempotency_key=row.idempotency_key,
-        task_id=row.task_id,
+        idempotency_key=sent.idempotency_key,
+        task_id=sent.task_id,
         credits=row.credits,
-        submitted_at=row.submitted_at,
+        submitted_at=sent.submitted_at,
+        prompt=_prompt(row.body),
     )
+
+
+def _prompt(body: bytes | None) -> str | None:
+    try:
+        prompt = json.loads(body or b"{}")["prompt"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return prompt if isinstance(prompt, str) else None

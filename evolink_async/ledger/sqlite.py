@@ -7,6 +7,7 @@ and its one owner can number them.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import weakref
@@ -33,6 +34,8 @@ from evolink_async.ledger.states import State
 from evolink_async.ledger.turns import Batch, Found, JobSums
 from evolink_async.ledger.values import Account, PastTry, Row, written
 from evolink_async.types import Task
+
+logger = logging.getLogger("evolink_async.ledger")
 
 _ID_BITS = 40  # requests of a job; the other bits number jobs
 _IN_ONE_QUERY = 500
@@ -77,8 +80,8 @@ class SqliteStore:
         self._lock: FileLock | None = None
         self._job = self._run = 0
 
-    def open(self, cap: int | None, now: datetime) -> Opened:
-        """Begin a run: the job, made if it is new, and what the last run left sending. Raises `LedgerError`."""
+    def open(self, cap: int | None, now: datetime, *, begins_run: bool = True) -> Opened:
+        """Take the job, made if it is new, and unsettle what the last run left sending. Raises `LedgerError`."""
         with ledger_errors(self._path):
             if not self._path.exists():
                 create(self._path)
@@ -90,7 +93,7 @@ class SqliteStore:
                 self._job = _job_id(connection, self._name, now)
                 self._lock = lock_job(self._path, self._job, self._name)
                 _stores.add(self)
-                return self._begin_run(cap)
+                return self._take_over(cap, begins_run=begins_run)
             except BaseException:
                 self.close()
                 raise
@@ -124,24 +127,25 @@ class SqliteStore:
             if lock is not None:
                 lock.release()
 
-    def _begin_run(self, cap: int | None) -> Opened:
+    def _take_over(self, cap: int | None, *, begins_run: bool) -> Opened:
         connection = self._connection
         assert connection is not None
         with transaction(connection):
-            connection.execute("UPDATE job SET runs = runs + 1 WHERE id = ?", (self._job,))
+            connection.execute("UPDATE job SET runs = runs + ? WHERE id = ?", (begins_run, self._job))
+            learned = _learned(connection, self._job)
             columns = "runs, requests, reserved, spent, probe, probe_price, replays, keys_honoured"
             [job] = connection.execute(f"SELECT {columns} FROM job WHERE id = ?", (self._job,))
             run, requests, reserved, spent, probe, probe_price, replays, keys_honoured = job
             prices = dict(connection.execute("SELECT class, credits FROM price WHERE job = ?", (self._job,)))
-            [[last]] = connection.execute("SELECT max(id) FROM request WHERE id < ?", (self._job + 1 << _ID_BITS,))
+            first, most = ids_of(self._job)
+            [[last]] = connection.execute("SELECT max(id) FROM request WHERE id <= ?", (most,))
             interrupted = self._recover(connection)
         self._run = run
         account = Account(cap, reserved, spent, prices, None, probe_price, replays, bool(keys_honoured))
         if probe is not None:
             for row in read_rows(connection, "id = ?", (probe,)):
                 row.price, account.probe = probe_price, row
-        first = self._job << _ID_BITS
-        return Opened(self._name, run, account, max(first, last or 0) + 1, requests, interrupted)
+        return Opened(self._name, run, account, max(first, last or 0) + 1, requests, interrupted, learned)
 
     def _recover(self, connection: sqlite3.Connection) -> int:
         """What a run that died had on the wire is unsettled."""
@@ -165,6 +169,8 @@ class SqliteStore:
         if batch.prices:
             prices = [(self._job, price, credits) for price, credits in batch.prices.items()]
             connection.executemany("INSERT OR REPLACE INTO price VALUES (?, ?, ?)", prices)
+        if batch.learned is not None:
+            connection.execute("INSERT OR REPLACE INTO learned VALUES (?, ?)", (self._job, batch.learned))
         connection.execute(
             "UPDATE job SET reserved = ?, spent = ?, probe = ?, probe_price = ?, replays = ?, keys_honoured = ?, "
             "requests = ? WHERE id = ?",
@@ -222,6 +228,24 @@ def _job_id(connection: sqlite3.Connection, name: str, now: datetime) -> int:
         job: int
         [[job]] = connection.execute("SELECT id FROM job WHERE name = ?", (name,))
         return job
+
+
+def _learned(connection: sqlite3.Connection, job: int) -> str | None:
+    """What the job has learned. A convenience: what cannot be read is no damage that would stop a run."""
+    for (value,) in connection.execute("SELECT CAST(value AS BLOB) FROM learned WHERE job = ?", (job,)):
+        try:
+            text = bytes(value).decode()
+            json.loads(text)
+        except (ValueError, RecursionError):
+            logger.warning("what the ledger's job has learned cannot be read; it begins anew")
+            return None
+        return text
+    return None
+
+
+def ids_of(job: int) -> tuple[int, int]:
+    """The numbers of a job's requests are above the first and up to the second."""
+    return job << _ID_BITS, (job + 1 << _ID_BITS) - 1
 
 
 # Rows

@@ -53,6 +53,7 @@ class Batch:
     results: list[tuple[int, Task | None, tuple[str, ...]]] = field(default_factory=list)
     past: list[tuple[int, PastTry]] = field(default_factory=list)
     prices: dict[str, int] = field(default_factory=dict)
+    learned: str | None = None
     job: JobSums | None = None
     identities: set[str] = field(default_factory=set)
     contents: dict[str, int] = field(default_factory=dict)
@@ -121,6 +122,7 @@ class Turns:
         self._bodies: dict[int, bytes] = {}
         self._results: set[Row] = set()
         self._prices: dict[str, int] = {}
+        self._learned: str | None = None
         self._waiting: list[_Waiting] = []
         self._reading: list[_Reading] = []
         self._turn: _Turn | None = None
@@ -149,6 +151,10 @@ class Turns:
     def note_price(self, price: str, credits: int) -> None:
         """A price is known."""
         self._prices[price] = credits
+
+    def note_learned(self, text: str) -> None:
+        """Something else was learned."""
+        self._learned = text
 
     def forget(self, row: Row) -> None:
         """A row is not to be written after all."""
@@ -223,7 +229,7 @@ class Turns:
 
     def _gather(self) -> _Turn:
         """Take everything that is to be written or looked up, as it is at this moment."""
-        batch = Batch(bodies=self._bodies, prices=self._prices)
+        batch = Batch(bodies=self._bodies, prices=self._prices, learned=self._learned)
         rows = {row: len(row.past) for row in self._rows}
         for row in rows:
             batch.rows.append(written(row))
@@ -233,7 +239,7 @@ class Turns:
             batch.job = self._sums()
         self._reading = [reading for reading in self._reading if _unless_it_fails(reading, reading.ask, batch)]
         turn = _Turn(batch, rows, self._results, self._waiting, self._reading)
-        self._sums_changed = False
+        self._sums_changed, self._learned = False, None
         self._rows, self._bodies, self._results, self._prices, self._waiting, self._reading = {}, {}, set(), {}, [], []
         return turn
 
@@ -293,6 +299,8 @@ class Turns:
         self._bodies = turn.batch.bodies | self._bodies
         self._prices = turn.batch.prices | self._prices
         self._results |= turn.results
+        if self._learned is None:
+            self._learned = turn.batch.learned
         self._sums_changed = True
 
 

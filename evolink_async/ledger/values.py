@@ -14,6 +14,7 @@ from evolink_async.ledger.states import State
 from evolink_async.types import Task
 
 MICRO = 1_000_000  # a ledger counts in millionths of a credit
+LONGEST_LEARNED = 256_000  # bytes of what a job remembers for its next run
 _MOST = 10**9  # credits; no request costs that much, and sums of it still fit into 64 bits
 
 

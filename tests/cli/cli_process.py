@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pty
 import sys
 from collections.abc import Callable
 from contextlib import asynccontextmanager
@@ -61,6 +62,33 @@ async def command(*arguments: object, given: bytes | None = None, **options: Any
         options["stdin"] = asyncio.subprocess.PIPE
     async with started(*arguments, **options) as process:
         return await ended(process, given)
+
+
+async def on_terminal(*arguments: object, columns: int = 60, **env: str) -> tuple[int, str]:
+    """The exit code and everything that a terminal was sent."""
+    ours, theirs = pty.openpty()
+    received = bytearray()
+    all_read = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        try:
+            data = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            data = b""
+        received.extend(data)
+        if not data:
+            loop.remove_reader(ours)
+            all_read.set()
+
+    loop.add_reader(ours, read)
+    values = environment(TERM="xterm-256color", COLUMNS=str(columns), LINES="24") | env
+    async with started(*arguments, env=values, stdout=theirs, stderr=theirs, stdin=theirs) as process:
+        os.close(theirs)
+        await asyncio.wait_for(process.wait(), 40)
+        await asyncio.wait_for(all_read.wait(), 10)
+    os.close(ours)
+    return process.returncode, received.decode()
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import pty
 import re
 import signal
 import sys
@@ -12,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from cli_process import command, ended, environment, started, until
+from cli_process import command, ended, environment, on_terminal, started, until
 from pydantic_core import from_json
 
 from evolink_async import __version__
@@ -260,33 +258,6 @@ async def test_an_interrupted_demo_names_what_runs() -> None:
         result = await ended(process)
     assert result.code == 130
     assert re.search(r"interrupted: \d+ of 60 were done", result.stderr)
-
-
-async def on_terminal(*arguments: object, **env: str) -> tuple[int, str]:
-    """The exit code and everything that a terminal of 60 columns was sent."""
-    ours, theirs = pty.openpty()
-    received = bytearray()
-    all_read = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def read() -> None:
-        try:
-            data = os.read(ours, 65536)
-        except OSError:  # the other end is closed
-            data = b""
-        received.extend(data)
-        if not data:
-            loop.remove_reader(ours)
-            all_read.set()
-
-    loop.add_reader(ours, read)
-    values = environment(TERM="xterm-256color", COLUMNS="60", LINES="24") | env
-    async with started(*arguments, env=values, stdout=theirs, stderr=theirs, stdin=theirs) as process:
-        os.close(theirs)
-        await asyncio.wait_for(process.wait(), 40)
-        await asyncio.wait_for(all_read.wait(), 10)
-    os.close(ours)
-    return process.returncode, received.decode()
 
 
 async def test_a_terminal_gets_a_live_view_that_keeps_to_its_width() -> None:

@@ -32,7 +32,9 @@ async def test_it_names_every_table_of_the_file_and_its_mark(tmp_path: Path) -> 
     with closing(sqlite3.connect(tmp_path / "job.db")) as file:
         tables = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     [section] = re.findall(r"^## What is in the file\n(.*?)^## ", PAGE, re.M | re.S)
-    assert re.findall(r"^\| `(\w+)` \|", section, re.M) == [*("job", "request", "body", "result", "past_try", "price")]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.M) == [
+        *("job", "request", "body", "result", "past_try", "price", "learned")
+    ]
     assert sorted(tables) == sorted(re.findall(r"^\| `(\w+)` \|", section, re.M))
     assert f"0x{APPLICATION_ID:X}" in section
 

@@ -273,6 +273,30 @@ async def test_a_proof_that_keys_are_honoured_is_kept_too(quick_path: Path) -> N
 
 @in_virtual_time
 @pytest.mark.looptime
+async def test_what_was_learned_is_kept_too_and_the_latest_counts(quick_path: Path) -> None:
+    path = quick_path / "job.db"
+    async with opened(path) as job:
+        disk = disk_of(job)
+        disk.begins = "COMMIT"
+        with pytest.raises(LedgerError, match="disk is full"):
+            await job.remember('"first"')
+        disk.begins = None
+        await asyncio.sleep(2)
+        assert ask(path, "SELECT value FROM learned") == [('"first"',)]
+        disk.begins = "COMMIT"
+        second = job.remember('"second"')
+        await asyncio.sleep(0)  # its turn is under way
+        third = job.remember('"third"')
+        with pytest.raises(LedgerError, match="disk is full"):
+            await second
+        disk.begins = None
+        assert await third
+    async with opened(path) as job:
+        assert job.learned == '"third"'
+
+
+@in_virtual_time
+@pytest.mark.looptime
 async def test_a_fault_of_ours_in_the_thread_is_a_ledger_error_too(
     quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from loop_executor import in_loop
 
 from evolink_async import ConfigurationError, LedgerError
 from evolink_async.ledger import State, Todo, open_job, open_ledger, what_to_do
+from evolink_async.ledger.file import MIGRATIONS, VERSION
 from evolink_async.ledger.places import file_system_of, ledger_path
 
 
@@ -73,8 +74,8 @@ async def test_a_database_of_something_else_is_refused(tmp_path: Path) -> None:
 
 async def test_a_newer_ledger_is_refused_with_what_to_do(tmp_path: Path) -> None:
     path = await a_ledger(tmp_path / "job.db")
-    ask(path, "PRAGMA user_version = 2")
-    await assert_refused(path, r"version 2.*up to 1.*install a newer")
+    ask(path, f"PRAGMA user_version = {VERSION + 1}")
+    await assert_refused(path, rf"version {VERSION + 1}.*up to {VERSION}.*install a newer")
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 0.999])
@@ -369,24 +370,24 @@ async def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
 # Older ledgers
 
 
-def _with_a_second_version(patch: pytest.MonkeyPatch, *statements: str) -> None:
+def _with_another_version(patch: pytest.MonkeyPatch, *statements: str) -> None:
     from evolink_async.ledger import file
 
     patch.setattr(file, "MIGRATIONS", (*file.MIGRATIONS, statements))
-    patch.setattr(file, "VERSION", 2)
+    patch.setattr(file, "VERSION", VERSION + 1)
 
 
 async def test_an_older_ledger_is_brought_up_and_a_copy_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = await a_ledger(tmp_path / "job.db")
-    _with_a_second_version(monkeypatch, "ALTER TABLE job ADD COLUMN colour TEXT NOT NULL DEFAULT 'blue'")
+    _with_another_version(monkeypatch, "ALTER TABLE job ADD COLUMN colour TEXT NOT NULL DEFAULT 'blue'")
     async with opened(path) as job:
         assert job.census.known == 3
     assert ask(path, "SELECT colour FROM job") == [("blue",)]
-    assert ask(path, "PRAGMA user_version") == [(2,)]
-    copy = tmp_path / "job.db.v1"
-    assert ask(copy, "PRAGMA user_version") == [(1,)]
+    assert ask(path, "PRAGMA user_version") == [(VERSION + 1,)]
+    copy = tmp_path / f"job.db.v{VERSION}"
+    assert ask(copy, "PRAGMA user_version") == [(VERSION,)]
     assert ask(copy, "SELECT count(*) FROM request") == [(3,)]
 
 
@@ -396,27 +397,46 @@ async def test_a_ledger_is_not_brought_up_under_a_program_that_runs_it(
     path = await a_ledger(tmp_path / "job.db")
     async with opened(path) as job, opened(path, "other"):
         with monkeypatch.context() as patch:
-            _with_a_second_version(patch, "ALTER TABLE job ADD COLUMN colour TEXT")
+            _with_another_version(patch, "ALTER TABLE job ADD COLUMN colour TEXT")
             with pytest.raises(LedgerError, match="in use by this process"):
                 async with open_ledger(path):
                     pass
             with pytest.raises(LedgerError, match="in use by this process"):
                 await open_job(path, "third")
         await row_in(job, State.COMPLETED, "goes on")
-    assert ask(path, "PRAGMA user_version") == [(1,)]
-    _with_a_second_version(monkeypatch, "ALTER TABLE job ADD COLUMN colour TEXT")
+    assert ask(path, "PRAGMA user_version") == [(VERSION,)]
+    _with_another_version(monkeypatch, "ALTER TABLE job ADD COLUMN colour TEXT")
     async with open_ledger(path) as ledger:
         assert (await ledger.job().stats()).requests == 4
-    assert ask(path, "PRAGMA user_version") == [(2,)]
-    assert sorted(other.name for other in tmp_path.iterdir()) == ["job.db", "job.db.v1"]
+    assert ask(path, "PRAGMA user_version") == [(VERSION + 1,)]
+    assert sorted(other.name for other in tmp_path.iterdir()) == ["job.db", f"job.db.v{VERSION}"]
 
 
 async def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = await a_ledger(tmp_path / "job.db")
     with monkeypatch.context() as patch:
-        _with_a_second_version(patch, "ALTER TABLE job ADD COLUMN colour TEXT", "NO SQL AT ALL")
+        _with_another_version(patch, "ALTER TABLE job ADD COLUMN colour TEXT", "NO SQL AT ALL")
         with pytest.raises(LedgerError, match="NO"):
             await open_job(path)
-    assert ask(path, "PRAGMA user_version") == [(1,)]
+    assert ask(path, "PRAGMA user_version") == [(VERSION,)]
     async with opened(path) as job:
         assert job.census.known == 3
+
+
+async def test_a_ledger_of_the_first_version_learns_to_remember(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "job.db"
+    with monkeypatch.context() as patch:
+        patch.setattr("evolink_async.ledger.file.MIGRATIONS", MIGRATIONS[:1])
+        patch.setattr("evolink_async.ledger.file.VERSION", 1)
+        patch.setattr("evolink_async.ledger.sqlite._learned", lambda connection, job: None)
+        await a_ledger(path)
+    assert ask(path, "PRAGMA user_version") == [(1,)]
+    requests = ask(path, "SELECT * FROM request")
+    async with opened(path) as job:
+        assert (job.run, job.learned, job.census.known) == (2, None, 3)
+        assert await job.remember("{}")
+    assert ask(path, "SELECT * FROM request") == requests
+    assert ask(path, "SELECT * FROM learned") == [(1, "{}")]
+    assert ask(tmp_path / "job.db.v1", "SELECT count(*) FROM request") == [(3,)]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ledger_world import ask, entry, opened, row_in
 from programs import ROOT
 
 from evolink_async import LedgerError
-from evolink_async.ledger import State, open_job, open_ledger
+from evolink_async.ledger import State, locks, open_job, open_ledger
+from evolink_async.ledger.locks import holder_of
 
 HOLDER = """
 import asyncio, os, sys
@@ -168,3 +171,30 @@ async def test_a_forked_child_has_no_part_in_it_and_does_not_keep_it_locked(tmp_
     async with opened(path) as job:
         [known] = await job.enter([entry("k", "k")])
         assert known.row.state is State.COMPLETED
+
+
+async def test_looking_who_has_a_job_keeps_nobody_from_taking_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lock = tmp_path / "job.db", tmp_path / "job.db.1.lock"
+    assert holder_of(lock) is None
+    await (await open_job(path)).aclose()
+    lock.write_bytes(b"")  # of one that died
+    assert holder_of(lock) is None
+    looker = os.open(lock, os.O_RDONLY)
+    original = locks._lock
+    tries = []
+
+    def seen_meanwhile(file: Any) -> bool:
+        """It was being looked at in the moment of the first try."""
+        taken = original(file)
+        tries.append(taken)
+        if not taken and len(tries) == 1:
+            os.close(looker)
+        return taken
+
+    fcntl.flock(looker, fcntl.LOCK_EX)
+    monkeypatch.setattr(locks, "_lock", seen_meanwhile)
+    await (await open_job(path)).aclose()
+    assert tries[:2] == [False, True]
+    assert holder_of(lock) is None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, date
 from decimal import Decimal
 from pathlib import Path
@@ -30,7 +32,7 @@ from loop_executor import in_loop
 
 from evolink_async import ClosedError, ConfigurationError, InvalidRequestError, LedgerError, open_ledger
 from evolink_async.ledger import LedgerJob, State, Todo, open_job, what_to_do
-from evolink_async.ledger.reports import PAGE, Cost
+from evolink_async.ledger.reports import PAGE, Cost, page_of_rows
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +96,8 @@ async def test_what_was_sent_twice_is_unknown_until_the_service_has_proven_that_
     async with looking(path) as look:
         [first, second] = await look.unknown()
         assert (first.identity, first.state, first.task_id) == ("again", "accepted", "task-perhaps-second")
-        assert second.identity == "retried"  # its former try was
+        # Its former try was.
+        assert (second.identity, second.task_id, second.submitted_at) == ("retried", task.id, at())
         assert (await look.stats()).unknown == 2
     async with opened(path) as job:
         await job.keys_are_honoured()
@@ -149,6 +152,20 @@ async def test_rows_come_in_the_order_they_were_pulled_page_by_page(quick_path: 
             [row async for row in look.rows("done")]
 
 
+async def test_a_page_of_rows_costs_the_same_in_a_long_job(quick_path: Path) -> None:
+    """SQLite would gladly sort the whole job for each page."""
+    path, steps = quick_path / "job.db", []
+    for more in range(2):
+        async with opened(path) as job:
+            await job.enter([entry(f"k{more}-{number}", number) for number in range(3 * PAGE)])
+        with closing(sqlite3.connect(path)) as connection:
+            passed: list[int] = []
+            connection.set_progress_handler(functools.partial(passed.append, 0), 10)  # it gives None: go on
+            assert len(page_of_rows(connection, "default", 0, [])) == PAGE
+            steps.append(len(passed))
+    assert steps[1] < 1.2 * steps[0]
+
+
 async def test_jobs_are_told_by_name_and_one_that_is_not_there_is_said_so(path: Path) -> None:
     async with opened(path, "second"):
         pass
@@ -176,6 +193,68 @@ async def test_a_ledger_is_open_in_its_block_only(path: Path) -> None:
     async with ledger:
         assert await ledger.jobs()
     assert [other.name for other in path.parent.iterdir()] == ["job.db"]
+
+
+async def test_what_a_running_program_has_on_the_wire_is_not_unknown(path: Path) -> None:
+    async with opened(path) as job, looking(path) as look:
+        await row_in(job, State.SENDING, "on the wire")
+        stats = await look.stats()
+        # The others on the wire are those of the program that ended, unsettled since this one has begun.
+        assert {request.identity for request in await look.unknown()} == {"sending", "unsettled", "replaying"}
+        assert stats.unknown == 3
+        assert stats.counts["sending"] == 1
+        assert stats.in_use_by is not None
+        assert stats.in_use_by.startswith("this process since 20")
+    async with looking(path) as look:
+        assert "on the wire" in {request.identity for request in await look.unknown()}
+        assert (await look.stats()).in_use_by is None
+
+
+async def test_what_was_sent_is_told_by_its_prompt_where_it_has_one(quick_path: Path) -> None:
+    path = quick_path / "job.db"
+    bodies = {"words": b'{"prompt": "a lighthouse"}', "none": b'{"model": "m"}', "list": b"[1]", "broken": b"\xff{"}
+    async with opened(path) as job:
+        for key, body in bodies.items():
+            row = await entered(job, key, key)
+            await intend(job, row, body=body)
+            await job.unsettled(row, code=None, error="cut")
+    async with looking(path) as look:
+        prompts = {request.identity: request.prompt for request in await look.unknown()}
+    assert prompts == {"words": "a lighthouse", "none": None, "list": None, "broken": None}
+
+
+async def test_a_request_is_found_by_its_identity(path: Path) -> None:
+    async with looking(path) as job:
+        row = await job.find("completed")
+        assert row is not None
+        assert (row.state, row.spent) == (State.COMPLETED, 2_500_000)
+        assert await job.find("nobody") is None
+        for nothing in (None, 5, "\ud800"):
+            with pytest.raises(InvalidRequestError, match="named by its identity"):
+                await job.find(nothing)  # type: ignore[arg-type]
+
+
+async def test_a_ledger_knows_the_tasks_of_all_its_jobs_and_tries(quick_path: Path) -> None:
+    path = quick_path / "job.db"
+    async with opened(path) as job, opened(path, "other") as other:
+        row = await entered(job, "k")
+        await intend(job, row)
+        await accept(job, row, new_task(task_id="task-first"), at=at())
+        await accept(job, row, new_task(task_id="task-second"), at=at())
+        theirs = await entered(other, "x")
+        await intend(other, theirs)
+        await accept(other, theirs, new_task(task_id="task-theirs"), at=at())
+        await row_in(job, State.UNSETTLED, "unsettled")
+    async with open_ledger(path) as ledger:
+        many = [f"task-{number}-of-nobody" for number in range(2_000)]
+        known = {"task-first", "task-second", "task-theirs"}
+        assert await ledger.knows([*many, *known]) == known
+        assert await ledger.knows([]) == set()
+        with pytest.raises(InvalidRequestError, match="several ids"):
+            await ledger.knows("task-first")
+        for task_id, owner in (("task-theirs", "'x' of job 'other'"), ("task-second", "'k'$"), ("task-first", "'k'$")):
+            with pytest.raises(InvalidRequestError, match=f"{task_id} belongs to the request {owner}"):
+                await ledger.job().resolve("unsettled", task_id=task_id)
 
 
 # Resolving
@@ -232,7 +311,11 @@ async def test_only_what_is_unknown_can_be_resolved(path: Path, key: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"task_id": "t", "give_up": True}, {"submitted": True}, {"submitted": False, "give_up": True}]
+    "how",
+    [
+        *({}, {"task_id": "t", "give_up": True}, {"submitted": True}, {"submitted": False, "give_up": True}),
+        *({"submitted": "no"}, {"give_up": "yes"}, {"task_id": "t", "submitted": False}, {"give_up": None}),
+    ],
 )
 async def test_resolving_takes_one_word(path: Path, how: dict[str, Any]) -> None:
     async with looking(path) as job:
@@ -245,11 +328,25 @@ async def test_a_task_id_is_checked_before_anything_is_changed(path: Path) -> No
     async with looking(path) as job:
         with pytest.raises(InvalidRequestError, match="belongs to the request 'completed'"):
             await job.resolve("unsettled", task_id=taken)
-        with pytest.raises(InvalidRequestError, match="no task id"):
-            await job.resolve("unsettled", task_id="../etc/passwd")
+        for nothing in ("../etc/passwd", "", 5):
+            with pytest.raises(InvalidRequestError, match="no task id"):
+                await job.resolve("unsettled", task_id=nothing)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequestError, match="named by its identity"):
+            await job.resolve(None, give_up=True)  # type: ignore[arg-type]
         with pytest.raises(InvalidRequestError, match="has no request 'nobody'"):
             await job.resolve("nobody", give_up=True)
     assert (await known_next_run(path, "unsettled"))[0] is Todo.SETTLE
+
+
+async def test_resolving_is_no_run_and_not_possible_during_one(path: Path) -> None:
+    async with looking(path) as look:
+        runs = (await look.stats()).runs
+        await look.resolve("unsettled", give_up=True)
+        assert (await look.stats()).runs == runs
+        async with opened(path):
+            with pytest.raises(LedgerError, match="in use by this process"):
+                await look.resolve("sending", give_up=True)
+    assert await known_next_run(path, "sending")
 
 
 async def test_a_job_that_died_is_recovered_by_who_resolves(quick_path: Path) -> None:
