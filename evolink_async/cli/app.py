@@ -77,7 +77,13 @@ def _finish(ctx: typer.Context, work: Callable[[Screen], int]) -> NoReturn:
     from evolink_async.cli.inputs import BadInput
     from evolink_async.cli.outputs import silence_stdout, stopped_by_account
     from evolink_async.cli.view import Screen
-    from evolink_async.errors import BadRequestError, ConfigurationError, EvoLinkError, InvalidRequestError
+    from evolink_async.errors import (
+        BadRequestError,
+        ConfigurationError,
+        EvoLinkError,
+        InvalidRequestError,
+        LedgerError,
+    )
 
     screen = Screen()
     logger = logging.getLogger("evolink_async")
@@ -90,7 +96,8 @@ def _finish(ctx: typer.Context, work: Callable[[Screen], int]) -> NoReturn:
         code = work(screen)
     except EvoLinkError as error:
         screen.complain(error)
-        usage = isinstance(error, ConfigurationError | InvalidRequestError) and not isinstance(error, BadRequestError)
+        unusable = ConfigurationError | InvalidRequestError | LedgerError
+        usage = isinstance(error, unusable) and not isinstance(error, BadRequestError)
         code = 2 if usage else 3 if stopped_by_account(error) else 1
     except BadInput as error:
         screen.complain(error)
@@ -151,11 +158,19 @@ def demo(
 def run(
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(help="JSON lines (ours or OpenAI's batch lines) or CSV; - reads stdin.")],
-    out: Annotated[str | None, typer.Option(help="Folder for results.jsonl and errors.jsonl.", metavar="DIR")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder for results.jsonl, errors.jsonl and the ledger.", metavar="DIR")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="For lines that name no model.")] = None,
     kind: Annotated[Kind | None, typer.Option(help="For lines that name no kind.")] = None,
     rate: Annotated[str | None, typer.Option(help="Never send faster, e.g. 5/s or 60/min.")] = None,
     max_outstanding: Annotated[int, typer.Option(min=1, max=1_000_000, help="Tasks that run at once.")] = 1000,
+    max_credits: Annotated[
+        float | None, typer.Option(min=0, help="Never spend and reserve more, over all runs into this folder.")
+    ] = None,
+    retry_failed: Annotated[
+        int, typer.Option(min=0, max=100, help="So often generate, and pay, anew what failed for a passing reason.")
+    ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and say what would be sent; send nothing.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N requests.", metavar="N")] = None,
     skip_bad: Annotated[
@@ -167,7 +182,10 @@ def run(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Each outcome as a JSON line on standard output.")] = False,
 ) -> None:
-    """Run every request of a file. The whole file is checked first; nothing is sent if a line is bad."""
+    """Run every request of a file. The whole file is checked first; nothing is sent if a line is bad.
+
+    The folder keeps a ledger, job.db: run again after whatever happened, it goes on and pays for nothing twice.
+    """
     from evolink_async.cli.job import Job, run_file
 
     job = Job(
@@ -177,6 +195,8 @@ def run(
         kind=kind,
         rate=rate,
         max_outstanding=max_outstanding,
+        max_credits=max_credits,
+        retry_failed=retry_failed,
         dry_run=dry_run,
         limit=limit,
         skip_bad=skip_bad,

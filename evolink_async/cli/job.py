@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evolink_async.cli.inputs import SHOWN, BadInput, Defaults, Input, Report, open_input
@@ -44,6 +47,8 @@ class Job:
     kind: str | None
     rate: str | None
     max_outstanding: int
+    max_credits: float | None
+    retry_failed: int
     dry_run: bool
     limit: int | None
     skip_bad: bool
@@ -195,7 +200,16 @@ async def _sent(run: _Run) -> int:
 async def _sent_until(run: _Run, interrupts: Interrupts) -> int:
     async with run.client as client:
         ending = await run_through(
-            client, run.source, run.take, run.screen, interrupts, max_outstanding=run.job.max_outstanding
+            client,
+            run.source,
+            run.take,
+            run.screen,
+            interrupts,
+            begin=run.folder.begin,
+            max_outstanding=run.job.max_outstanding,
+            max_credits=run.job.max_credits,
+            retry_failed=run.job.retry_failed,
+            ledger=run.folder.ledger,
         )
         _sum_up(run, ending)
         if interrupts.count > 1 and interrupts.code is not None:
@@ -216,6 +230,8 @@ def _sum_up(run: _Run, ending: Ending) -> None:
         others.append(counted(run.left_out, "bad line") + " left out")
     if ending.cut_short or run.cannot_write:
         others.append("the rest was not read")
+    if ending.from_ledger:
+        others.append(f"{ending.from_ledger:,} of them known from earlier runs")
     so = ", ".join([f"{completed:,} of {run.total:,} completed", *others])
     spent = f"{amount(stats.credits_spent)} credits" + (" spent" if not ending.running else " spent so far")
     screen.say(f"{so}; {spent}, {duration(stats.elapsed)}", style="green" if not others else "bold")
@@ -223,27 +239,49 @@ def _sum_up(run: _Run, ending: Ending) -> None:
         screen.complain(f"ended early: {ending.reason}")
     if completed:
         screen.say(f"links (they die in 24 hours): {folder / RESULTS}")
-    if others:
+    _tell_changes(screen, ending)
+    if ending.counts.total() > completed:
         screen.say(f"what did not complete, as lines for another run: {folder / ERRORS}")
     if ending.unknown:
         screen.say(
-            f"{counted(ending.unknown, 'request')} got no answer and may be running and paid for: "
-            "`run` refuses those lines unless you give --resend-unsettled",
+            f"{counted(ending.unknown, 'request')} got no answer and may be running and paid for; "
+            "`run` settles what it can when it is run again, and this is how to look at them:",
             style="yellow",
         )
+        screen.verbatim(f"  {shlex.join(['evolink-async', 'job', 'unknown', str(run.folder.ledger)])}")
     if ending.running:
-        tell_running(screen, ending.running, f"@{folder / ERRORS}")
+        tell_ids(screen, ending.running, folder / ERRORS)
+    if ending.running or ending.unknown or ending.counts[OutcomeStatus.NOT_SUBMITTED]:
+        screen.say("the same command again goes on, and pays for nothing twice:")
+        screen.verbatim(f"  {shlex.join(['evolink-async', *sys.argv[1:]])}")
 
 
-def tell_running(screen: Screen, ids: list[str], file: str | None = None) -> None:
-    """Name tasks that go on and the command that waits for them."""
+def _tell_changes(screen: Screen, ending: Ending) -> None:
+    """How this file compares with that of earlier runs."""
+    census = ending.census
+    if census is None or not census.known:
+        return
+    if census.changed:
+        one = "1 request has" if census.changed == 1 else f"{census.changed:,} requests have"
+        screen.say(f"{one} another body than in an earlier run under the same key", style="yellow")
+    if census.gone and ending.reason is None and not ending.cut_short:
+        screen.say(f"{counted(census.gone, 'request')} of earlier runs did not come this time", style="yellow")
+
+
+def tell_ids(screen: Screen, ids: list[str], file: Path | None = None) -> None:
+    """Name tasks that go on."""
     screen.say(f"{counted(len(ids), 'task')} still running at the service, and paid for:", style="yellow")
     for task_id in ids[:IDS_SHOWN]:
         screen.verbatim(f"  {task_id}")
     if (more := len(ids) - IDS_SHOWN) > 0:
-        screen.say(f"  and {more:,} more" + (f" in {file[1:]}" if file else ""))
+        screen.say(f"  and {more:,} more" + (f" in {file}" if file else ""))
+
+
+def tell_running(screen: Screen, ids: list[str]) -> None:
+    """Name tasks that go on and the command that waits for them."""
+    tell_ids(screen, ids)
     screen.say("wait for them with:")
-    screen.verbatim(f"  evolink-async wait {file if file and len(ids) > 3 else ' '.join(ids)}")
+    screen.verbatim(f"  evolink-async wait {' '.join(ids)}")
 
 
 def _words(status: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -13,57 +14,68 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic_core import to_json
 
-from evolink_async.errors import APIStatusError, ConfigurationError, EvoLinkError
+from evolink_async.errors import APIStatusError, BudgetExceededError, ConfigurationError, EvoLinkError
 from evolink_async.requests import GenerationRequest
 from evolink_async.types import Task
 
 if TYPE_CHECKING:
     from evolink_async.pool import Outcome  # by name only: `job` commands start without it
 
-RESULTS, ERRORS = "results.jsonl", "errors.jsonl"
+RESULTS, ERRORS, LEDGER = "results.jsonl", "errors.jsonl", "job.db"
 
 
 class OutputFolder:
     """A folder that takes each outcome as it arrives: completed ones in results.jsonl, all others in errors.jsonl.
 
     Every line is one write to the file, so what was written stays whatever happens to the process. A line of
-    errors.jsonl is a request line with the field `error`, and can be given to `run` again.
+    errors.jsonl is a request line with the field `error`, and can be given to `run` again. The ledger of the job lies
+    beside them; where there is one, the files are written anew, since the ledger tells every outcome again.
 
-    Raises `ConfigurationError` on entering if the folder cannot be used or holds such files already.
+    Raises `ConfigurationError` on entering if the folder cannot be used, or holds such files and no ledger.
     """
 
     def __init__(self, folder: str) -> None:
         self.path = Path(folder)
+        self.ledger = self.path / LEDGER
         self._files = ExitStack()
-        self._made = False
+        self._made = self._begun = False
 
     def __enter__(self) -> Self:
         try:
             self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.path, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             for name in (RESULTS, ERRORS):
-                if (self.path / name).exists():
+                if (self.path / name).exists() and not self.ledger.exists():
                     raise ConfigurationError(
-                        f"{self.path / name} exists already, and running again could pay again for what is in it: "
-                        f"choose a new folder (give {self.path / ERRORS} as the file to send only what went wrong)"
+                        f"{self.path / name} exists already without its ledger {LEDGER}, and running again could pay "
+                        f"again for what is in it: choose a new folder (give {self.path / ERRORS} as the file to send "
+                        "only what went wrong)"
                     )
-            self._results = self._files.enter_context(open(self.path / RESULTS, "xb", buffering=0))
-            self._errors = self._files.enter_context(open(self.path / ERRORS, "xb", buffering=0))
         except OSError as error:
-            self._files.close()
             raise ConfigurationError(f"cannot write into {self.path}: {error.strerror or error}") from None
         return self
+
+    def begin(self) -> None:
+        """The job is ours now, so the files are. Raises `ConfigurationError` if they cannot be written."""
+        try:
+            self._results = self._files.enter_context(open(self.path / RESULTS, "wb", buffering=0))  # noqa: SIM115
+            self._errors = self._files.enter_context(open(self.path / ERRORS, "wb", buffering=0))  # noqa: SIM115
+        except OSError as error:
+            raise ConfigurationError(f"cannot write into {self.path}: {error.strerror or error}") from None
+        self._begun = True
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._files.close()
-        if not self._written(RESULTS) and not self._written(ERRORS):
-            # Nothing happened, so nothing should stand in the way of trying again.
+        if self._begun and not self._written(RESULTS) and not self._written(ERRORS):
+            # Nothing happened, so nothing should be left behind.
             for name in (RESULTS, ERRORS):
                 (self.path / name).unlink(missing_ok=True)
-            if self._made:
-                self.path.rmdir()
+        if self._made and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def take(self, outcome: Outcome) -> None:
         """Write an outcome down. Raises `OSError`, e.g. when the disk is full."""
@@ -161,8 +173,9 @@ def task_line(task: Task) -> dict[str, Any]:
 
 
 def stopped_by_account(error: BaseException | None) -> bool:
-    """Whether it is the account, not the request, that the service refuses (exit code 3)."""
-    return isinstance(error, APIStatusError) and error.status_code in (401, 402, 403)
+    """Whether it is the account or the budget, not the request, that stands in the way (exit code 3)."""
+    refused = isinstance(error, APIStatusError) and error.status_code in (401, 402, 403)
+    return refused or isinstance(error, BudgetExceededError)
 
 
 def encoded(line: Mapping[str, Any]) -> bytes:

@@ -8,12 +8,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evolink_async.cli.outputs import stopped_by_account
 from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.view import Screen, pool_picture, pool_sentence
 from evolink_async.errors import NotSubmittedError
+from evolink_async.ledger import Census
 from evolink_async.pool import Outcome, OutcomeStatus, PoolStats
 from evolink_async.requests import GenerationRequest
 
@@ -68,6 +69,8 @@ class Ending:
     reason: BaseException | None = None
     running: list[str] = field(default_factory=list)
     unknown: int = 0
+    from_ledger: int = 0
+    census: Census | None = None
     cut_short: bool = False  # by a second signal: what was never read was not written down either
 
     @property
@@ -85,15 +88,16 @@ async def run_through(
     screen: Screen,
     interrupts: Interrupts,
     *,
-    max_outstanding: int = 1000,
-    task_timeout: float | None = 3600,
+    begin: Callable[[], object] | None = None,
+    **options: Any,
 ) -> Ending:
     """Run all of the source. Each request comes to `take` exactly once, also after a signal or an early end.
 
     The first signal (a cancellation) ends the pool: nothing more is sent and POSTs under way have 5 s. The second cuts
-    that short. Where `take` says False nothing more is sent, and what runs is waited for.
+    that short. Where `take` says False nothing more is sent, and what runs is waited for. `begin` is called when the
+    pool is open, its ledger with it. The options are the pool's.
     """
-    pool = client.pool(source, max_outstanding=max_outstanding, task_timeout=task_timeout)
+    pool = client.pool(source, **options)
     ending = Ending(pool.stats)
 
     def handed(outcome: Outcome) -> None:
@@ -103,6 +107,7 @@ async def run_through(
         if outcome.status is OutcomeStatus.UNFINISHED and outcome.task is not None:
             ending.running.append(outcome.task.id)
         ending.unknown += outcome.status is OutcomeStatus.UNKNOWN
+        ending.from_ledger += outcome.from_ledger
         if take(outcome) is False:
             pool.stop()
 
@@ -111,6 +116,8 @@ async def run_through(
 
     try:
         async with screen.following(picture, lambda: pool_sentence(pool.stats)), pool:
+            if begin is not None:
+                begin()
             async for outcome in pool:
                 handed(outcome)
     except asyncio.CancelledError:
@@ -121,6 +128,7 @@ async def run_through(
             raise
     ending.stats = pool.stats
     ending.reason = pool.reason
+    ending.census = pool.census
     for outcome in pool.leftovers:
         handed(outcome)
     for outcome in source.withdrawn():

@@ -121,6 +121,11 @@ class Schedule:
         _remember(model.bases, (size, estimate), basis, _MOST_BASES)
         return basis
 
+    @property
+    def has_learned(self) -> bool:
+        """Whether there is anything to export."""
+        return bool(self._models)
+
     def export(self) -> dict[str, Any]:
         """What was learned, as plain JSON values for `restore`."""
         return {

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
+import logging
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -17,11 +19,14 @@ from evolink_async.http.retry import Replays, Verdict
 from evolink_async.http.submit import Ending, Settled, Submission
 from evolink_async.ledger import Entered, Entry, JobLedger, Refusal, Row
 from evolink_async.ledger.states import State
+from evolink_async.polling.schedule import Schedule
 from evolink_async.pool import clock
 from evolink_async.pool.identity import content_hash
 from evolink_async.pool.pricing import price_class
 from evolink_async.requests import GenerationRequest
 from evolink_async.types import Task, TaskReading
+
+logger = logging.getLogger("evolink_async.pool")
 
 _ON_THE_WIRE = (State.SENDING, State.REPLAYING)
 
@@ -179,6 +184,20 @@ class Journal:
     def lost(self, row: Row, error: TaskLostError) -> None:
         """The service no longer knows a task."""
         self._tell(self._job.lost(row, error=str(error), at=clock.now()))
+
+    def start_warm(self, schedule: Schedule) -> None:
+        """Give what earlier runs have learned of durations to a schedule that knows nothing yet."""
+        if self._job.learned is None or schedule.has_learned:
+            return
+        try:
+            schedule.restore(json.loads(self._job.learned))
+        except ValueError as error:
+            logger.warning("%s", error)
+
+    def remember(self, schedule: Schedule) -> None:
+        """Keep what was learned for the next run."""
+        if self.durable and schedule.has_learned:
+            self._tell(self._job.remember(json.dumps(schedule.export())))
 
     def let_go(self, row: Row) -> None:
         """This run has no more to say about a request."""

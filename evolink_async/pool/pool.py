@@ -61,6 +61,7 @@ logger = logging.getLogger("evolink_async.pool")
 Source = GenerationRequest | Iterable[GenerationRequest] | AsyncIterable[GenerationRequest]
 
 WARN_WITHOUT_LEDGER_AT = 100
+_REMEMBERED_EVERY = 250  # outcomes, what was learned of durations is written down
 _DIGITS = 8  # of an idempotency key: the request's number in the pool; 24 are random
 
 
@@ -315,6 +316,7 @@ class TaskPool:
         self._journal = Journal(
             job, session.submitter.replays, self._told, self._end_early, durable=self._ledger is not None
         )
+        self._journal.start_warm(self._client._memory.schedule)
         self._entered = True
         self._entered_at, self._entered_on = session.loop.time(), clock.now()
         self._requests_before = self._session.watcher.requests
@@ -712,6 +714,8 @@ class TaskPool:
         row = record.row
         if row is not None:
             self._journal.ended(row, task)
+            if self._tally.finished % _REMEMBERED_EVERY == 0:
+                self._journal.remember(self._client._memory.schedule)
             if may_try_again(row, self._retry_failed) and self._reason is None and not (self._stopped or self._left):
                 self._try_again(record)
                 return
@@ -953,6 +957,7 @@ class TaskPool:
 
     async def _close_ledger(self) -> None:
         """Write what is unwritten, and let go of the job."""
+        self._journal.remember(self._client._memory.schedule)
         try:
             await self._journal.aclose()
         except LedgerError as error:

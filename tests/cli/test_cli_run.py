@@ -196,7 +196,7 @@ async def test_one_signal_ends_it_in_order(number: int, code: int, api_key: str,
         unfinished = [line["error"]["task_id"] for line in errors if line["error"]["status"] == "unfinished"]
         assert set(unfinished) == running
         assert all(task_id in result.stderr for task_id in running)
-        assert f"evolink-async wait @{tmp_path / 'out/errors.jsonl'}" in result.stderr
+        assert f"evolink-async run {file} --out {tmp_path / 'out'} --max-outstanding 4" in result.stderr
 
         again = await command("run", tmp_path / "out/errors.jsonl", "--out", tmp_path / "out2", server=server)
         assert again.code == 2
@@ -247,7 +247,7 @@ async def test_two_signals_end_it_at_once_and_name_what_is_unanswered(api_key: s
     assert result.code == 130
     assert {line["error"]["status"] for line in errors} == {"unknown"}
     assert all(line["error"]["idempotency_key"].startswith("ea-") for line in errors)
-    assert "--resend-unsettled" in result.stderr
+    assert f"evolink-async job unknown {tmp_path / 'out/job.db'}" in result.stderr
 
 
 async def test_a_reader_that_goes_away_stops_nothing(emulator: Any, tmp_path: Path) -> None:
@@ -263,19 +263,95 @@ async def test_a_reader_that_goes_away_stops_nothing(emulator: Any, tmp_path: Pa
 
 async def test_a_full_disk_loses_no_outcome(api_key: str, tmp_path: Path) -> None:
     def small_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000))
+
+    file = write_lines(tmp_path / "in.jsonl", *images(400))
+    command_line = ("run", file, "--out", tmp_path / "out", "--max-outstanding", 40, "--rate", "1000/s")
+    async with service(api_key) as server:
+        result = await command(*command_line, server=server, preexec_fn=small_disk)
+        accepted = {post["task_id"] for post in posts(server)}
+        assert result.code == 1
+        assert 0 < len(accepted) < 400
+        told = (tmp_path / "out/results.jsonl").read_text() + result.stderr
+        assert all(task_id in told for task_id in accepted)
+        again = await command(*command_line, server=server)
+        assert again.code == 0
+        assert len(posts(server)) == 400
+
+
+async def test_where_no_ledger_can_be_written_nothing_is_sent(api_key: str, tmp_path: Path) -> None:
+    def no_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
-    file = write_lines(tmp_path / "in.jsonl", *images(30))
+    file = write_lines(tmp_path / "in.jsonl", *images(3))
     async with service(api_key) as server:
-        result = await command(
-            "run", file, "--out", tmp_path / "out", "--max-outstanding", 4, server=server, preexec_fn=small_disk
-        )
-        accepted = {post["task_id"] for post in posts(server)}
-    assert result.code == 1
-    assert len(accepted) < 30
-    assert "nothing more is sent" in result.stderr
-    told = (tmp_path / "out/results.jsonl").read_text() + result.stderr
-    assert all(task_id in told for task_id in accepted)
+        result = await command("run", file, "--out", tmp_path / "out", server=server, preexec_fn=no_disk)
+        assert not posts(server)
+    assert result.code == 2
+    assert "cannot be written" in result.stderr
+
+
+async def test_run_again_goes_on_after_a_signal_and_after_a_kill(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(40))
+    command_line = ("run", file, "--out", tmp_path / "out", "--max-outstanding", 10, *FAST)
+    async with service(api_key, speed=40) as server:
+        for number in (signal.SIGINT, signal.SIGKILL):
+            async with started(*command_line, server=server) as process:
+                goal = len(posts(server)) + 15
+                await until(lambda goal=goal: len(posts(server)) >= goal)
+                process.send_signal(number)
+                await asyncio.wait_for(process.wait(), 20)
+        result = await command(*command_line, server=server)
+        assert result.code == 0
+        assert len(posts(server)) == 40
+        assert {line["task_id"] for line in lines_of(tmp_path / "out/results.jsonl")} == {
+            post["task_id"] for post in posts(server)
+        }
+        assert "40 of 40 completed" in result.stderr
+        assert "known from earlier runs" in result.stderr
+        again = await command(*command_line, server=server)
+        assert again.code == 0
+        assert len(lines_of(tmp_path / "out/results.jsonl")) == 40
+        assert len(posts(server)) == 40
+
+
+async def test_a_second_run_into_the_same_folder_is_refused_and_harms_nothing(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(6))
+    async with service(api_key, speed=20) as server:
+        async with started("run", file, "--out", tmp_path / "out", *FAST, server=server) as process:
+            await until(lambda: len(posts(server)) == 6)
+            second = await command("run", file, "--out", tmp_path / "out", *FAST, server=server)
+            assert second.code == 2
+            assert str(process.pid) in second.stderr
+            assert (await ended(process)).code == 0
+        assert len(posts(server)) == 6
+    assert len(lines_of(tmp_path / "out/results.jsonl")) == 6
+
+
+async def test_a_budget_ends_the_run_with_code_3_and_a_larger_one_goes_on(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(8))
+    command_line = ("run", file, "--out", tmp_path / "out", *FAST, "--max-credits")
+    async with service(api_key) as server:
+        first = await command(*command_line, 10, server=server)
+        assert first.code == 3
+        assert len(posts(server)) == 4
+        assert "max_credits=10" in first.stderr
+        second = await command(*command_line, 20, server=server)
+        assert second.code == 0
+        assert len(posts(server)) == 8
+
+
+async def test_changed_input_is_told_and_not_paid_for(api_key: str, tmp_path: Path) -> None:
+    async with service(api_key) as server:
+        file = write_lines(tmp_path / "in.jsonl", *images(3))
+        assert (await command("run", file, "--out", tmp_path / "out", *FAST, server=server)).code == 0
+        write_lines(file, {"key": "k0", "model": "gpt-4o-image", "prompt": "something else"}, images(2)[1])
+        result = await command("run", file, "--out", tmp_path / "out", *FAST, server=server)
+        assert result.code == 1
+        assert len(posts(server)) == 3
+    told = " ".join(result.stderr.split())
+    assert "1 request has another body" in told
+    assert "1 request of earlier runs did not come" in told
 
 
 async def test_foreign_text_neither_colours_nor_moves_anything(api_key: str, tmp_path: Path) -> None:

@@ -454,3 +454,14 @@ async def test_a_second_task_for_one_request_is_told_and_the_first_is_followed(a
         async with open_ledger(ledger) as opened:
             [request] = await opened.job().unknown()
         assert request.task_id == outcome.task.id if outcome.task else None
+
+
+async def test_what_was_learned_of_durations_is_there_for_the_next_run(api_key: str, ledger: Path) -> None:
+    async with world(api_key) as w:
+        async with w.pool(images(40), ledger=ledger) as pool:
+            await drain(pool)
+        learned = w.client._memory.schedule.export()
+        async with restarted(w, api_key) as client:
+            assert not client._memory.schedule.has_learned
+            async with client.pool([], ledger=ledger):
+                assert client._memory.schedule.export() == learned
