@@ -2,7 +2,8 @@
 
     EVOLINK_API_KEY=... python examples/bulk_job.py prompts.txt > results.tsv
 
-It leaves saving the files and surviving a crash to you: keep the printed ids and links.
+Its ledger lies beside the prompts, as prompts.db: whatever happens to the program, run it again and it goes on. Saving the
+files is left to you: links die in 24 hours.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def requests(prompts: Path) -> Iterator[ImageRequest]:
 async def main(prompts: Path) -> int:
     """Run the job; the exit code tells whether everything completed."""
     async with AsyncEvoLink(rate_limit="10/s") as client:
-        pool = client.pool(requests(prompts), max_outstanding=500)
+        pool = client.pool(requests(prompts), ledger=prompts.with_suffix(".db"), max_outstanding=500)
         try:
             async with pool:
                 async for outcome in pool:
