@@ -2,8 +2,8 @@
 
     EVOLINK_API_KEY=... python examples/bulk_job.py prompts.txt > results.tsv
 
-Its ledger lies beside the prompts, as prompts.db: whatever happens to the program, run it again and it goes on. Saving the
-files is left to you: links die in 24 hours.
+Its ledger lies beside the prompts, as prompts.db: whatever happens to the program, run it again and it goes on.
+Saving the files is left to you: links die in 24 hours.
 """
 
 from __future__ import annotations
