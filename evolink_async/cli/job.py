@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,9 @@ from evolink_async.cli.outputs import (
 from evolink_async.cli.running import Ending, Source, leave_at_once, run_through
 from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.text import amount, counted, duration, shortened
+from evolink_async.errors import EvoLinkError
 from evolink_async.http.rates import RateLimit
-from evolink_async.pool import Outcome, OutcomeStatus
+from evolink_async.pool import Outcome, OutcomeStatus, PoolStats
 from evolink_async.requests import GenerationRequest
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from evolink_async.cli.view import Screen
 
 FAILURES_SHOWN = 20
+_SAMPLE = 10  # requests after which the price of the whole file is estimated
+_BALANCE_TIMEOUT = 5.0
 _TOLD_AT_THE_END = (OutcomeStatus.NOT_SUBMITTED, OutcomeStatus.UNFINISHED)
 IDS_SHOWN = 20
 
@@ -197,8 +201,41 @@ async def _sent(run: _Run) -> int:
         return await interrupts.run(_sent_until(run, interrupts))
 
 
+class _Balance:
+    """Warns once, as soon as prices are known, that the credits there are will not do for the whole file."""
+
+    def __init__(self, screen: Screen, credits: Decimal | None, total: int) -> None:
+        self._screen, self._credits, self._total = screen, credits, total
+
+    def look(self, stats: PoolStats) -> None:
+        """Compare. Takes what was asked for so far as a sample of the rest."""
+        asked = stats.completed + stats.failed + stats.outstanding
+        cost = stats.credits_spent + stats.credits_reserved
+        if self._credits is None or not cost or asked < min(_SAMPLE, self._total):
+            return
+        whole = cost / asked * self._total
+        if whole > self._credits:
+            self._screen.say(
+                f"at this price all {self._total:,} requests cost about {amount(whole)} credits, and there are "
+                f"{amount(self._credits)}; what they do not do for comes back to be sent later",
+                style="yellow",
+            )
+        self._credits = None
+
+
+async def _balance(client: AsyncEvoLink) -> Decimal | None:
+    """The credits that may be spent, None if the service does not say."""
+    try:
+        credits = await client.credits(timeout=_BALANCE_TIMEOUT)
+    except EvoLinkError:
+        return None  # what is wrong, the first request will tell
+    limits = [credits.user.remaining, None if credits.key.unlimited else credits.key.remaining]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 async def _sent_until(run: _Run, interrupts: Interrupts) -> int:
     async with run.client as client:
+        balance = _Balance(run.screen, await _balance(client), run.total)
         ending = await run_through(
             client,
             run.source,
@@ -206,6 +243,7 @@ async def _sent_until(run: _Run, interrupts: Interrupts) -> int:
             run.screen,
             interrupts,
             begin=run.folder.begin,
+            on_progress=balance.look,
             max_outstanding=run.job.max_outstanding,
             max_credits=run.job.max_credits,
             retry_failed=run.job.retry_failed,

@@ -657,6 +657,9 @@ class TaskPool:
 
     def _defer(self, record: Record, settled: Settled) -> None:
         """There are no credits until a price is known: back to `pulled`, if one of ours finds it out."""
+        if record.deserted:
+            self._not_sent(record, None)
+            return
         probe = self._journal.job.probe
         finder = next((other for other in self._holders() if other.row is probe), None) if probe is not None else None
         if probe is None or finder is not None:
@@ -716,7 +719,8 @@ class TaskPool:
             self._journal.ended(row, task)
             if self._tally.finished % _REMEMBERED_EVERY == 0:
                 self._journal.remember(self._client._memory.schedule)
-            if may_try_again(row, self._retry_failed) and self._reason is None and not (self._stopped or self._left):
+            goes_on = self._reason is None and not (self._stopped or self._left or record.deserted)
+            if goes_on and may_try_again(row, self._retry_failed):
                 self._try_again(record)
                 return
         error = failure_of(task)
@@ -997,7 +1001,12 @@ class TaskPool:
         """The caller of `run` stops waiting: leave an unsent request unsent, and tell of a sent one what is known."""
         if not waiter.cancelled():  # it ended in the same moment
             self._leave_behind(waiter.result())
-        elif record.state is State.ENTERING or self._runs.remove(record):
+        elif record.state is State.ENTERING:
+            if record.row is not None:  # the same request is on its way for somebody else
+                self._sharing[record.row].remove(record)
+                record.row = None
+            self._not_sent(record, None)
+        elif self._runs.remove(record):
             self._return(record, None)
         elif record.state is State.SENDING and record.submission is not None:
             submission = record.submission

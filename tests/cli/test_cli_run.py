@@ -362,3 +362,11 @@ async def test_foreign_text_neither_colours_nor_moves_anything(api_key: str, tmp
     assert "\x1b" not in result.stderr
     assert "[red]k failed" in result.stderr
     assert lines_of(tmp_path / "out/errors.jsonl")[0]["key"] == rows[0]["key"]
+
+
+async def test_credits_that_will_not_do_are_told_early(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(60))
+    async with service(api_key, credits=100) as server:
+        result = await command("run", file, "--out", tmp_path / "out", *FAST, server=server)
+    assert result.code == 3
+    assert "all 60 requests cost about 150 credits, and there are 100" in " ".join(result.stderr.split())

@@ -465,3 +465,52 @@ async def test_what_was_learned_of_durations_is_there_for_the_next_run(api_key: 
             assert not client._memory.schedule.has_learned
             async with client.pool([], ledger=ledger):
                 assert client._memory.schedule.export() == learned
+
+
+async def test_who_stops_waiting_for_a_shared_request_takes_nothing_from_the_other(api_key: str) -> None:
+    async with world(api_key) as w, w.pool() as pool:
+        first = asyncio.create_task(pool.run(image(1, key="a")))
+        await asyncio.sleep(1)
+        second = asyncio.create_task(pool.run(image(1, key="a")))
+        await asyncio.sleep(1)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        assert (await first).ok
+        assert len(w.book) == 1
+        assert pool.leftovers == []
+
+
+async def test_a_run_whose_caller_has_gone_is_not_paid_for_again(api_key: str) -> None:
+    async with world(api_key, failure_share=1, batch=False) as w:
+        async with w.pool(retry_failed=5) as pool:
+            running = asyncio.create_task(pool.run(image(1)))
+            await asyncio.sleep(1)
+            running.cancel()
+            await asyncio.sleep(1000)
+        assert len(w.book) == 1
+
+
+async def test_stopped_it_follows_what_earlier_runs_have_sent_and_sends_nothing(api_key: str, ledger: Path) -> None:
+    async with world(api_key) as w:
+        async with w.pool(images(6), ledger=ledger):
+            await asyncio.sleep(3)
+        sent = len(w.book)
+        assert sent == 6
+        async with w.pool(images(12), ledger=ledger, max_outstanding=4) as again:
+            first = await anext(again)  # type: ignore[arg-type]
+            again.stop()
+            outcomes = [first, *await drain(again)]
+        assert len(w.book) <= sent + 4
+        assert all(outcome.ok for outcome in outcomes if outcome.key in {f"k{number}" for number in range(6)})
+
+
+async def test_a_crowd_at_a_nearly_spent_budget_never_goes_over_and_uses_what_there_is(api_key: str) -> None:
+    async with world(api_key) as w:
+        pool = w.pool(max_credits=20, prices={"gpt-4o-image": 2.5})
+        with pytest.raises(BudgetExceededError):
+            async with pool:
+                outcomes = await asyncio.gather(*(pool.run(image(number)) for number in range(100)))
+        assert len(w.book) == 8
+        assert sum(outcome.ok for outcome in outcomes) == 8
+        assert {outcome.status for outcome in outcomes if not outcome.ok} == {"not_submitted"}
