@@ -121,10 +121,10 @@ def requests(count: int) -> Iterator[ImageRequest]:
 
 
 async def steady(outstanding: int, spread: float, batches: bool, seed: int, factor: float) -> dict[str, float]:
-    """So many tasks outstanding: the tasks after the first few times as many."""
+    """So many tasks outstanding; after the first of them twice as many are counted."""
     service = Service(spread, batches, seed)
-    unmeasured = max(int(WARM_UP * factor), int(3 * factor * outstanding))
-    counted = max(int(COUNTED * factor), int(4 * factor * outstanding))
+    unmeasured = max(int(WARM_UP * factor), int(2 * factor * outstanding))
+    counted = max(int(COUNTED * factor), int(2 * factor * outstanding))
     stretch, loop = Stretch(), asyncio.get_running_loop()
     async with httpx.AsyncClient(transport=service) as http_client:
         client = AsyncEvoLink(
