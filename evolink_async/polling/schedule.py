@@ -43,9 +43,10 @@ _V = TypeVar("_V")
 def may_be_early(seconds: float, gap: float) -> bool:
     """Whether a look may come so much too early for a request that is sent now anyway. gap: since the look before.
 
-    Few outstanding tasks fill a request that way, and hardly look more often; many fill it with what is due.
+    Few outstanding tasks fill a request that way, and hardly look more often; many fill it with what is due. So two
+    looks at one task may be two thirds of `SHORTEST` apart.
     """
-    return seconds <= min(_EARLIEST * gap, gap - SHORTEST)
+    return seconds <= _EARLIEST * gap
 
 
 class TaskClass(NamedTuple):

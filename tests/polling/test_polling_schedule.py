@@ -445,11 +445,9 @@ def test_of_an_id_alone_the_class_is_unknown() -> None:
         (3.3, 10.0, True),
         (3.4, 10.0, False),
         (90.0, LONGEST, True),
-        (0.2, 1.25, True),
-        (0.3, 1.25, False),  # the look before would be less than SHORTEST ago
+        (0.3, SHORTEST, True),
+        (0.4, SHORTEST, False),
     ],
 )
-def test_a_look_gives_up_a_third_of_its_gap_to_share_a_request_but_comes_no_sooner_than_the_shortest(
-    seconds: float, gap: float, may: bool
-) -> None:
+def test_a_look_gives_up_a_third_of_its_gap_to_share_a_request(seconds: float, gap: float, may: bool) -> None:
     assert may_be_early(seconds, gap) is may
