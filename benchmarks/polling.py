@@ -635,15 +635,16 @@ def plot(path: str, grid_found: dict[Any, Frontier], progress_found: dict[Any, F
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
     usual, wide = World(1.0, 0.2), World(1.0, 0.8)
-    for name in BASELINES:
-        _draw(left, grid_found[usual, name], name, "--")
-    _draw(left, grid_found[usual, "oracle"], "oracle (knows the law)", ":")
-    _draw(left, grid_found[usual, "ours", seed], "learned", "-")
+    for name, colour in zip(BASELINES, ("tab:blue", "tab:orange", "tab:green"), strict=True):
+        _draw(left, grid_found[usual, name], name, "--", colour)
+    _draw(left, grid_found[usual, "oracle"], "oracle (knows the law)", "-", "0.7", "")
+    _draw(left, grid_found[usual, "ours", seed], "learned", "-", "black")
     left.set_title("bias 1, spread 0.2")
-    _draw(right, grid_found[wide, "fixed"], "fixed", "--")
-    _draw(right, progress_found[wide, None, seed], "learned, without progress", "-")
-    for bar in ("informative", "stairs", "fake"):
-        _draw(right, progress_found[wide, bar, seed], f"learned, {bar} progress", "-")
+    _draw(right, grid_found[wide, "fixed"], "fixed", "--", "tab:blue")
+    _draw(right, progress_found[wide, None, seed], "learned, without progress", "-", "black")
+    _draw(right, progress_found[wide, "fake", seed], "learned, fake progress", "", "tab:red", "x")
+    _draw(right, progress_found[wide, "stairs", seed], "learned, progress in stairs", "-", "tab:brown")
+    _draw(right, progress_found[wide, "informative", seed], "learned, informative progress", "-", "tab:purple")
     right.set_title("bias 1, spread 0.8")
     for axes in (left, right):
         axes.set(xscale="log", yscale="log", xlim=(2, 50), ylim=(0.5, 60), xlabel="looks per task")
@@ -657,9 +658,10 @@ def plot(path: str, grid_found: dict[Any, Frontier], progress_found: dict[Any, F
     figure.savefig(path, dpi=110)
 
 
-def _draw(axes: Any, points: Frontier, label: str, style: str) -> None:
+def _draw(axes: Any, points: Frontier, label: str, style: str, colour: str, marker: str = ".") -> None:
     line = sorted((point.polls, point.delay) for point in points)
-    axes.plot([polls for polls, _ in line], [delay for _, delay in line], style, marker=".", label=label)
+    polls, delays = [polls for polls, _ in line], [delay for _, delay in line]
+    axes.plot(polls, delays, linestyle=style or "None", color=colour, marker=marker, label=label)
 
 
 def machine() -> dict[str, str]:

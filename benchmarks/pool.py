@@ -364,18 +364,18 @@ class EveryTask:
 class InTurn:
     """What that schedule expects of one task: the first look anywhere in the interval, the others an interval apart."""
 
-    __slots__ = ("_looked_at", "_schedule")
+    __slots__ = ("_schedule", "looked_at")
 
     def __init__(self, schedule: EveryTask) -> None:
         self._schedule = schedule
-        self._looked_at = 0.0
+        self.looked_at = 0.0
 
     def next_look(self, dice: float) -> float:
         interval = self._schedule.interval
-        return self._looked_at + (interval * (0.95 + dice / 10) if self._looked_at else interval * dice)
+        return self.looked_at + (interval * (0.95 + dice / 10) if self.looked_at else interval * dice)
 
     def unfinished(self, age: float, progress: int = 0) -> None:
-        self._looked_at = age
+        self.looked_at = age
 
     def urgency(self, age: float) -> float:
         return 1.0
@@ -384,17 +384,15 @@ class InTurn:
 async def crowd(job: Job) -> dict[str, Any]:
     """So many tasks outstanding: the share of a core that it takes to look at them, and how late the looks are."""
     late: list[float] = []
-    take = Watcher._take
+    pop = Watcher._pop
 
-    def timed_take(self: Watcher, until: float, **options: Any) -> Any:
-        due = self._heap[0][0] if self._heap else 0.0
-        watched = take(self, until, **options)
-        if watched is not None and measuring:
-            late.append(self._loop.time() - due)
-        return watched
+    def timed_pop(self: Watcher) -> Any:
+        if measuring:
+            late.append(self._loop.time() - self._heap[0][0])
+        return pop(self)
 
     measuring = False
-    Watcher._take = timed_take  # type: ignore[method-assign]
+    Watcher._pop = timed_pop  # type: ignore[method-assign]
     given = list(requests(job))
     process = psutil.Process()
     gc.collect()
@@ -777,6 +775,9 @@ def plot(results: dict[str, Any], path: str) -> None:
             axes.plot(sizes, [r["cpu_us"] for r in rows], "o-", color=colour, label=f"pool over TCP, {install}")
             axes.plot(sizes, [r["aiohttp_us"] for r in rows], "x:", color=colour, label=f"aiohttp by hand, {install}")
     axes.set(xscale="log", xlabel="tasks outstanding", ylabel="CPU µs for each task", ylim=(0, None))
+    sizes = sorted({row["outstanding"] for part in ("overhead", "tcp") for row in results.get(part, ())})
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
     axes.set_title("What a task costs")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -27,6 +27,7 @@ _USUAL_OF_ANY = 60.0
 
 # The first look comes after so much of a step; the random rest keeps tasks apart that were submitted together.
 _FIRST_STEP, _FIRST_SPREAD = 0.7, 0.1
+_EARLIEST = 1 / 3  # of the gap before a look: so much it gives up to share a request
 _DEAREST = 0.25  # of the expected duration: no budget is so small that a task is as good as forgotten
 
 _MOST_MODELS, _MOST_SIZES, _MOST_BASES, _LONGEST_NAME = 128, 16, 64, 256
@@ -37,6 +38,15 @@ _MOST_OBSERVED = 1e4  # in a bin
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
+
+
+def may_be_early(seconds: float, gap: float) -> bool:
+    """Whether a look may come so much too early for a request that is sent now anyway. gap: since the look before.
+
+    Few outstanding tasks fill a request that way, and hardly look more often; many fill it with what is due. So two
+    looks at one task may be two thirds of `SHORTEST` apart.
+    """
+    return seconds <= _EARLIEST * gap
 
 
 class TaskClass(NamedTuple):
@@ -171,12 +181,12 @@ class _Basis:
 class Expectation:
     """What is expected of one task, and what was seen of it. Ages are seconds since its submission."""
 
-    __slots__ = ("_basis", "_looked_at", "_readings", "_shown", "_shown_at", "_trusted")
+    __slots__ = ("_basis", "_readings", "_shown", "_shown_at", "_trusted", "looked_at")
 
     def __init__(self, basis: _Basis) -> None:
         self._basis = basis
         self._trusted: tuple[DurationLaw, float] | None = None  # the law of its progress, and the unit of that
-        self._looked_at = 0.0  # 0.0: there was no look
+        self.looked_at = 0.0  # age at the latest look; 0.0: there was none
         self._shown = 0  # the latest progress, and the age at which it first showed
         self._shown_at = 0.0
         self._readings: tuple[float, ...] = ()  # progress, age, of the first look at each tenth
@@ -191,7 +201,7 @@ class Expectation:
 
         random: uniform in [0, 1), spreads the first looks at tasks of the same age.
         """
-        looked_at, (law, scale) = self._looked_at, self._deciding
+        looked_at, (law, scale) = self.looked_at, self._deciding
         price = min(self._basis.schedule.price / scale, _DEAREST)
         step = 1.0 if looked_at else _FIRST_STEP + _FIRST_SPREAD * random
         age = scale * law.next_look(looked_at / scale, price, step)
@@ -204,9 +214,9 @@ class Expectation:
 
     def unfinished(self, age: float, progress: int = 0) -> None:
         """A look, asked for at this age, was answered: not over yet. progress: percent, 0 tells nothing."""
-        if not age > self._looked_at:
+        if not age > self.looked_at:
             return
-        self._looked_at = age
+        self.looked_at = age
         self._trusted = None
         if progress <= 0:
             return
@@ -224,7 +234,7 @@ class Expectation:
 
     def over(self, age: float) -> None:
         """The answer that the task is over, however it ended, came at this age: learn from it, once."""
-        low, high = self._looked_at, max(age, self._looked_at)
+        low, high = self.looked_at, max(age, self.looked_at)
         estimate, clock = self._basis.estimate, self._basis.law
         readings = iter(self._readings)
         for progress, shown_at in zip(readings, readings, strict=True):

@@ -36,7 +36,7 @@ from evolink_async.http.reads import Reader
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.polling.endings import has_result
 from evolink_async.polling.price import price_for
-from evolink_async.polling.schedule import PRICE, SHORTEST, Expectation, Schedule, class_of
+from evolink_async.polling.schedule import PRICE, SHORTEST, Expectation, Schedule, class_of, may_be_early
 from evolink_async.types import Task, TaskReading, TaskStatus
 
 logger = logging.getLogger("evolink_async.polling")
@@ -51,8 +51,6 @@ _AT_ONCE = 10
 _FEWEST_REQUESTS, _REFUSED_SHARE, _REGAINED_SHARE = 0.5, 0.7, 1.01  # per second; at a refusal; each second after
 _BATCH_DISCOUNT = 0.5  # in a batch a look costs the service less, but its provider as much
 _REPRICED_EVERY, _SAMPLE, _NEW_PRICE_SHARE, _USED_SHARE = 1.0, 200, 0.3, 0.95
-# A batch takes along what is due within this many seconds: the request is paid for already.
-_GATHER = 0.5
 _PROBE_PATIENCE = 1.0  # seconds that the others wait for the answer to the first batch
 # So many looks in batches that told nothing about a task, and it gets one of its own.
 _BATCH_FAILURES = 2
@@ -454,7 +452,7 @@ class Watcher:
         self._count_request(now)
         probing = self._learned.batches is None
         if not first.alone and (self._learned.batches or (probing and self._probe is None)):
-            while len(group) < BATCH_SIZE and (another := self._take(now + _GATHER, for_batch=True)):
+            while len(group) < BATCH_SIZE and (another := self._take_along(now)):
                 group.append(another)
             if probing and len(group) > 1:
                 self._probe = group
@@ -462,18 +460,38 @@ class Watcher:
                 self._held_until = now + _PROBE_PATIENCE
         return group
 
-    def _take(self, until: float, *, for_batch: bool = False) -> _Watched | None:
-        """The first in the heap, if it is due; on the way, drop entries of those planned anew or finished."""
-        while self._heap and self._heap[0][0] <= until:
-            moment, _, watched = self._heap[0]
-            valid = watched.due == moment
-            if valid and for_batch and watched.alone:
+    def _take(self, now: float) -> _Watched | None:
+        """The first in the heap, if it is due."""
+        first = self._first()
+        return self._pop() if first is not None and first.due <= now else None
+
+    def _take_along(self, now: float) -> _Watched | None:
+        """The first in the heap, if it may share the batch that is sent now: that request is paid for already."""
+        first = self._first()
+        if first is None or first.alone:
+            return None
+        early, expectation = first.due - now, first.expectation
+        if early > _TICK:
+            # Where something went wrong the pause stands, and of an id alone nothing is known.
+            if expectation is None or first.trouble is not None:
                 return None
-            heapq.heappop(self._heap)
-            if valid:
-                watched.looking, watched.due = True, math.inf
+            if not may_be_early(early, first.due - first.started - expectation.looked_at):
+                return None
+        return self._pop()
+
+    def _first(self) -> _Watched | None:
+        """Who is looked at next; entries of those planned anew or finished are dropped."""
+        while self._heap:
+            moment, _, watched = self._heap[0]
+            if watched.due == moment:
                 return watched
+            heapq.heappop(self._heap)
         return None
+
+    def _pop(self) -> _Watched:
+        watched = heapq.heappop(self._heap)[2]
+        watched.looking, watched.due = True, math.inf
+        return watched
 
     # Looking
 
@@ -643,6 +661,7 @@ class Watcher:
             learned.requests_per_second = max(_FEWEST_REQUESTS, _REFUSED_SHARE * refused)
         pause = self._retry.delay(max(1, self._refusals), hint, self._random.random())
         self._paused_until = max(self._paused_until, now + pause)
+        self._next_request_at = max(self._next_request_at, self._paused_until)  # and then one by one
 
     # Telling
 

@@ -15,7 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evolink_async.polling.progress import TENTHS
-from evolink_async.polling.schedule import LONGEST, SHORTEST, Expectation, Schedule, TaskClass, class_of
+from evolink_async.polling.schedule import (
+    LONGEST,
+    SHORTEST,
+    Expectation,
+    Schedule,
+    TaskClass,
+    class_of,
+    may_be_early,
+)
 
 MODEL = TaskClass("image", "some-model")
 ALMOST_ONE = math.nextafter(1.0, 0.0)
@@ -427,3 +435,19 @@ def test_names_of_any_length_make_a_class_of_bounded_length() -> None:
 
 def test_of_an_id_alone_the_class_is_unknown() -> None:
     assert class_of(None, None, None, None) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "gap", "may"),
+    [
+        (-3.0, 10.0, True),  # it is late already
+        (0.0, SHORTEST, True),
+        (3.3, 10.0, True),
+        (3.4, 10.0, False),
+        (90.0, LONGEST, True),
+        (0.3, SHORTEST, True),
+        (0.4, SHORTEST, False),
+    ],
+)
+def test_a_look_gives_up_a_third_of_its_gap_to_share_a_request(seconds: float, gap: float, may: bool) -> None:
+    assert may_be_early(seconds, gap) is may

@@ -334,6 +334,49 @@ async def test_where_the_service_answers_for_fifty_it_is_asked_for_fifty() -> No
     assert watcher.polls == sum(len(ids) for *_, ids in reader.calls)
 
 
+class Every30Seconds(Schedule):
+    def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
+        return In30Seconds(30.0)
+
+
+class In30Seconds(PlainExpectation):
+    def next_look(self, random: float) -> float:
+        return self.looked_at + 30
+
+
+async def test_a_batch_takes_along_whoever_has_waited_most_of_the_time_between_two_looks() -> None:
+    reader = FakeReader(done_at(60), whole_batch)
+    async with watching(reader, schedule=Every30Seconds(), learned=Learned(batches=True)) as watcher:
+        ears = follow(watcher, [fresh("first")])
+        await asyncio.sleep(9)
+        ears += follow(watcher, [fresh("in-9-of-30")])
+        await asyncio.sleep(2)
+        ears += follow(watcher, [fresh("in-11-of-30")])
+        await asyncio.sleep(30)
+        assert [(round(at), ids) for at, _, ids in reader.calls] == [
+            (30, ("first", "in-9-of-30")),
+            (41, ("in-11-of-30",)),
+        ]
+        await asyncio.gather(*(ear.over for ear in ears))
+
+
+async def test_a_batch_comes_to_no_task_before_its_pause_after_trouble_is_over() -> None:
+    def batch(ids: list[str]) -> Any:
+        if now() < 31 and "troubled" in ids:
+            return refusal(503, headers={"retry-after": "20"})
+        return whole_batch(ids)
+
+    reader = FakeReader(done_at(60), batch)
+    async with watching(reader, schedule=Every30Seconds(), learned=Learned(batches=True)) as watcher:
+        ears = follow(watcher, [fresh("troubled"), fresh("with-it")])
+        await asyncio.sleep(15)
+        ears += follow(watcher, [fresh("other")])  # due 15 s after the refusal, 5 s before its pause is over
+        await asyncio.gather(*(ear.over for ear in ears))
+    looks = reader.times("troubled")
+    assert looks[1] - looks[0] >= 20
+    assert 44 < reader.times("other")[0] < 46
+
+
 @pytest.mark.parametrize("status", [400, 403, 404, 405])
 async def test_a_refused_batch_means_single_looks_for_the_clients_life(status: int) -> None:
     reader = FakeReader(done_at(62), lambda ids: refusal(status))
