@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -20,11 +21,10 @@ from evolink_async.saving.content import content_type_of
 from evolink_async.saving.folder import Folder, PartFile, hash_of
 
 SCHEMES = "s3", "gs", "az"
-AT_ONCE = 32 * 2**20
+AT_ONCE = 8 * 2**20
 """Bytes up to which an object is put in one request, which can be told to replace nothing. Above, it takes parts."""
 
 _RESULT = "evolink-result"
-_CLIENT: Any = {"timeout": "120s"}  # of one request, of which the largest carries AT_ONCE
 _RETRY: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
 _LIKELY = {"image": ("png", "jpg", "webp"), "video": ("mp4",), "audio": ("mp3", "wav")}
 _ADDRESS = re.compile(r"(?P<scheme>[a-z0-9]+)://(?P<bucket>[^/?#\s]+)(?P<prefix>(?:/[^?#\0]*)?)")
@@ -68,7 +68,7 @@ class Bucket:
         self.part_folder = self._folder.part_folder
         self.lingers = True
         try:
-            self._store: Any = store.from_url(address.rstrip("/"), client_options=_CLIENT, retry_config=_RETRY)
+            self._store: Any = store.from_url(address.rstrip("/"), retry_config=_RETRY)
         except Exception as error:  # noqa: BLE001  (obstore's errors have no other common root; nothing is awaited)
             raise ConfigurationError(f"{address!r} cannot be used: {_first_line(error)}") from None
 
@@ -116,7 +116,7 @@ class Bucket:
         attributes = {"Content-Type": content_type_of(name.rpartition(".")[2])}
         if result is not None:
             attributes[_RESULT] = result
-        options: dict[str, Any] = {"attributes": attributes, "max_concurrency": 4}
+        options: dict[str, Any] = {"attributes": attributes, "max_concurrency": 2}
         try:
             if part.size <= AT_ONCE:
                 self._obstore.put(self._store, name, part.path, mode="create", use_multipart=False, **options)
@@ -148,7 +148,7 @@ class Bucket:
         try:
             if self._obstore.head(self._store, name)["size"] != part.size:
                 return False
-            with part.path.open("rb") as file, self._obstore.open_reader(self._store, name) as other:
+            with part.path.open("rb") as file, closing(self._obstore.open_reader(self._store, name)) as other:
                 return bool(hash_of(file) == hash_of(other))
         except Exception as error:  # noqa: BLE001  (as above)
             raise DownloadError(f"{str(self._root / name)!r} could not be read: {_first_line(error)}") from None
