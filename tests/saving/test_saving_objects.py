@@ -160,7 +160,7 @@ async def test_a_large_object_goes_up_in_parts(
     body = b"\0\0\0\x18ftypmp42" + bytes(12) + b"\0\0\0\x0cmoov" + bytes(4) + b"\0\0\0\0mdat" + os.urandom(11 * 2**20)
 
     async def handler(call: Call, writer: Writer) -> None:
-        answer(writer, body if call.path == "/clip" else PNG)
+        answer(writer, body if call.path == "/clip" else OTHER if call.path == "/other" else PNG)
 
     address = f"s3://{bucket}"
     async with media_host(handler) as host:
