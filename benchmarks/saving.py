@@ -34,7 +34,7 @@ from typing import Any
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 MB = 10**6
-ROWS = {"small": (2000, 60_000), "medium": (200, 5 * MB), "large": (30, 50 * MB)}
+ROWS = {"tiny": (20, 20_000), "small": (2000, 60_000), "medium": (200, 5 * MB), "large": (30, 50 * MB)}
 MEMORY = (200, 50 * MB)
 AT_ONCE = 24  # connections, on both sides
 CLIENTS = ("evolink_async", "curl", "evolink_async, no fsync")
@@ -181,7 +181,7 @@ def median(results: list[dict[str, float]]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", default=",".join(ROWS), help="of " + ", ".join(ROWS))
+    parser.add_argument("--rows", default="small,medium,large", help="of " + ", ".join(ROWS))
     parser.add_argument("--folder", default=tempfile.gettempdir(), help="on the disk to be measured")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--json", action="store_true")

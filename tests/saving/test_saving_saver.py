@@ -612,3 +612,61 @@ def test_every_thread_that_saves_is_our_own() -> None:
 
     assert asyncio.run(where()).startswith("evolink disk")
     assert folder._threads(os.getpid(), "disk") is not folder._threads(os.getpid(), "uploads")
+
+
+# --- time, and others' time -------------------------------------------------------------------------------------
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(("pause", "cut_after"), [(10.0, 30.0), (2.0, 30.0), (0.1, None)])
+async def test_below_a_kilobyte_a_second_for_half_a_minute_a_transfer_is_cut_and_resumed(
+    client: AsyncEvoLink, tmp_path: Path, pause: float, cut_after: float | None
+) -> None:
+    """Nothing for 10 s at a time; 150 bytes every 2 s; 150 bytes every 0.1 s, which is fast enough."""
+    body = MP4 + b"\0\0\0\0mdat" + bytes(90_000)
+    times: list[float] = []
+
+    async def handler(call: Call, writer: Writer) -> None:
+        times.append(asyncio.get_running_loop().time())
+        start = int(call.headers.get("range", "bytes=0-")[6:-1])
+        if start:
+            span = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            answer(writer, body[start:], "206 Partial Content", content_range=span, etag='"one"')
+            return
+        answer(writer, body[:50], length=len(body), etag='"one"')
+        for position in range(50, len(body), 150):
+            writer.write(body[position : position + 150])
+            await asyncio.sleep(pause)
+
+    async with media_host(handler) as host:
+        [path] = await Saver(client, tmp_path).save(task_with(f"{host.url}/1", type="video"), **Named("k").as_options())
+        assert len(host.calls) == (1 if cut_after is None else 2)
+    assert path.read_bytes() == body
+    if cut_after is not None:
+        begun, resumed = times
+        assert cut_after <= resumed - begun <= cut_after * 1.5
+
+
+async def test_polls_and_submissions_don_t_wait_for_files(emulator: Any, tmp_path: Path) -> None:
+    async def silent(call: Call, writer: Writer) -> None:
+        await asyncio.sleep(60)
+
+    async with (
+        media_host(silent) as host,
+        AsyncEvoLink(base_url=emulator.base_url, allow_private_hosts=True, max_connections=4) as client,
+    ):
+        saver = Saver(client, tmp_path)
+        saves = [
+            asyncio.create_task(saver.save(task_with(f"{host.url}/{n}"), key=f"{n}", index=n, identity=f"{n}"))
+            for n in range(300)
+        ]
+        while len(host.calls) < 20:  # noqa: ASYNC110  (nobody tells us)
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(15):
+            task = await client.images.generate(model="gpt-4o-image", prompt="a lighthouse")
+        assert task.succeeded
+        assert not any(save.done() for save in saves)
+        for save in saves:
+            save.cancel()
+        await asyncio.wait(saves)
+    assert names_in(tmp_path) == []
