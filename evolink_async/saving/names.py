@@ -51,11 +51,12 @@ def unique_stem(text: str, *, case_matters: bool = True) -> str:
     return f"{stem}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
-def request_stem(key: str | None, index: int, identity: str, *, case_matters: bool = True) -> str:
+def request_stem(key: str | None, index: int | None, identity: str, *, case_matters: bool = True) -> str:
     """The name of a pool's request: its key made safe, else its number and the first eight of its identity."""
     if key is not None:
         return unique_stem(key, case_matters=case_matters)
-    return f"{index:06d}-{safe_stem(identity[:8], 'request')}"
+    start = safe_stem(identity[:8], "request")
+    return start if index is None else f"{index:06d}-{start}"
 
 
 def stem_of_url(url: str) -> str:

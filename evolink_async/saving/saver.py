@@ -94,7 +94,7 @@ class Saver:
         task: Task,
         *,
         key: str | None,
-        index: int,
+        index: int | None,
         identity: str,
         saved: Sequence[str] = (),
         fresh: Callable[[], Awaitable[Task]] | None = None,
@@ -256,7 +256,8 @@ class _LinkSaving:
                 raise self._worded(error) from error.__cause__
             except (OSError, UnicodeError) as error:
                 full = ": make room and save again" if isinstance(error, OSError) and is_full(error) else ""
-                message = f"cannot write into {self._place}: {_reason(error)}{full}"
+                where = repr(str(self._place.part_folder)) if self._place.lingers else self._place
+                message = f"cannot write into {where}: {_reason(error)}{full}"
                 raise self._worded(DownloadError(message)) from error
 
     async def _save(self, media: MediaSource) -> SavedPath:

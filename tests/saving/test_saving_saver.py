@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import shutil
+import stat
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -333,6 +333,8 @@ async def test_a_folder_that_cannot_be_used_is_found_before_anything_is_paid(
 async def test_leftovers_of_dead_processes_are_removed_and_those_of_the_living_are_not(
     client: AsyncEvoLink, tmp_path: Path
 ) -> None:
+    import fcntl
+
     orphan, held = tmp_path / ".evolink-0000000000000000.part", tmp_path / ".evolink-1111111111111111.part"
     mine = tmp_path / "notes.part"
     for path in (orphan, held, mine):
@@ -367,6 +369,8 @@ def test_a_temporary_file_that_was_removed_before_it_was_locked_is_made_again(
 async def test_without_locks_nobody_s_temporary_files_are_removed(
     client: AsyncEvoLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import fcntl
+
     def no_locks(*args: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -427,7 +431,7 @@ async def test_a_disk_that_fills_up_in_the_middle_leaves_nothing_and_says_so(
     client: AsyncEvoLink, tmp_path: Path
 ) -> None:
     """A real limit of the operating system: no file of this process may be larger than 300 kB."""
-    resource = pytest.importorskip("resource")
+    import resource
     import signal
 
     body = MP4 + bytes(2 * download.FLUSH)
@@ -669,4 +673,43 @@ async def test_polls_and_submissions_don_t_wait_for_files(emulator: Any, tmp_pat
         for save in saves:
             save.cancel()
         await asyncio.wait(saves)
+    assert names_in(tmp_path) == []
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_is_too_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    sync, link = os.fsync, os.link
+
+    def fsync(descriptor: int) -> None:
+        steps.append("sync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync file")
+        sync(descriptor)
+
+    def linked(source: Path, target: Path, **options: Any) -> None:
+        assert source.parent == target.parent
+        assert source.read_bytes() == PNG
+        steps.append("name")
+        link(source, target, **options)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "link", linked)
+    part = PartFile(tmp_path)
+    part.open()
+    part.add(PNG)
+    Folder(tmp_path).publish(part, "a.png", None)
+    part.discard()
+    assert steps == ["sync file", "name", "sync folder"]
+    assert names_in(tmp_path) == ["a.png"]
+
+
+def test_a_file_that_is_being_written_is_no_leftover(tmp_path: Path) -> None:
+    part = PartFile(tmp_path)
+    part.open()
+    folder.remove_leftovers(tmp_path)
+    assert part.path.exists()
+    part.discard()
     assert names_in(tmp_path) == []
