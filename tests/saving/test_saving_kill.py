@@ -23,7 +23,7 @@ from evolink_async.emulator import Emulator
 from evolink_async.saving.folder import read_mark
 from evolink_async.testing import Bandwidth, FaultProxy, Slicer
 
-KILLS = int(os.environ.get("SAVING_KILLS", "6"))
+KILLS = int(os.environ.get("SAVING_KILLS", "4"))
 TASKS = 45
 
 

@@ -59,10 +59,11 @@ async def wiretap(upstream: str) -> AsyncIterator[Wiretap]:
         yield tap
     finally:
         server.close()
-        for task in list(running):
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        await asyncio.sleep(0)
+        for _ in range(10):  # connections that were just being made are served after the first round
+            for task in list(running):
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.sleep(0)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, said: bytearray | None) -> None:
