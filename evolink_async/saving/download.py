@@ -189,7 +189,7 @@ class Download:
             raise DownloadError(f"{describe(self._link)} is sent compressed, which was not asked for")
         self._version = _Version.of(answer.headers, total)
         self._check_size(total or 0, answer)
-        if total is not None:
+        if total is not None and total - self._part.size > FLUSH:  # what is written at one go finds out by itself
             await in_thread(self._part.promise, total - self._part.size)
         return total
 
@@ -240,7 +240,9 @@ class Download:
             if is_false(self._part.head, content_type):
                 raise DownloadError(f"{describe(self._link)} is no {ending_of(content_type)}, although it says so")
             return ending_of(content_type)
-        if not await in_thread(self._part.looks_whole, ending):
+        part = self._part
+        looks_whole = part.looks_whole(ending) if part.is_in_memory else await in_thread(part.looks_whole, ending)
+        if not looks_whole:
             announced = total is not None or "transfer-encoding" in answer.headers
             await self._doubt(ending, announced=announced, may_be_odd=announced and not has_surplus)
         return ending

@@ -26,7 +26,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from io import FileIO
+from io import BytesIO, FileIO
 from pathlib import Path, PurePath
 from typing import BinaryIO, TypeVar, cast
 
@@ -40,7 +40,7 @@ except ImportError:  # Windows, where nobody can remove a file that is open
 
 T = TypeVar("T")
 
-THREADS = 8
+THREADS = 16
 MARK = "user.evolink.result"
 _BLOCK = 1024 * 1024
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES})
@@ -48,6 +48,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # `O_NOFOLLOW` and `O_BINARY` don't exist everywhere.
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _PART = ".evolink-", ".part"
+_ENDINGS = (*CONTENT_TYPES, *sorted(ENDINGS - CONTENT_TYPES.keys()))
 
 
 async def in_thread(function: Callable[..., T], *args: object) -> T:
@@ -186,8 +187,15 @@ class PartFile:
         promised, self._promised = self._promised, 0
         _room.give_back(self._device, promised)
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether nothing of it is written yet."""
+        return self.pending == self.size
+
     def looks_whole(self, ending: str) -> bool:
-        """Whether what was added ends as a file of this type does."""
+        """Whether what was added ends as a file of this type does. Doesn't block if all of it is in memory."""
+        if self.is_in_memory:
+            return is_whole(BytesIO(b"".join(self._pending)), ending)
         self.flush()
         try:
             return is_whole(cast(BinaryIO, self._file), ending)
@@ -204,6 +212,11 @@ class PartFile:
     def close(self) -> None:
         """Nothing more is added."""
         self._file.close()
+
+    def let_go(self) -> None:
+        """It has a name of its own now: nothing is left to discard."""
+        self._file.close()
+        self._opened = None
 
     def discard(self) -> None:
         """Close and remove what is there. Never fails, can be repeated, is over at once."""
@@ -241,8 +254,11 @@ class Folder:
 
         by_name: the name alone proves that it is the result; else its mark has to.
         """
-        for ending in (*CONTENT_TYPES, *sorted(ENDINGS - CONTENT_TYPES.keys())):
-            path = self.part_folder / f"{stem}.{ending}"
+        start = os.path.join(self.part_folder, stem)
+        for ending in _ENDINGS:
+            if not os.path.lexists(f"{start}.{ending}"):
+                continue
+            path = Path(f"{start}.{ending}")
             mark = _whole_mark(path, ending)
             if mark is not None and (mark == result or (by_name and not mark and ending in CONTENT_TYPES)):
                 return self._given / path.name
@@ -274,7 +290,7 @@ class Folder:
                 ) from None
             part.discard()
         else:
-            part.close()
+            part.let_go()
             _sync_folder(self.part_folder)
         return self._given / name
 

@@ -389,11 +389,16 @@ async def test_without_locks_nobody_s_temporary_files_are_removed(
 async def test_a_file_that_does_not_fit_is_refused_before_it_is_fetched(
     client: AsyncEvoLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    large = MP4 + bytes(download.FLUSH)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: usage._replace(free=len(PNG) - 1))
-    async with media_host(good) as host:
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: usage._replace(free=len(large) - 1))
+
+    async def handler(call: Call, writer: Writer) -> None:
+        answer(writer, large)
+
+    async with media_host(handler) as host:
         with pytest.raises(DownloadError, match=r"not enough space in .* make room and save again"):
-            await Saver(client, tmp_path).save(task_with(f"{host.url}/1"), **Named("k").as_options())
+            await Saver(client, tmp_path).save(task_with(f"{host.url}/1", type="video"), **Named("k").as_options())
         assert len(host.calls) == 1
     assert names_in(tmp_path) == []
 
@@ -401,9 +406,9 @@ async def test_a_file_that_does_not_fit_is_refused_before_it_is_fetched(
 async def test_what_is_promised_to_one_download_is_not_promised_to_another(
     client: AsyncEvoLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    big = 10 * download.FLUSH
+    big, other = 10 * download.FLUSH, MP4 + bytes(2 * download.FLUSH)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: usage._replace(free=big + len(PNG) - 1))
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: usage._replace(free=big + len(other) - 1))
     began = asyncio.Event()
 
     async def handler(call: Call, writer: Writer) -> None:
@@ -412,7 +417,7 @@ async def test_what_is_promised_to_one_download_is_not_promised_to_another(
             await writer.drain()
             began.set()
             await asyncio.sleep(30)
-        await good(call, writer)
+        answer(writer, other)
 
     async with media_host(handler) as host:
         saver = Saver(client, tmp_path)
@@ -420,11 +425,12 @@ async def test_what_is_promised_to_one_download_is_not_promised_to_another(
         await began.wait()
         while not folder._room._promised.total():  # noqa: ASYNC110  (nobody tells us)
             await asyncio.sleep(0.001)
+        task = task_with(f"{host.url}/1", type="video")
         with pytest.raises(DownloadError, match="MB of them for other downloads"):
-            await saver.save(task_with(f"{host.url}/1"), **Named("k").as_options())
+            await saver.save(task, **Named("k").as_options())
         large.cancel()
         await asyncio.wait([large])
-        assert len(await saver.save(task_with(f"{host.url}/1"), **Named("k").as_options())) == 1
+        assert len(await saver.save(task, **Named("k").as_options())) == 1
 
 
 async def test_a_disk_that_fills_up_in_the_middle_leaves_nothing_and_says_so(
