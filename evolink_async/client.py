@@ -10,7 +10,7 @@ import warnings
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from urllib.parse import urlsplit
 
 from evolink_async.checks import checked_count, checked_seconds, one_of
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from evolink_async.catalog import Finding
     from evolink_async.pool import Outcome, TaskPool
-    from evolink_async.saving import Files
+    from evolink_async.saving import Files, ObjectPath
 
 __all__ = ["AsyncEvoLink"]
 
@@ -81,7 +81,7 @@ class AsyncEvoLink:
         (at most three times until the service has proven that it honours keys); "hold" never does.
     validate: check known models against the catalogue before anything is sent: True refuses, "warn" logs, False skips.
     http_client: any `httpx.AsyncClient`, used for the API's hosts only and never closed by us.
-    allow_private_hosts: whether callback URLs may name private addresses.
+    allow_private_hosts: whether result links may lead to private addresses, and callback URLs name them.
 
     Raises `ConfigurationError` for an option that cannot work; the message never shows the key. Since 0.1.0.
     """
@@ -194,8 +194,32 @@ class AsyncEvoLink:
 
         return await run_many(self.pool(requests, **pool_options))
 
-    async def save(self, source: Task | str, directory: str | os.PathLike[str]) -> list[Path]:
-        """Save the results of a completed task (or one link) into a directory: the paths written."""
+    @overload
+    async def save(self, source: Task | str, directory: os.PathLike[str]) -> list[Path]: ...
+    @overload
+    async def save(self, source: Task | str, directory: str) -> list[Path] | list[ObjectPath]: ...
+    async def save(self, source: Task | str, directory: str | os.PathLike[str]) -> list[Path] | list[ObjectPath]:
+        """Save every link of a completed task, or one link: the paths, in the order of the links.
+
+        directory: a folder, which is made if it is missing, or s3://bucket/prefix, gs://... or az://... (the `storage`
+        extra; the paths are then of that form).
+
+        A task's files are named `{task id}-{n}.{ext}`, n from 1, the extension from the content; a link's file after
+        its last path segment, or `result`. Each file appears whole or not at all, never in the place of a different
+        one. What an earlier call has saved of a task, and is whole, is not fetched again. A task whose links are gone
+        (rows of `tasks.list`) or dead is looked up once for fresh ones; one without any links gives an empty list.
+
+        Only http(s) links to public addresses are fetched (and to the API's own host and port), unless the client was
+        made with `allow_private_hosts=True`; redirects are checked likewise, five at most. Never with the key. An image
+        may have 100 MB, anything else 4 GB; a transfer below 1 kB/s for 30 s is cut, resumed, and given up after seven
+        attempts or 300 s without progress. The bounds are our guess; the links' 24 hours are documented.
+
+        Raises `InvalidRequestError` for a task that isn't finished, the task's own error for one that failed,
+        `ConfigurationError` for a directory that cannot be one, `ResultExpiredError` for dead links and `DownloadError`
+        for anything else that went wrong. If a task has several links, the others are still saved before the first
+        one's error is raised; its `.files` and a note name them. Cancelling it, or closing the client (`ClosedError`),
+        leaves whole files only. Since 0.1.0.
+        """
         from evolink_async.saving import save_results
 
         return await save_results(self, source, directory)

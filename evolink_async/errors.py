@@ -307,7 +307,12 @@ class LedgerError(EvoLinkError):
 
 
 class DownloadError(EvoLinkError):
-    """A result could not be saved. The generation itself is done: never pay for it again, fetch the link again."""
+    """A result could not be saved. The generation itself is done: never pay for it again, fetch the link again.
+
+    files: paths of what was saved of the same task all the same.
+    """
+
+    files: tuple[Any, ...] = ()
 
 
 class ResultExpiredError(DownloadError):

@@ -16,6 +16,7 @@ from evolink_async.http.exchange import Exchange
 from evolink_async.http.foreign import ForeignTransport
 from evolink_async.http.gate import Gate
 from evolink_async.http.keys import ApiKey
+from evolink_async.http.media import MediaSource, place_of
 from evolink_async.http.pace import Pace
 from evolink_async.http.rates import RateLimit
 from evolink_async.http.reads import Reader
@@ -88,6 +89,9 @@ class Session:
         self.exchange = Exchange(self.transport, options.base_url)
         self.files_exchange = Exchange(self.transport, options.files_url)
         self._downloads: SlotTransport | None = None
+        self._media: MediaSource | None = None
+        self._own_places = frozenset({place_of(options.base_url), place_of(options.files_url)})
+        self._allow_private = options.allow_private_hosts
         self._calls: set[asyncio.Timeout] = set()
         self._closed = False
         gate = self.transport.gate
@@ -117,6 +121,13 @@ class Session:
         if self._downloads is None:
             self._downloads = SlotTransport(DOWNLOAD_CONNECTIONS)
         return self._downloads
+
+    @property
+    def media(self) -> MediaSource:
+        """Where result files are fetched from, by all who save them."""
+        if self._media is None or self._closed:
+            self._media = MediaSource(self.downloads, self._own_places, allow_private=self._allow_private)
+        return self._media
 
     async def until_closed(self, call: Awaitable[_T]) -> _T:
         """The result of a call that raises only errors of this library; `ClosedError` if the client is closed first."""

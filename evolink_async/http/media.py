@@ -6,9 +6,7 @@ import asyncio
 import logging
 import re
 import socket
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
-from typing import cast
+from collections.abc import Mapping
 
 import httpx
 
@@ -16,15 +14,17 @@ from evolink_async.errors import DownloadError
 from evolink_async.http.addresses import refusal
 from evolink_async.http.answers import excerpt
 from evolink_async.http.exchange import CONNECT_TIMEOUT, USER_AGENT
-from evolink_async.http.transport import SlotTransport
+from evolink_async.http.proxies import DEFAULT_PORTS
+from evolink_async.http.transport import Call, Reply, SlotTransport, origin_of
+from evolink_async.http.wire import header_lines
 
 logger = logging.getLogger("evolink_async.saving")
 
 MOST_REDIRECTS = 5
 ANSWER_TIMEOUT = 30.0  # seconds from the connection slot to the answer's headers
+MOST_AT_ONCE = 128  # files that are being saved, those that wait for their next attempt included
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?", re.ASCII)
-_PORTS = {"http": 80, "https": 443}
 
 Place = tuple[str, int]  # host and port
 
@@ -33,36 +33,44 @@ class MediaCut(Exception):
     """The transfer broke off, or never began; another attempt may succeed."""
 
 
+class AddressRefused(Exception):
+    """A host has an address that is none to fetch from; says why."""
+
+
 class MediaAnswer:
     """An answer whose body is still to be read. To be closed, whatever happens."""
 
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
-        self.status = response.status_code
-        self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+        self.status = reply.status
+        self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in reply.headers}
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The body as it comes. Raises `MediaCut`."""
-        body = cast("AsyncGenerator[bytes, None]", aiter(cast(httpx.AsyncByteStream, self._response.stream)))
-        async with aclosing(body):
-            try:
-                async for chunk in body:
-                    yield chunk
-            except httpx.HTTPError as error:
-                raise MediaCut(_reason(error)) from error
+    async def read(self) -> bytes:
+        """The next bytes of the body, none at its end. Raises `MediaCut`. Cancelling it closes the connection."""
+        try:
+            return await self._reply.read()
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise MediaCut(_reason(error)) from error
+
+    @property
+    def has_surplus(self) -> bool:
+        """Whether more bytes came than the answer's length has room for."""
+        return self._reply.has_surplus
 
     async def aclose(self) -> None:
         """Close it; the connection is kept if the body was read to its end."""
-        await self._response.aclose()
+        await self._reply.aclose()
 
 
 class MediaSource:
     """Where links are fetched from: a transport of their own, and the rule which places they may lead to.
 
     own: the API's places, which may be private (a local emulator). allow_private: all may.
+    places: who saves a file holds one of them, so that a thousand at once don't open a thousand files.
     """
 
     def __init__(self, transport: SlotTransport, own: frozenset[Place], *, allow_private: bool) -> None:
+        self.places = asyncio.Semaphore(MOST_AT_ONCE)
         self._transport = transport
         self._own = own
         self._allow_private = allow_private
@@ -83,50 +91,48 @@ class MediaSource:
         raise DownloadError(f"{describe(link)} redirects more than {MOST_REDIRECTS} times")
 
     async def _get(self, url: httpx.URL, headers: Mapping[str, str]) -> MediaAnswer:
-        open_to_all = self._allow_private or place_of(url) in self._own
-        try:
-            proxied = self._is_proxied(url)
-        except httpx.HTTPError as error:
-            raise MediaCut(_reason(error)) from error
-        if not open_to_all:
-            await _check_resolved(url, proxied=proxied)
         loop = asyncio.get_running_loop()
         whole = asyncio.timeout(None)
-        request = httpx.Request(
-            "GET",
-            url,
-            headers={"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **headers},
-            extensions={
-                "timeout": {"connect": CONNECT_TIMEOUT, "read": None, "write": ANSWER_TIMEOUT, "pool": None},
-                "on_slot": lambda: whole.reschedule(loop.time() + ANSWER_TIMEOUT),
-            },
-        )
+        is_open = self._allow_private or place_of(url) in self._own
         try:
+            origin = origin_of(url)
+            if not is_open and self._transport.is_proxied(origin):
+                await _check_resolved(url)
+            call = Call(
+                b"GET",
+                origin,
+                url.raw_path,
+                _header_lines(url, headers),
+                connect_timeout=CONNECT_TIMEOUT,
+                write_timeout=ANSWER_TIMEOUT,
+                on_slot=lambda: whole.reschedule(loop.time() + ANSWER_TIMEOUT),
+                vet=None if is_open else _vet,
+            )
             async with whole:
-                response = await self._transport.handle_async_request(request)
+                reply = await self._transport.call(call)
+        except AddressRefused as refused:
+            raise DownloadError(
+                f"the host {url.host!r} of the link is {refused}, which is not fetched from; "
+                "if that is meant to be so, make the client with allow_private_hosts=True"
+            ) from None
         except TimeoutError as error:
             raise MediaCut(f"no answer within {ANSWER_TIMEOUT:g} s") from error
         except (httpx.HTTPError, OSError) as error:
             raise MediaCut(_reason(error)) from error
-        logger.debug("GET %s -> %d", describe(str(url)), response.status_code)
-        if not open_to_all and not proxied:
-            reason = _refused_peer(response)
-            if reason is not None:
-                await response.aclose()
-                raise _private(url, reason)
-        return MediaAnswer(response)
+        logger.debug("GET %s -> %d", describe(str(url)), reply.status)
+        return MediaAnswer(reply)
 
-    def _is_proxied(self, url: httpx.URL) -> bool:
-        # Behind a proxy the peer is the proxy, and which addresses may be reached is for the proxy to say.
-        host, port = place_of(url)
-        origin = (url.raw_scheme, host.encode("ascii"), port)
-        return self._transport._proxies.for_origin(origin) is not None
+
+def _header_lines(url: httpx.URL, headers: Mapping[str, str]) -> bytes:
+    lines = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **headers}
+    pairs = ((name.encode("ascii"), value.encode("latin-1")) for name, value in lines.items())
+    return header_lines([(b"Host", url.netloc), *pairs])
 
 
 def place_of(url: httpx.URL | str) -> Place:
     """Host and port that a URL leads to."""
     url = httpx.URL(url)
-    return url.raw_host.decode("ascii"), url.port or _PORTS.get(url.scheme, 0)
+    return url.raw_host.decode("ascii"), url.port or DEFAULT_PORTS.get(url.raw_scheme, 0)
 
 
 def checked_link(link: str) -> httpx.URL:
@@ -135,7 +141,7 @@ def checked_link(link: str) -> httpx.URL:
         url = httpx.URL(link)
     except (httpx.InvalidURL, TypeError, UnicodeError):
         raise DownloadError(f"the link {excerpt(link.encode('utf-8', 'replace'))!r} is no URL") from None
-    if url.scheme not in _PORTS or not url.host:
+    if url.raw_scheme not in DEFAULT_PORTS or not url.host:
         raise DownloadError(f"only http and https links with a host are fetched, not {describe(link)}")
     if not _HOST.fullmatch(url.raw_host.decode("ascii", "replace")) or (url.port or 0) > 65535:
         raise DownloadError(f"the host or port of {describe(link)} is none that can exist")
@@ -164,39 +170,27 @@ def describe(link: str) -> str:
     return excerpt(link.partition("?")[0].partition("#")[0].encode("utf-8", "replace"))
 
 
-async def _check_resolved(url: httpx.URL, *, proxied: bool) -> None:
-    """Raise `DownloadError` if the name leads to an address that isn't public.
+def _vet(address: str) -> None:
+    """Raise `AddressRefused` for an address that isn't public."""
+    reason = refusal(address)
+    if reason is not None:
+        raise AddressRefused(reason)
 
-    The connection looks the name up again, so its peer is checked as well; this check comes first because it keeps
-    any request from being sent there.
+
+async def _check_resolved(url: httpx.URL) -> None:
+    """`_vet` for a host that a proxy will connect to. A name that only the proxy can resolve is the proxy's business.
+
+    Without a proxy there is no second look-up that could give another answer: the connection vets what it looks up.
     """
     host, port = place_of(url)
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        if proxied:
-            return
-        raise MediaCut(f"the host {host} is not found: {_reason(error)}") from error
+    except (OSError, UnicodeError):
+        return
     for *_, address in found:
-        reason = refusal(str(address[0]))
-        if reason is not None:
-            raise _private(url, reason)
-
-
-def _refused_peer(response: httpx.Response) -> str | None:
-    """Why the machine that answered is none to fetch from."""
-    stream = response.extensions.get("network_stream")
-    peer = None if stream is None else stream.get_extra_info("server_addr")
-    return refusal(str(peer[0])) if peer else "an address that cannot be checked"
-
-
-def _private(url: httpx.URL, reason: str) -> DownloadError:
-    return DownloadError(
-        f"the host {url.host!r} of the link is {reason}, which is not fetched from; "
-        "if that is meant to be so, make the client with allow_private_hosts=True"
-    )
+        _vet(str(address[0]))
 
 
 def _reason(error: BaseException) -> str:

@@ -222,9 +222,16 @@ class SocketStream(asyncio.Protocol):
         # What arrived since the loop last looked.
         return _is_socket_readable(self._transport.get_extra_info("socket").fileno())
 
-    async def connect(self, host: str, port: int) -> None:
-        """Open the TCP connection, to whichever of the host's addresses answers first."""
-        connected = await _connect_first(self._loop, await _addresses(self._loop, host, port))
+    async def connect(self, host: str, port: int, vet: Callable[[str], object] | None = None) -> None:
+        """Open the TCP connection, to whichever of the host's addresses answers first.
+
+        vet: is shown every address before any is connected to, and raises for one that must not be.
+        """
+        addresses = await _addresses(self._loop, host, port)
+        if vet is not None:
+            for _, address in addresses:
+                vet(str(address[0]))
+        connected = await _connect_first(self._loop, addresses)
         try:
             await self._loop.create_connection(lambda: self, sock=connected)
         except BaseException:

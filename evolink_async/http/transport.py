@@ -50,7 +50,8 @@ class Call:
     pool_timeout bounds the wait at the gate, connect_timeout the whole way to a usable connection: DNS, TCP, proxy and
     TLS together. on_slot: called as soon as the gate is passed: here the exchange begins. on_bytes: called right before
     the first byte of the request is written, and never before the connection is ready; if it wasn't called, then
-    nothing of the request left this machine.
+    nothing of the request left this machine. vet: raises for an address that must not be connected to; it is shown all
+    that a new connection is about to choose from, not those of a proxy. The same for all calls to one origin.
     """
 
     method: bytes
@@ -68,6 +69,7 @@ class Call:
     on_slot: Callable[[], object] | None = None
     on_bytes: Callable[[], object] | None = None
     server_name: str | None = None  # for TLS, if it isn't the host
+    vet: Callable[[str], object] | None = None
 
     @property
     def netloc(self) -> bytes:
@@ -114,6 +116,10 @@ class _Slot:
     def is_reusable(self) -> bool:
         """Whether the last exchange ended cleanly: read to the end, nothing left over, no wish to close."""
         return self._connection.is_reusable
+
+    def has_surplus(self) -> bool:
+        """Whether bytes came after the end of the last answer."""
+        return self._connection.has_surplus
 
     def is_stale(self) -> bool:
         """Whether the server closed the idle connection, or wrote into it, as far as this machine knows."""
@@ -231,6 +237,11 @@ class Reply:
     def discard(self) -> None:
         """Close the connection and give the slot back."""
         self._lease.discard()
+
+    @property
+    def has_surplus(self) -> bool:
+        """Whether more came after its end, as far as is known: its length was a lie, or the server is confused."""
+        return self._slot.has_surplus()
 
     @property
     def stream(self) -> SocketStream:
@@ -355,6 +366,10 @@ class SlotTransport(httpx.AsyncBaseTransport):
         """Slots taken by an exchange, the connecting ones included."""
         return self._gate.in_use
 
+    def is_proxied(self, origin: Origin) -> bool:
+        """Whether a proxy leads there. Raises httpx's errors for a proxy that cannot be used."""
+        return self._proxies.for_origin(origin) is not None
+
     @property
     def waiting(self) -> int:
         """Requests waiting at the gate."""
@@ -460,19 +475,17 @@ class SlotTransport(httpx.AsyncBaseTransport):
         stream = SocketStream()
         try:
             async with asyncio.timeout(timeout):
-                return await self._connect(stream, origin, proxy, call.server_name)
+                return await self._connect(stream, origin, proxy, call)
         except BaseException as exc:
             stream.abort()
             via = "" if proxy is None else f" through the proxy {proxy.place}"
             raise_connect_failure(exc, timeout, f"{place_of(origin[1], origin[2])}{via}")
             raise
 
-    async def _connect(
-        self, stream: SocketStream, origin: Origin, proxy: Proxy | None, server_name: str | None
-    ) -> _Slot:
+    async def _connect(self, stream: SocketStream, origin: Origin, proxy: Proxy | None, call: Call) -> _Slot:
         scheme, host, _ = origin
         if proxy is None:
-            await stream.connect(host.decode("ascii"), origin[2])
+            await stream.connect(host.decode("ascii"), origin[2], call.vet)
         else:
             await stream.connect(proxy.host.decode("ascii"), proxy.port)
             if proxy.scheme == b"https":
@@ -481,7 +494,7 @@ class SlotTransport(httpx.AsyncBaseTransport):
                 return _Slot(origin, stream, proxy)
             await open_tunnel(stream, origin, proxy)
         if scheme == b"https":
-            await stream.start_tls(self._ssl_context(), server_name or host.decode("ascii"))
+            await stream.start_tls(self._ssl_context(), call.server_name or host.decode("ascii"))
         return _Slot(origin, stream, None)
 
     def _ssl_context(self) -> ssl.SSLContext:

@@ -77,6 +77,10 @@ class Parser(Protocol):
     def may_go_on(self) -> bool:
         """Whether a complete answer leaves the connection fit for another request: nothing came after it."""
 
+    @property
+    def has_surplus(self) -> bool:
+        """Whether bytes came after a complete answer."""
+
 
 class HttpConnection:
     """HTTP/1.1 over one stream, one exchange after the other."""
@@ -141,6 +145,11 @@ class HttpConnection:
         """Whether the exchange ended cleanly: read to the end, nothing left over, no wish to close."""
         parser = self._parser
         return parser.complete and not parser.parts and parser.may_go_on
+
+    @property
+    def has_surplus(self) -> bool:
+        """Whether bytes came after the end of the answer."""
+        return self._parser.complete and self._parser.has_surplus
 
     async def _write_parts(self, body: AsyncIterable[bytes], length: int | None, timeout: float | None) -> None:
         written = 0
@@ -210,6 +219,10 @@ class H11Parser:
         clean = connection.trailing_data == (b"", False)  # neither more bytes nor the end of the connection
         return clean and connection.our_state is connection.their_state is h11.DONE
 
+    @property
+    def has_surplus(self) -> bool:
+        return self._connection.trailing_data[0] != b""
+
 
 @functools.lru_cache(maxsize=16)
 def _request_like(method: bytes) -> h11.Request:
@@ -229,6 +242,7 @@ class HttptoolsParser:
         "_silence",
         "_until_close",
         "complete",
+        "has_surplus",
         "head",
         "parts",
     )
@@ -244,6 +258,7 @@ class HttptoolsParser:
         self.head: Head | None = None
         self.parts.clear()
         self.complete = False
+        self.has_surplus = False
         self._fields: Pairs = []
         self._reason = b""
         self._silence = 0  # bytes since the last that gave something
@@ -260,6 +275,7 @@ class HttptoolsParser:
             self._parser.feed_data(data)
         except self._errors as error:
             self._fit = False
+            self.has_surplus = self.complete
             if not self.complete:
                 raise httpx.RemoteProtocolError(f"{_NOT_OURS}: {error}") from error
         if self._refusal:
@@ -285,6 +301,7 @@ class HttptoolsParser:
 
     def on_message_begin(self) -> None:
         self._fit = False  # after the end it is another answer, which nobody has asked for
+        self.has_surplus = self.complete
 
     def on_status(self, reason: bytes) -> None:
         self._reason += reason

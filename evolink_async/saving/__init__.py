@@ -1,8 +1,10 @@
-"""Links into files and files into links: `client.save` and `client.files`."""
+"""Links into files and files into links: `client.save`, a pool's `Saver`, and `client.files`."""
 
 from __future__ import annotations
 
 from evolink_async.saving.files import FileQuota, Files, UploadedFile
+from evolink_async.saving.objects import ObjectPath
 from evolink_async.saving.results import save_results
+from evolink_async.saving.saver import SavedPath, Saver
 
-__all__ = ["FileQuota", "Files", "UploadedFile", "save_results"]
+__all__ = ["FileQuota", "Files", "ObjectPath", "SavedPath", "Saver", "UploadedFile", "save_results"]

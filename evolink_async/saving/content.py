@@ -91,6 +91,11 @@ def kind_of(ending: str | None) -> MediaKind | None:
     return kind if kind in ("image", "video", "audio") else None  # type: ignore[return-value]
 
 
+def content_type_of(ending: str) -> str:
+    """The Content-Type of a file with this extension."""
+    return CONTENT_TYPES.get(ending, "application/octet-stream")
+
+
 def ending_of(content_type: str) -> str:
     """An extension for a Content-Type header: from our table, else `bin`. Never one that a system would execute."""
     return _BY_CONTENT_TYPE.get(_bare(content_type), "bin")
@@ -115,21 +120,28 @@ def _bare(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
+TELLING = frozenset({"png", "jpg", "gif", "webp", "wav", "mp4", "mov", "m4a", "avif", "heic"})
+"""Types of which `is_whole` knows where they end."""
+
+_STREAMED = 0x7FFF_0000  # what is written as a size by who doesn't know it yet: this, or more, or nothing
+
+
 def is_whole(file: BinaryIO, ending: str) -> bool:
     """Whether a file looks complete from its end or its own idea of its size, for types that tell; True for others.
 
-    A guess, for where nothing better is known: a transfer without a length, a file from an earlier run.
+    A guess beside an announced length, and the best there is without one. What some tools write after the end is borne.
     """
     size = file.seek(0, os.SEEK_END)
     if ending == "png":
-        return _tail(file, size, 12)[4:8] == b"IEND"
+        return b"IEND\xaeB`\x82" in _tail(file, size, HEAD)
     if ending == "jpg":
-        return b"\xff\xd9" in _tail(file, size, HEAD)  # some cameras and tools write a little after it
+        return b"\xff\xd9" in _tail(file, size, 16 * HEAD)
     if ending == "gif":
-        return _tail(file, size, 1) == b";"
+        return b";" in _tail(file, size, 16)
     if ending in ("webp", "wav"):
         file.seek(4)
-        return size >= 8 + int.from_bytes(file.read(4), "little")
+        claimed = int.from_bytes(file.read(4), "little")
+        return size >= 8 + claimed or (ending == "wav" and (claimed == 0 or claimed >= _STREAMED))
     if ending in ("mp4", "mov", "m4a", "avif", "heic"):
         return _boxes_fit(file, size)
     return size > 0
@@ -141,8 +153,8 @@ def _tail(file: BinaryIO, size: int, length: int) -> bytes:
 
 
 def _boxes_fit(file: BinaryIO, size: int) -> bool:
-    """Whether the top-level boxes of an ISO media file end exactly where the file does."""
-    position = 0
+    """Whether the top-level boxes of an ISO media file end where the file does, and its index is among them."""
+    position, indexed = 0, False
     while position < size:
         file.seek(position)
         header = file.read(16)
@@ -153,5 +165,6 @@ def _boxes_fit(file: BinaryIO, size: int) -> bool:
             length = int.from_bytes(header[8:16], "big")
         if length < 8:
             return False
+        indexed |= header[4:8] in (b"moov", b"moof", b"meta")
         position += length
-    return position == size and size > 0
+    return position == size and indexed

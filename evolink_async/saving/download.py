@@ -7,8 +7,9 @@ import logging
 import random
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 
 from evolink_async.errors import DownloadError, ResultExpiredError
 from evolink_async.http.hints import retry_after
@@ -27,6 +28,7 @@ LEAST_SPEED = 1000.0  # bytes per second
 RETRY_SECONDS = 300.0  # without progress, pauses included
 TRIES = 7  # without progress
 PROGRESS = 64 * 1024  # bytes beyond the furthest so far that count as progress
+FLUSH = 512 * 1024  # bytes that are gathered before they are written
 
 ENOUGH_TO_TELL = 512  # bytes after which a page is told from a file
 _GONE = frozenset({403, 404, 410})
@@ -65,20 +67,32 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """What tells whether a part belongs to the same file: its ETag (a strong one), else its Last-Modified."""
+    """What tells whether a part belongs to the same file: its ETag, else its Last-Modified, as far as they are strong.
 
-    etag: str | None
-    modified: str | None
+    A date is strong if the answer is at least a second younger (RFC 9110, 8.8.2.2): the file could change twice in one.
+    """
+
+    etag: str | None = None
+    modified: str | None = None
+    total: int | None = None
 
     @classmethod
-    def of(cls, headers: Mapping[str, str]) -> _Version:
-        etag = headers.get("etag")
-        return cls(etag if etag and etag.startswith('"') else None, headers.get("last-modified"))
+    def of(cls, headers: Mapping[str, str], total: int | None) -> _Version:
+        etag, modified = headers.get("etag"), headers.get("last-modified")
+        if modified and not _is_older(modified, headers.get("date", "")):
+            modified = None
+        return cls(etag if etag and etag.startswith('"') else None, modified, total)
 
     @property
     def condition(self) -> str | None:
         """The value for If-Range, None if the file cannot be resumed."""
         return self.etag or self.modified
+
+    def fits(self, headers: Mapping[str, str]) -> bool:
+        """Whether an answer is about the same file."""
+        if self.etag:
+            return headers.get("etag") == self.etag
+        return headers.get("last-modified") == self.modified
 
 
 class Download:
@@ -92,7 +106,7 @@ class Download:
         self,
         link: str,
         part: PartFile,
-        source: Callable[[], MediaSource],
+        source: MediaSource,
         retry: RetryPolicy,
         *,
         most: int | None = None,
@@ -104,8 +118,9 @@ class Download:
         self._retry = retry
         self._most = most
         self._renew: Callable[[], Awaitable[str | None]] | None = renew
-        self._version = _Version(None, None)
+        self._version = _Version()
         self._furthest = 0
+        self._doubted: int | None = None  # the length of a transfer whose content looked cut all the same
 
     async def run(self) -> str:
         """Fetch it all: the extension that the content calls for.
@@ -124,9 +139,10 @@ class Download:
                 fresh = await renew()
                 if fresh is None or fresh == self._link:
                     raise
-                self._link = fresh
+                self._link, self._version = fresh, _Version()  # another link may lead to another copy: from the start
                 continue
             except (_Trouble, MediaCut) as trouble:
+                await in_thread(self._part.flush)
                 if self._part.size >= self._furthest + PROGRESS:
                     self._furthest, tries, since = self._part.size, 0, loop.time()
                 tries += 1
@@ -140,16 +156,17 @@ class Download:
     async def _attempt(self) -> str:
         condition = self._version.condition
         resuming = self._part.size > 0 and condition is not None
-        if not resuming:
+        if not resuming and self._part.size:
             await in_thread(self._part.restart)
         headers = {"Range": f"bytes={self._part.size}-", "If-Range": condition or ""} if resuming else {}
-        answer = await self._source().get(self._link, headers)
+        answer = await self._source.get(self._link, headers)
         try:
             total = await self._begin(answer, resuming=resuming)
             await self._receive(answer, total)
+            has_surplus = answer.has_surplus
         finally:
             await answer.aclose()
-        return await self._finish(answer, total)
+        return await self._finish(answer, total, has_surplus=has_surplus)
 
     async def _begin(self, answer: MediaAnswer, *, resuming: bool) -> int | None:
         """Judge the head of an answer: the length of the whole file, None if it isn't told."""
@@ -160,7 +177,7 @@ class Download:
         if resuming and answer.status in (206, 416):
             total = self._total_of_part(answer)
             if total is None:
-                self._version = _Version(None, None)  # the next attempt starts again
+                self._version = _Version()  # the next attempt starts again
                 raise _Trouble(f"HTTP {answer.status} with another part than the one asked for")
         elif answer.status != 200:
             raise DownloadError(f"{describe(self._link)} answers HTTP {answer.status}")
@@ -170,16 +187,20 @@ class Download:
             total = _length_of(answer)
         if answer.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             raise DownloadError(f"{describe(self._link)} is sent compressed, which was not asked for")
-        self._version = _Version.of(answer.headers)
+        self._version = _Version.of(answer.headers, total)
         self._check_size(total or 0, answer)
+        if total is not None and total - self._part.size > FLUSH:  # what is written at one go finds out by itself
+            await in_thread(self._part.promise, total - self._part.size)
         return total
 
     def _total_of_part(self, answer: MediaAnswer) -> int | None:
         """The length of the whole file if this is the rest of what is here, else None."""
         part = _PART.fullmatch(answer.headers.get("content-range", "").strip())
-        if answer.status != 206 or part is None or _Version.of(answer.headers) != self._version:
+        if answer.status != 206 or part is None:
             return None
         first, last, total = map(int, part.groups())
+        if self._version.total not in (None, total) or not self._version.fits(answer.headers):
+            return None
         return total if first == self._part.size and last + 1 == total else None
 
     async def _receive(self, answer: MediaAnswer, total: int | None) -> None:
@@ -187,17 +208,19 @@ class Download:
         patience = Patience()
         told = self._part.size >= ENOUGH_TO_TELL
         try:
-            async with asyncio.timeout(None) as stall, aclosing(answer.chunks()) as chunks:
+            async with asyncio.timeout(None) as stall:
                 while True:
                     begun = loop.time()
                     stall.reschedule(begun + patience.left)
-                    chunk = await anext(chunks, None)
+                    chunk = await answer.read()
                     stall.reschedule(None)
-                    if chunk is None:
+                    if not chunk:
                         break
                     patience.spend(loop.time() - begun, len(chunk))
                     self._check_size(self._part.size + len(chunk), answer)
-                    await in_thread(self._part.write, chunk)
+                    self._part.add(chunk)
+                    if self._part.pending >= FLUSH:
+                        await in_thread(self._part.flush)
                     if not told and self._part.size >= ENOUGH_TO_TELL:
                         told = True
                         self._check_page(answer)
@@ -206,7 +229,7 @@ class Download:
         if total is not None and self._part.size != total:
             raise _Trouble(f"{self._part.size} bytes came, {total} were announced")
 
-    async def _finish(self, answer: MediaAnswer, total: int | None) -> str:
+    async def _finish(self, answer: MediaAnswer, total: int | None, *, has_surplus: bool) -> str:
         if self._part.size == 0:
             raise _Trouble("the file is empty")
         self._check_page(answer)
@@ -217,11 +240,26 @@ class Download:
             if is_false(self._part.head, content_type):
                 raise DownloadError(f"{describe(self._link)} is no {ending_of(content_type)}, although it says so")
             return ending_of(content_type)
-        proven = total is not None or "transfer-encoding" in answer.headers
-        if not proven and not await in_thread(self._part.looks_whole, ending):
-            await in_thread(self._part.restart)
-            raise _Trouble(f"the connection ended before the {ending} did, and no length was announced")
+        part = self._part
+        looks_whole = part.looks_whole(ending) if part.is_in_memory else await in_thread(part.looks_whole, ending)
+        if not looks_whole:
+            announced = total is not None or "transfer-encoding" in answer.headers
+            await self._doubt(ending, announced=announced, may_be_odd=announced and not has_surplus)
         return ending
+
+    async def _doubt(self, ending: str, *, announced: bool, may_be_odd: bool) -> None:
+        """The content has no proper end. Raise `_Trouble`, unless the server says for the second time that this is it.
+
+        A length can be a lie that cuts the file (then more bytes come than it has room for), and a file can be odd.
+        """
+        size = self._part.size
+        if may_be_odd and self._doubted == size:
+            logger.warning("%s: the %s has no proper end; kept as the server has it", describe(self._link), ending)
+            return
+        self._doubted = size
+        await in_thread(self._part.restart)
+        what = "at the announced length" if announced else "and no length was announced"
+        raise _Trouble(f"the transfer ended before the {ending} did, {what}")
 
     def _check_page(self, answer: MediaAnswer) -> None:
         if is_page(self._part.head, answer.headers.get("content-type", "")):
@@ -252,3 +290,11 @@ def _length_of(answer: MediaAnswer) -> int | None:
         return None
     text = answer.headers.get("content-length", "").strip()
     return int(text) if _LENGTH.fullmatch(text) else None
+
+
+def _is_older(modified: str, answered: str) -> bool:
+    """Whether a file was changed at least a second before it was sent."""
+    try:
+        return parsedate_to_datetime(answered) - parsedate_to_datetime(modified) >= timedelta(seconds=1)
+    except (TypeError, ValueError, OverflowError):  # one is no date, or has no time zone
+        return False

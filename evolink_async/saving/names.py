@@ -39,12 +39,24 @@ def _cut(text: str) -> str:
     return text.encode("utf-8", "replace")[:_MOST_BYTES].decode("utf-8", "ignore")
 
 
-def unique_stem(text: str) -> str:
-    """A safe name for an identifier: itself, or, where it had to be changed, with eight hex digits of its hash."""
+def unique_stem(text: str, *, case_matters: bool = True) -> str:
+    """A safe name for an identifier: itself, or, where it had to be changed, with eight hex digits of its hash.
+
+    case_matters: whether the file system tells `A` from `a`. Where it doesn't, a name that isn't all lower case is told
+    from its twins by its hash.
+    """
     stem = safe_stem(text, "task")
-    if stem == text:
+    if stem == text and (case_matters or text == text.casefold()):
         return stem
     return f"{stem}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def request_stem(key: str | None, index: int | None, identity: str, *, case_matters: bool = True) -> str:
+    """The name of a pool's request: its key made safe, else its number and the first eight of its identity."""
+    if key is not None:
+        return unique_stem(key, case_matters=case_matters)
+    start = safe_stem(identity[:8], "request")
+    return start if index is None else f"{index:06d}-{start}"
 
 
 def stem_of_url(url: str) -> str:

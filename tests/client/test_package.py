@@ -56,7 +56,7 @@ PROMISED = [
 ]
 
 EXTRAS = {
-    "typer", "rich", "starlette", "uvicorn", "PIL", "fsspec", "opentelemetry", "jinja2", "tqdm", "psycopg",
+    "typer", "rich", "starlette", "uvicorn", "PIL", "obstore", "opentelemetry", "jinja2", "tqdm", "psycopg",
     "procrastinate", "uvloop", "sqlite3", "aiohttp",
 }  # fmt: skip
 

@@ -215,3 +215,21 @@ def test_what_would_be_another_header_or_request_is_refused_and_not_shown(text: 
         with pytest.raises(httpx.LocalProtocolError) as caught:
             write()
         assert str(caught.value).startswith("the request isn't valid HTTP/1.1 (details withheld")
+
+
+@both
+@pytest.mark.parametrize("close", [b"", b"Connection: close\r\n"])
+@pytest.mark.parametrize(
+    "surplus", [b"", b"more", b"\x89PNG", b"<html>", OK + b"Content-Length: 0\r\n\r\n", b"\xff" * 5000]
+)
+def test_bytes_after_the_end_are_noticed(parser_class: type[H11Parser], close: bytes, surplus: bytes) -> None:
+    """A length that is too short has its file's end after the answer's."""
+    parser = parser_class()
+    parser.begin(b"GET")
+    parser.feed(OK + close + b"Content-Length: 4\r\n\r\nbody" + surplus)
+    assert parser.complete
+    assert b"".join(parser.parts) == b"body"
+    assert parser.has_surplus is (surplus != b"")
+    if not close:
+        parser.begin(b"GET")
+        assert not (parser.complete and parser.has_surplus)

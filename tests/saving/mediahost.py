@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -64,11 +63,11 @@ async def media_host(handler: Handler) -> AsyncIterator[MediaHost]:
         yield host
     finally:
         server.close()
-        for task in list(running):
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+        for _ in range(10):  # connections that were just being made are served after the first round
+            for task in list(running):
+                task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-        await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
 
 def answer(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 import socket
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import pytest
+from hostile import is_safe
 from hypothesis import given
 from hypothesis import strategies as st
 from mediahost import picture
@@ -17,7 +18,7 @@ from evolink_async.http.addresses import refusal
 from evolink_async.http.media import checked_link, describe, next_hop
 from evolink_async.saving.content import ending_of, is_page, is_whole, kind_of, sniff
 from evolink_async.saving.download import LEAST_SPEED, STALL_SECONDS, Patience
-from evolink_async.saving.folder import PartFile
+from evolink_async.saving.folder import Folder, PartFile
 from evolink_async.saving.names import safe_stem, stem_of_url, unique_stem
 
 NASTY_SEGMENTS = [
@@ -28,22 +29,6 @@ NASTY_SEGMENTS = [
     "~", "~root", "$HOME", "`id`", "a|b", "a*b?", '"quoted"', "<script>", "\ud800", "file.php", "CONIN$",
     "\u2215etc\u2215passwd", "\uff0e\uff0e\uff0fetc",
 ]  # fmt: skip
-
-
-def is_safe(name: str) -> bool:
-    """Safe on POSIX and on Windows, as a plain name in whatever folder."""
-    stem = name.partition(".")[0].upper().translate(str.maketrans("¹²³", "123"))
-    reserved = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
-    return (
-        PurePosixPath("folder", name).parent == PurePosixPath("folder")
-        and PureWindowsPath("folder", name).parent == PureWindowsPath("folder")
-        and name not in ("", ".", "..")
-        and name[0] not in ".-"
-        and name[-1] not in ". "
-        and 0 < len(name.encode()) <= 255
-        and stem not in reserved
-        and not any(not character.isprintable() or character in '/\\:*?"<>|' for character in name)
-    )
 
 
 @pytest.mark.parametrize("segment", NASTY_SEGMENTS)
@@ -101,7 +86,7 @@ def test_publishing_under_a_name_with_a_separator_is_refused(tmp_path: Path) -> 
     try:
         for name in ("../x.png", "a/b.png", "..", ""):
             with pytest.raises(DownloadError, match="no name for a file"):
-                part.publish(name)
+                Folder(tmp_path).publish(part, name, None)
     finally:
         part.discard()
     assert list(tmp_path.iterdir()) == []
@@ -215,13 +200,21 @@ def test_an_unknown_content_type_never_makes_an_executable() -> None:
 
 def test_a_cut_file_is_seen_to_be_cut() -> None:
     whole = picture()
-    boxes = b"\0\0\0\x10ftypmp42\0\0\0\0" + b"\0\0\0\x0cmdat" + b"data"
+    boxes = b"\0\0\0\x10ftypmp42\0\0\0\0" + b"\0\0\0\x0cmoov" + b"data"
     samples = {"png": whole, "jpg": b"\xff\xd8\xff..\xff\xd9", "gif": b"GIF89a...;", "mp4": boxes,
                "webp": b"RIFF\x0c\0\0\0WEBPxxxxxxxx"}  # fmt: skip
     for ending, data in samples.items():
         assert is_whole(io.BytesIO(data), ending), ending
         assert not is_whole(io.BytesIO(data[:-3]), ending), ending
     assert not is_whole(io.BytesIO(b""), "mp3")
+    assert not is_whole(io.BytesIO(boxes[:16]), "mp4")  # cut exactly between two boxes
+
+
+def test_a_file_with_something_after_its_end_or_of_a_size_that_its_writer_did_not_know_is_whole() -> None:
+    assert is_whole(io.BytesIO(picture() + b"made by x"), "png")
+    assert is_whole(io.BytesIO(b"\xff\xd8\xff..\xff\xd9" + bytes(5000)), "jpg")
+    for unknown in (b"\xff\xff\xff\xff", b"\0\0\0\0"):
+        assert is_whole(io.BytesIO(b"RIFF" + unknown + b"WAVEfmt " + bytes(100)), "wav")
 
 
 def test_patience_ends_after_silence_and_below_a_kilobyte_a_second() -> None:
@@ -248,13 +241,13 @@ def test_a_file_system_without_hard_links_still_replaces_nothing(
     for content, fits in ((b"one", True), (b"one", True), (b"two", False)):
         part = PartFile(tmp_path)
         part.open()
-        part.write(content)
+        part.add(content)
         try:
             if fits:
-                assert part.publish("a.bin").read_bytes() == content
+                assert Folder(tmp_path).publish(part, "a.bin", None).read_bytes() == content
             else:
                 with pytest.raises(DownloadError, match="another file is there"):
-                    part.publish("a.bin")
+                    Folder(tmp_path).publish(part, "a.bin", None)
         finally:
             part.discard()
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]

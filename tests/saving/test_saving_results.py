@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import pickle
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from mediahost import Call, MediaHost, answer, media_host, picture
 from evolink_async import (
     AsyncEvoLink,
     ClosedError,
+    ConfigurationError,
     DownloadError,
     InvalidRequestError,
     ResultExpiredError,
@@ -26,9 +28,10 @@ from evolink_async import (
     Task,
     TaskFailedError,
 )
-from evolink_async.http import media
-from evolink_async.saving import download, results
-from evolink_async.saving.folder import PartFile
+from evolink_async.http import media, stream
+from evolink_async.http.addresses import refusal
+from evolink_async.saving import download
+from evolink_async.saving.folder import Folder, PartFile
 
 Writer = asyncio.StreamWriter
 PNG = picture()
@@ -150,8 +153,9 @@ async def test_a_task_that_is_not_finished_or_failed_is_not_saved(saver: AsyncEv
     for wrong in ("task-unified-1-abc", "/etc/passwd", "file:///etc/passwd", None, 5):
         with pytest.raises(InvalidRequestError):
             await saver.save(wrong, tmp_path)  # type: ignore[arg-type]
-    with pytest.raises(InvalidRequestError):
-        await saver.save("http://127.0.0.1/", "a\0b")
+    for folder in ("a\0b", 5):
+        with pytest.raises(ConfigurationError):
+            await saver.save("http://127.0.0.1/", folder)  # type: ignore[call-overload]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX permissions")
@@ -185,20 +189,57 @@ async def test_a_private_address_is_refused_unless_it_is_the_api_or_allowed(tmp_
     assert names_in(tmp_path) == ["a.png"]
 
 
-async def test_a_name_that_is_public_when_checked_and_private_when_connected_is_refused(
+class Resolver:
+    """Gives a name one address after the other, the last of them for ever."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+        self.asked: list[str] = []
+        self._addresses = addresses
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", self._look_up)
+
+    async def _look_up(self, host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        self.asked.append(host)
+        address = self._addresses[min(len(self.asked), len(self._addresses)) - 1]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+
+async def test_a_name_that_becomes_private_between_look_ups_is_looked_up_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """DNS rebinding: what is checked is what is connected to. 192.0.2.1 (nobody's) passes for public here."""
+
     async def handler(call: Call, writer: Writer) -> None:
         answer(writer, PNG)
 
-    async def passes(url: object, *, proxied: bool) -> None:
-        """As a resolver that gives another address the second time."""
+    connected: list[str] = []
 
-    monkeypatch.setattr(media, "_check_resolved", passes)
+    async def connect(loop: object, address: tuple[int, Any]) -> socket.socket:
+        connected.append(address[1][0])
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(media, "refusal", lambda text: None if text == "192.0.2.1" else refusal(text))
+    monkeypatch.setattr(stream, "_connect_one", connect)
+    resolver = Resolver(monkeypatch, "192.0.2.1", "127.0.0.1")
     async with media_host(handler) as host, AsyncEvoLink(base_url="http://127.0.0.1:9", retry=FAST) as client:
-        with pytest.raises(DownloadError, match="a loopback address"):
-            await client.save(f"{host.url}/a.png", tmp_path)
+        with pytest.raises(DownloadError, match="a loopback address"):  # the second attempt looks up again
+            await client.save(f"http://rebound.example:{host.port}/a.png", tmp_path)
+        assert host.calls == []
+    assert resolver.asked == ["rebound.example"] * 2
+    assert connected == ["192.0.2.1"]
     assert names_in(tmp_path) == []
+
+
+async def test_one_private_address_among_public_ones_is_enough_to_refuse_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def look_up(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        found = ("8.8.8.8", "10.0.0.1")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+
+    async with AsyncEvoLink(base_url="http://127.0.0.1:9", retry=FAST) as client:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+        with pytest.raises(DownloadError, match="a private or reserved address"):
+            await client.save("https://mixed.example/a.png", tmp_path)
 
 
 async def test_a_redirect_to_a_private_address_is_refused(tmp_path: Path) -> None:
@@ -479,7 +520,7 @@ async def test_progress_renews_the_patience(saver: AsyncEvoLink, tmp_path: Path)
         piece = whole[start : start + download.PROGRESS + 100]
         span = f"bytes {start}-{len(whole) - 1}/{len(whole)}"
         status = "206 Partial Content" if start else "200 OK"
-        answer(writer, piece, status, length=len(whole) - start, last_modified="x", content_range=span)
+        answer(writer, piece, status, length=len(whole) - start, etag='"x"', content_range=span)
 
     async with media_host(handler) as host:
         [path] = await saver.save(f"{host.url}/a.mp4", tmp_path)
@@ -580,9 +621,8 @@ async def test_fresh_links_are_asked_for_once_only(tmp_path: Path) -> None:
         part = PartFile(tmp_path)
         await asyncio.to_thread(part.open)
         try:
-            source = results._media_source(client)
             with pytest.raises(download.LinkGone):
-                await download.Download(f"{host.url}/old", part, lambda: source, FAST, renew=renew).run()
+                await download.Download(f"{host.url}/old", part, client._open().media, FAST, renew=renew).run()
         finally:
             part.discard()
     assert [call.path for call in host.calls] == ["/old", "/0"]
@@ -643,7 +683,7 @@ async def test_two_at_once_leave_one_whole_file(saver: AsyncEvoLink, tmp_path: P
 
 
 async def half_an_answer(call: Call, writer: Writer) -> None:
-    answer(writer, BIG[: len(BIG) // 2], length=len(BIG))
+    answer(writer, b"\0\0\0\x18ftypmp42" + bytes(2 * download.FLUSH), length=10 * download.FLUSH)
     await writer.drain()
     await asyncio.sleep(30)
 
@@ -699,12 +739,12 @@ async def test_a_full_disk_is_told_and_leaves_nothing(
     async def handler(call: Call, writer: Writer) -> None:
         answer(writer, BIG)
 
-    def full(self: PartFile, data: bytes) -> None:
+    def full(self: PartFile) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(PartFile, "write", full)
+    monkeypatch.setattr(PartFile, "flush", full)
     async with media_host(handler) as host:
-        with pytest.raises(DownloadError, match="No space left on device"):
+        with pytest.raises(DownloadError, match="No space left on device: make room and save again"):
             await saver.save(f"{host.url}/a.png", tmp_path)
         assert len(host.calls) == 1
     assert names_in(tmp_path) == []
@@ -718,9 +758,9 @@ async def test_a_full_disk_is_told_and_leaves_nothing(
 def test_no_name_writes_outside_the_folder(tmp_path: Path, name: str) -> None:
     part = PartFile(tmp_path / "out")
     part.open()
-    part.write(b"x")
+    part.add(b"x")
     try:
-        path = part.publish(name)
+        path = Folder(tmp_path / "out").publish(part, name, None)
     except (DownloadError, OSError, ValueError):
         pass
     else:
