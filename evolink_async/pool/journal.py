@@ -9,8 +9,9 @@ import asyncio
 import functools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal
+from pathlib import PurePath
 from typing import Any
 
 from evolink_async.errors import ClosedError, EvoLinkError, LedgerError, TaskLostError
@@ -198,6 +199,10 @@ class Journal:
         """Keep what was learned for the next run."""
         if self.durable and schedule.has_learned:
             self._tell(self._job.remember(json.dumps(schedule.export())))
+
+    def saved(self, row: Row, files: Sequence[PurePath]) -> None:
+        """The results are in these files."""
+        self._tell(self._job.saved(row, list(map(str, files))))
 
     def let_go(self, row: Row) -> None:
         """This run has no more to say about a request."""

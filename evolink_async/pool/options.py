@@ -11,7 +11,6 @@ MOST = 1_000_000
 
 # In the contract, and refused until the rooms that carry them out exist: ignoring one would be worse.
 _LATER: dict[str, Any] = {
-    "save_to": None,
     "callbacks": None,
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from pathlib import Path
+from pathlib import PurePath
 
 from evolink_async.errors import EvoLinkError
 from evolink_async.requests import GenerationRequest
@@ -35,7 +35,8 @@ class Outcome:
     identity: the request's key, or 16 hex digits of its content's hash and how many equal ones came before it.
     task: the last that was seen of it, None if there is none; of one that may still run only its id, kind, model,
     status, progress and reserved credits are kept. error: None if all went well.
-    files: paths written. credits: charged or still reserved, over all tries; None if the service told nothing.
+    files: paths that hold its results, where `save_to` asked for them, in the order of its links. credits: charged or
+    still reserved, over all tries; None if the service told nothing.
     attempts: POSTs sent. submitted_at, finished_at: aware UTC. from_ledger: not run again, known from an earlier run.
     """
 
@@ -46,7 +47,7 @@ class Outcome:
     status: OutcomeStatus
     task: Task | None = None
     error: EvoLinkError | None = None
-    files: tuple[Path, ...] = ()
+    files: tuple[PurePath, ...] = ()
     credits: Decimal | None = None
     attempts: int = 0
     idempotency_key: str | None = None

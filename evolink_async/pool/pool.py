@@ -13,6 +13,7 @@ import os
 from collections import Counter, deque
 from collections.abc import AsyncIterable, Callable, Hashable, Iterable, Iterator, Mapping
 from decimal import Decimal
+from pathlib import PurePath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,6 +24,7 @@ from evolink_async.errors import (
     BudgetExceededError,
     ClosedError,
     ConfigurationError,
+    DownloadError,
     EvoLinkError,
     InvalidRequestError,
     LedgerError,
@@ -45,9 +47,11 @@ from evolink_async.pool.outcome import Outcome, OutcomeStatus, PoolStats
 from evolink_async.pool.pricing import Prices, checked_credits, checked_prices
 from evolink_async.pool.progress import Progress, Tally
 from evolink_async.pool.record import Record, State
+from evolink_async.pool.savings import Savings
 from evolink_async.pool.sources import Sources
 from evolink_async.pool.waiting import Waiting
 from evolink_async.requests import GenerationRequest
+from evolink_async.saving.saver import Saver
 from evolink_async.session import POLL_TIMEOUT
 from evolink_async.types import Task, TaskReading, TaskStatus
 
@@ -81,6 +85,8 @@ class TaskPool:
     max_credits: never more is spent and reserved, over all runs of the job.
     prices: credits by model, or a function of a request that gives its credits (None: not known). What is not told is
         taken from the last request of the same kind; the first of a kind is tried alone.
+    save_to: a folder, or s3://, gs://, az:// (extra `storage`): the results of each task that completes are saved there
+        before its outcome is yielded (docs/saving.md). What is saved already is not fetched again.
     task_timeout: seconds that a task is watched, None: for ever; then its outcome is `unfinished` with its id.
     retry_failed: so many times a task that failed for a passing reason is generated, and paid for, once more.
     stop_after_rejections: so many identical refusals in a row end the pool; None: never.
@@ -107,6 +113,7 @@ class TaskPool:
         job: str = "default",
         max_credits: Decimal | float | None = None,
         prices: Prices | None = None,
+        save_to: str | os.PathLike[str] | None = None,
         task_timeout: float | None = 3600,
         retry_failed: int = 0,
         stop_after_rejections: int | None = 20,
@@ -127,6 +134,9 @@ class TaskPool:
             checked_count(stop_after_rejections, "stop_after_rejections", 1, MOST)
         checked_function(on_progress, "on_progress")
 
+        self._savings = None
+        if save_to is not None:
+            self._savings = Savings(Saver(client, save_to), self._saved, self._crashed)
         self._sources = Sources(self._has_room, self._take, self._source_failed, self._break_down, self._wake_reader)
         self._has_sources = False
         self._entered = self._stopped = self._left = False
@@ -145,6 +155,7 @@ class TaskPool:
         self._unsent: dict[Record, None] = {}  # of `_sending` those from sources whose first POST is still to come
         self._sending_of: Counter[str] = Counter()  # those of `_sending`, by model
         self._probe: Record | None = None  # finds out a price, and nothing else is sent before
+        self._saving: dict[Record, None] = {}
         self._untaken: deque[Outcome] = deque()
         self._leftovers: list[Outcome] = []
         self._unfinished = 0  # requests of the sources, and attached tasks, without an outcome
@@ -311,6 +322,8 @@ class TaskPool:
         if self._entered:
             raise ClosedError("a pool is used once; make a new one with client.pool(...)")
         session = self._client._open()
+        if self._savings is not None:
+            await self._savings.prepare()
         job = await open_job(self._ledger, self._job_name, max_credits=self._max_credits)
         self._session = session
         self._journal = Journal(
@@ -373,7 +386,7 @@ class TaskPool:
 
     def _has_room(self) -> bool:
         waiting = len(self._entering) + len(self._pulled)
-        return self._places_held() + waiting + len(self._untaken) < self._max
+        return self._places_held() + waiting + len(self._saving) + len(self._untaken) < self._max
 
     def _places_held(self) -> int:
         return len(self._sending) + len(self._outstanding)
@@ -451,7 +464,7 @@ class TaskPool:
             self._sharing.setdefault(known.row, []).append(record)
         elif todo in (Todo.SHARE, Todo.DELIVER, Todo.HOLD):
             record.from_ledger = True
-            self._finish(record, *record.known_ending())
+            self._conclude_as(record, *record.known_ending())
         else:
             if todo is Todo.SUBMIT:
                 assert record.request is not None
@@ -465,7 +478,8 @@ class TaskPool:
 
     def _under_way(self) -> Iterator[Record]:
         """All records with a request that have no outcome yet."""
-        for records in (self._entering, self._pulled, self._runs, self._sending, self._outstanding.values()):
+        holders = (self._sending, self._outstanding.values(), self._saving)
+        for records in (self._entering, self._pulled, self._runs, *holders):
             yield from records
 
     def _wait_for_place(self, record: Record, *, first: bool = False) -> None:
@@ -727,7 +741,31 @@ class TaskPool:
         status = OutcomeStatus.COMPLETED
         if error is not None:
             status = OutcomeStatus.CANCELLED if task.status == TaskStatus.CANCELLED else OutcomeStatus.FAILED
-        self._finish(record, status, error)
+        self._conclude_as(record, status, error)
+
+    def _conclude_as(self, record: Record, status: OutcomeStatus, error: EvoLinkError | None) -> None:
+        """How it ended is known: its results are saved, if there are any and somebody wants them."""
+        if status is not OutcomeStatus.COMPLETED or self._savings is None or self._left:
+            self._finish(record, status, error)
+            return
+        if record.state is State.OUTSTANDING:
+            self._no_longer_outstanding(record)
+            self._time(record)
+        self._entering.pop(record, None)
+        record.state = State.SAVING
+        self._saving[record] = None
+        self._savings.put(record)
+        self._fill()
+        self._sources.notice_room()
+        self._note_progress()
+
+    def _saved(self, record: Record, files: tuple[PurePath, ...], error: DownloadError | None) -> None:
+        if record.state is not State.SAVING:
+            return  # it has its outcome already
+        record.files = files
+        if record.row is not None and files and tuple(map(str, files)) != record.row.files:
+            self._journal.saved(record.row, files)
+        self._finish(record, OutcomeStatus.COMPLETED, error)
 
     def _try_again(self, record: Record) -> None:
         """Its task failed for a passing reason: back to `pulled`, for a new one."""
@@ -790,11 +828,11 @@ class TaskPool:
         was_outstanding = record.state is State.OUTSTANDING
         record.state = State.UNTAKEN
         self._entering.pop(record, None)
+        self._saving.pop(record, None)
         self._no_longer_sending(record)
         if was_outstanding:
             self._no_longer_outstanding(record)
-            if outcome.submitted_at is not None and outcome.submitted_at >= self._entered_on:
-                self._tally.ended((finished_at - outcome.submitted_at).total_seconds())
+            self._time(record)
         self._tally.counts[status] += 1
         if record.waiter is None:
             self._unfinished -= 1
@@ -807,8 +845,14 @@ class TaskPool:
         if record.row is not None:
             self._journal.let_go(record.row)
             for other in self._sharing.pop(record.row, ()):
-                other.task = record.task
+                other.task, other.files = record.task, record.files
                 self._finish(other, status, error)
+
+    def _time(self, record: Record) -> None:
+        """Its task has ended: how long it took, if this run has sent it."""
+        sent_at = None if record.row is None else record.row.submitted_at
+        if sent_at is not None and sent_at >= self._entered_on:
+            self._tally.ended((clock.now() - sent_at).total_seconds())
 
     def _no_longer_outstanding(self, record: Record) -> None:
         shared = self._outstanding.get(record.task_id) is not record
@@ -934,11 +978,15 @@ class TaskPool:
         task = record.known_task()
         if record.state is State.OUTSTANDING and task is not None:
             self._session.watcher.unfollow(task.id, record)
-            error = still_running(task, None)
-            error.__cause__ = why
-            self._finish(record, OutcomeStatus.UNFINISHED, error)
+            running = still_running(task, None)
+            running.__cause__ = why
+            self._finish(record, OutcomeStatus.UNFINISHED, running)
         elif record.state is State.SENDING and record.submission is not None:
             self._finish_as(record, self._session.submitter.known(record.submission), why)
+        elif record.state is State.SAVING:
+            unsaved = DownloadError("its results were not saved; it is done and paid: fetch them with its links")
+            unsaved.__cause__ = why
+            self._finish(record, OutcomeStatus.COMPLETED, unsaved)
         else:
             self._return(record, why)
 
@@ -956,6 +1004,8 @@ class TaskPool:
         if tasks:
             with anyio.CancelScope(shield=True):
                 await asyncio.wait(tasks, timeout=GRACE)
+        if self._savings is not None:
+            await self._savings.aclose()
         if self._sources.tasks():
             logger.warning("an iterable of requests takes longer than %g s to clean up; it goes on alone", GRACE)
 
@@ -977,7 +1027,7 @@ class TaskPool:
 
     def _collect_leftovers(self) -> None:
         left = ClosedError("the pool's block was left; the task goes on: wait for it with its id")
-        for record in self._holders():
+        for record in [*self._holders(), *self._saving]:
             self._give_up(record, left)
         self._entering.clear()
         self._sharing.clear()

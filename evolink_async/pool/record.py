@@ -8,24 +8,27 @@
     sending      in the pace's queue; or its POST flies;    yes            the submitter, with the answer
                  or waits to be sent again
     outstanding  at the service, its id is known            yes            the watcher, with the first terminal status
+    saving       completed; its results are fetched         no             the worker that saves them
     untaken      how it ended is known                      no             the reader of the iteration, or the caller
                                                                            of `run`
     (handed      the pool has forgotten it                  no
     over)
 
-There is room for one more to be read while places held + entering + pulled + untaken < `max_outstanding`. There is a
-place for one more to be sent while places held < `max_outstanding`; a request given to `run` may also have the place of
-one from a source that is still in the pace's queue, which then is pulled again. Every other move goes down the table.
+There is room for one more to be read while places held + entering + pulled + saving + untaken < `max_outstanding`.
+There is a place for one more to be sent while places held < `max_outstanding`; a request given to `run` may also have
+the place of one from a source that is still in the pace's queue, which then is pulled again. Every other move goes down
+the table.
 
 One model that has to wait leaves half of the places to the others: a request gets no place while half of them are held
 by requests of its model in `sending`, and a source is not read on while as many requests of the model that it gave last
 are pulled or sending.
 
-Short cuts: from entering to untaken, what has ended in an earlier run; from pulled to untaken, what is wrong or comes
-when nothing is sent any more; from pulled to outstanding, whose task an earlier run has made; from sending back to
-pulled, what has to wait until a price is known; from sending to untaken, what was refused, taken back or stays unknown;
-from outstanding to untaken, what timed out or was lost, and back to pulled, what failed and may be tried again. When
-the block is left, what was sent and is not handed over goes to `leftovers`, and what was not sent is dropped.
+Short cuts: from entering to untaken (or to saving), what has ended in an earlier run; from pulled to untaken, what is
+wrong or comes when nothing is sent any more; from pulled to outstanding, whose task an earlier run has made; from
+sending back to pulled, what has to wait until a price is known; from sending to untaken, what was refused, taken back
+or stays unknown; from outstanding to untaken, all that has nothing to save, timed out or was lost, and back to pulled,
+what failed and may be tried again. When the block is left, what was sent and is not handed over goes to `leftovers`,
+and what was not sent is dropped.
 
 Each move is one synchronous step and is made in one place: entering `TaskPool._begin`, pulled `_wait_for_place`,
 sending `_send`, outstanding `_accepted`, untaken `_close`. What the ledger has to know of it goes through the
@@ -40,7 +43,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, Protocol
 
 from evolink_async.errors import (
@@ -61,6 +64,7 @@ from evolink_async.polling.endings import failure_of, still_running
 from evolink_async.pool.journal import Journal
 from evolink_async.pool.outcome import Outcome, OutcomeStatus
 from evolink_async.requests import GenerationRequest
+from evolink_async.saving.objects import path_of
 from evolink_async.types import Task, TaskReading, TaskStatus, Usage
 
 
@@ -71,6 +75,7 @@ class State(StrEnum):
     PULLED = "pulled"
     SENDING = "sending"
     OUTSTANDING = "outstanding"
+    SAVING = "saving"
     UNTAKEN = "untaken"
 
 
@@ -108,6 +113,7 @@ class Record:
     task: Task | None = None  # the whole of it, once it is over: that many are outstanding at once, each a word only
     status: str | None = None  # that a look found, since the task was submitted or attached
     progress: int = 0
+    files: tuple[PurePath, ...] = ()  # that hold its results
     from_ledger: bool = False  # how it ended was known before this run
 
     @property
@@ -255,7 +261,7 @@ class Record:
             status=status,
             task=task,
             error=error,
-            files=tuple(map(Path, row.files)),
+            files=self.files or tuple(map(path_of, row.files)),
             credits=credits,
             attempts=row.attempts,
             idempotency_key=row.idempotency_key,

@@ -42,6 +42,11 @@ def is_object_store(directory: object) -> bool:
     return isinstance(directory, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", directory) is not None
 
 
+def path_of(text: str) -> PurePath:
+    """The path that was written as this text."""
+    return ObjectPath(text) if is_object_store(text) else Path(text)
+
+
 class Bucket:
     """A prefix in an object store that results are saved under.
 

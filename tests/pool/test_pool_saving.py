@@ -1,0 +1,101 @@
+"""A pool that saves: an outcome has its files, and nothing is fetched or paid for twice."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pool_world import drain, images
+
+from evolink_async import AsyncEvoLink, ConfigurationError, DownloadError, ImageRequest
+from evolink_async.emulator import Emulator
+
+
+def client_of(server: Any, **options: Any) -> AsyncEvoLink:
+    return AsyncEvoLink(server.api_key, base_url=server.base_url, rate_limit="200/s", **options)
+
+
+async def test_every_completed_outcome_has_its_files(api_key: str, tmp_path: Path) -> None:
+    async with (
+        Emulator(speed=100, api_key=api_key, failure_share=0.2, seed=2).serve() as server,
+        client_of(server) as client,
+        client.pool(images(20), save_to=tmp_path / "out") as pool,
+    ):
+        outcomes = await drain(pool)
+    done = [outcome for outcome in outcomes if outcome.ok]
+    assert 10 < len(done) < 20
+    assert {path for outcome in done for path in outcome.files} == set((tmp_path / "out").iterdir())
+    assert all(outcome.files[0].name == f"{outcome.key}-1.png" for outcome in done)
+    assert not any(outcome.files for outcome in outcomes if not outcome.ok)
+
+
+async def test_run_again_only_what_is_missing_is_fetched(api_key: str, tmp_path: Path) -> None:
+    out, ledger = tmp_path / "out", tmp_path / "job.db"
+    async with Emulator(speed=100, api_key=api_key).serve() as server, client_of(server) as client:
+        async with client.pool(images(6), ledger=ledger, save_to=out) as pool:
+            first = {outcome.key: outcome.files for outcome in await drain(pool)}
+        first["k3"][0].unlink()  # type: ignore[attr-defined]
+        before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+        async with client.pool(images(6), ledger=ledger, save_to=out) as pool:
+            second = {outcome.key: outcome.files for outcome in await drain(pool)}
+        assert second == first
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        assert len(list(out.iterdir())) == 6
+        async with client.pool(images(6), ledger=ledger) as pool:  # without a folder the files are told all the same
+            assert {outcome.key: outcome.files for outcome in await drain(pool)} == first
+        assert len(server.emulator.book()["posts"]) == 6
+
+
+async def test_what_cannot_be_saved_is_completed_with_an_error_and_not_paid_for_again(
+    api_key: str, tmp_path: Path
+) -> None:
+    out, ledger = tmp_path / "out", tmp_path / "job.db"
+    out.mkdir()
+    (out / "k1-1.png").write_bytes(b"somebody else's")
+    async with Emulator(speed=100, api_key=api_key).serve() as server, client_of(server) as client:
+        for _ in range(2):
+            async with client.pool(images(3), ledger=ledger, save_to=out) as pool:
+                outcomes = {outcome.key: outcome for outcome in await drain(pool)}
+            assert outcomes["k1"].status == "completed"
+            assert isinstance(outcomes["k1"].error, DownloadError)
+            assert outcomes["k0"].ok
+            assert outcomes["k2"].ok
+        assert len(server.emulator.book()["posts"]) == 3
+    assert (out / "k1-1.png").read_bytes() == b"somebody else's"
+
+
+async def test_a_run_and_an_attached_task_are_saved_too(api_key: str, tmp_path: Path) -> None:
+    async with Emulator(speed=100, api_key=api_key).serve() as server, client_of(server) as client:
+        task = await client.images.submit(model="gpt-4o-image", prompt="a lighthouse")
+        async with client.pool(save_to=tmp_path) as pool:
+            pool.attach(task.id)
+            outcome = await pool.run(ImageRequest(model="gpt-4o-image", prompt="a ship"))
+            [attached] = await drain(pool)
+    assert outcome.files[0].name == f"000000-{outcome.identity[:8]}-1.png"
+    assert attached.files[0].name == f"{task.id}-1.png"
+    assert {path.name for path in tmp_path.iterdir()} == {outcome.files[0].name, attached.files[0].name}
+
+
+async def test_a_folder_that_cannot_be_is_told_before_anything_is_paid_for(api_key: str, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    async with Emulator(speed=100, api_key=api_key).serve() as server, client_of(server) as client:
+        with pytest.raises(ConfigurationError):
+            async with client.pool(images(3), save_to=tmp_path / "out"):
+                pass
+        assert server.emulator.book()["posts"] == []
+
+
+async def test_a_download_holds_no_place_among_the_outstanding(api_key: str, tmp_path: Path) -> None:
+    stalled = {"path": "/results", "stall": 100}
+    async with Emulator(speed=100, api_key=api_key, faults=[stalled]).serve() as server, client_of(server) as client:
+        async with client.pool(max_outstanding=1, save_to=tmp_path) as pool:
+            runs = [asyncio.create_task(pool.run(request)) for request in images(3)]
+            async with asyncio.timeout(30):
+                while len(server.emulator.book()["posts"]) < 3:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+        outcomes = await asyncio.gather(*runs)
+        assert all(outcome.status in ("completed", "unfinished") for outcome in outcomes)
+        assert not any(outcome.ok for outcome in outcomes)
+    assert list(tmp_path.iterdir()) == []
