@@ -136,7 +136,7 @@ class TaskPool:
 
         self._savings = None
         if save_to is not None:
-            self._savings = Savings(Saver(client, save_to), self._saved, self._crashed)
+            self._savings = Savings(_saver(client, save_to), self._saved, self._crashed)
         self._sources = Sources(self._has_room, self._take, self._source_failed, self._break_down, self._wake_reader)
         self._has_sources = False
         self._entered = self._stopped = self._left = False
@@ -1081,6 +1081,13 @@ class TaskPool:
     def _note_progress(self) -> None:
         if self._entered and not self._left:
             self._progress.changed()
+
+
+def _saver(client: AsyncEvoLink, save_to: str | os.PathLike[str]) -> Saver:
+    try:
+        return Saver(client, save_to)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"save_to: {error.message}") from None
 
 
 def _drop(records: dict[Record, None], record: Record) -> None:

@@ -51,6 +51,7 @@ from evolink_async.http.submit import new_idempotency_key
 from evolink_async.ledger import opening
 from evolink_async.ledger.job import JobLedger
 from evolink_async.ledger.sqlite import SqliteStore
+from evolink_async.ledger.values import MICRO
 from evolink_async.polling import watcher
 from evolink_async.pool import TaskPool, clock
 from evolink_async.pool.journal import Journal
@@ -504,19 +505,22 @@ class Life:
             if task_id not in known and by_key.get(post["idempotency_key"]) not in uncertain:
                 name = names[post["idempotency_key"]]
                 raise Violation(f"task {task_id} of {name!r} was paid for, and the ledger does not know it")
-        # Of a task whose id the user told nobody has said what it costs, if no other had been accepted by then.
-        untold = {row.task_id for row in rows if row.spent is None and row.state == "completed"}
+        # Of a task whose id the user told nobody has said what it costs, if no other had been accepted by then; if it
+        # was the one that found out a price, all that was reserved for it counts as spent.
+        untold = {row for row in rows if row.state == "completed" and (row.spent is None or row.spent > PRICE * MICRO)}
         if untold and not self.came_upon["the user settled it"]:
             raise Violation(f"nobody knows what {untold} have cost")
-        charged = sum(Decimal(str(post["charged"] or 0)) for task_id, post in book.items() if task_id in known - untold)
+        told = known - {row.task_id for row in untold}
+        charged = sum(Decimal(str(post["charged"] or 0)) for task_id, post in book.items() if task_id in told)
         extra = sum(
             Decimal(str(book[past.task_id]["charged"] or 0))
             for row in rows
             for past in row.past
             if past.task_id in book and past.state == "accepted"
         )
-        if stats.credits_spent != charged - extra:
-            raise Violation(f"the ledger says {stats.credits_spent} credits were spent, the book {charged - extra}")
+        spent = stats.credits_spent - Decimal(sum(row.spent or 0 for row in untold)) / MICRO
+        if spent != charged - extra:
+            raise Violation(f"the ledger says {spent} credits were spent, the book {charged - extra}")
         if not uncertain and stats.credits_reserved:
             raise Violation(f"{stats.credits_reserved} credits are reserved, and nothing runs")
 
