@@ -1,7 +1,7 @@
 """The commands: what they are called, what they take, what they say for --help. The work is done next door.
 
-Exit codes: 0 all completed, 1 some not, 2 usage or bad input (nothing was sent), 3 stopped by the account or its
-budget, 130 and 143 interrupted by SIGINT and SIGTERM. Standard output is data, standard error is for people.
+Exit codes: 0 all completed and saved, 1 some not, 2 usage or bad input (nothing was sent), 3 stopped by the account or
+its budget, 130 and 143 interrupted by SIGINT and SIGTERM. Standard output is data, standard error is for people.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ app = typer.Typer(
     name="evolink-async",
     help="Run many EvoLink image, video and audio generations. The API key is read from EVOLINK_API_KEY only: "
     "on the command line every user of the machine could see it.",
-    epilog="Exit codes: 0 all completed, 1 some not, 2 usage or bad input (nothing sent), 3 stopped by the account, "
-    "130/143 interrupted.",
+    epilog="Exit codes: 0 all completed and saved, 1 some not, 2 usage or bad input (nothing sent), 3 stopped by the "
+    "account or the budget, 130/143 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -159,7 +159,8 @@ def run(
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(help="JSON lines (ours or OpenAI's batch lines) or CSV; - reads stdin.")],
     out: Annotated[
-        str | None, typer.Option(help="Folder for results.jsonl, errors.jsonl and the ledger.", metavar="DIR")
+        str | None,
+        typer.Option(help="Folder for the files, results.jsonl, errors.jsonl and the ledger.", metavar="DIR"),
     ] = None,
     model: Annotated[str | None, typer.Option(help="For lines that name no model.")] = None,
     kind: Annotated[Kind | None, typer.Option(help="For lines that name no kind.")] = None,
@@ -184,7 +185,8 @@ def run(
 ) -> None:
     """Run every request of a file. The whole file is checked first; nothing is sent if a line is bad.
 
-    The folder keeps a ledger, job.db: run again after whatever happened, it goes on and pays for nothing twice.
+    Results are saved into the folder, which keeps a ledger, job.db, too: run again after whatever happened, it goes on
+    and pays for nothing twice.
     """
     from evolink_async.cli.job import Job, run_file
 

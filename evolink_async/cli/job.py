@@ -183,7 +183,8 @@ class _Run:
             task = f" (task {outcome.task.id})" if outcome.task else ""
             why = shortened(message_of(outcome.error), 300)
             code = f"{outcome.error.code}: " if outcome.error.code else ""
-            self.screen.say(f"{shortened(name, 60)} {_words(outcome.status)}: {code}{why}{task}", style="red")
+            what = "not saved" if outcome.status is OutcomeStatus.COMPLETED else _words(outcome.status)
+            self.screen.say(f"{shortened(name, 60)} {what}: {code}{why}{task}", style="red")
         elif self._failures == FAILURES_SHOWN + 1:
             self.screen.say(f"more that did not complete is in {self.folder.path / ERRORS}", style="red")
 
@@ -248,6 +249,7 @@ async def _sent_until(run: _Run, interrupts: Interrupts) -> int:
             max_credits=run.job.max_credits,
             retry_failed=run.job.retry_failed,
             ledger=run.folder.ledger,
+            save_to=run.folder.path,
         )
         _sum_up(run, ending)
         if interrupts.count > 1 and interrupts.code is not None:
@@ -268,6 +270,8 @@ def _sum_up(run: _Run, ending: Ending) -> None:
         others.append(counted(run.left_out, "bad line") + " left out")
     if ending.cut_short or run.cannot_write:
         others.append("the rest was not read")
+    if ending.unsaved:
+        others.append(f"{ending.unsaved:,} of them not saved")
     if ending.from_ledger:
         others.append(f"{ending.from_ledger:,} of them known from earlier runs")
     so = ", ".join([f"{completed:,} of {run.total:,} completed", *others])
@@ -276,7 +280,7 @@ def _sum_up(run: _Run, ending: Ending) -> None:
     if ending.reason is not None:
         screen.complain(f"ended early: {ending.reason}")
     if completed:
-        screen.say(f"links (they die in 24 hours): {folder / RESULTS}")
+        screen.say(f"files: {folder}, and what each is: {folder / RESULTS}")
     _tell_changes(screen, ending)
     if ending.counts.total() > completed:
         screen.say(f"what did not complete, as lines for another run: {folder / ERRORS}")
@@ -289,7 +293,7 @@ def _sum_up(run: _Run, ending: Ending) -> None:
         screen.verbatim(f"  {shlex.join(['evolink-async', 'job', 'unknown', str(run.folder.ledger)])}")
     if ending.running:
         tell_ids(screen, ending.running, folder / ERRORS)
-    if ending.running or ending.unknown or ending.counts[OutcomeStatus.NOT_SUBMITTED]:
+    if ending.running or ending.unknown or ending.unsaved or ending.counts[OutcomeStatus.NOT_SUBMITTED]:
         screen.say("the same command again goes on, and pays for nothing twice:")
         screen.verbatim(f"  {shlex.join(['evolink-async', *sys.argv[1:]])}")
 

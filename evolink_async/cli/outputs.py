@@ -27,6 +27,8 @@ RESULTS, ERRORS, LEDGER = "results.jsonl", "errors.jsonl", "job.db"
 class OutputFolder:
     """A folder that takes each outcome as it arrives: completed ones in results.jsonl, all others in errors.jsonl.
 
+    A completed one whose files could not be saved has an `error` in results.jsonl.
+
     Every line is one write to the file, so what was written stays whatever happens to the process. A line of
     errors.jsonl is a request line with the field `error`, and can be given to `run` again. The ledger of the job lies
     beside them; where there is one, the files are written anew, since the ledger tells every outcome again.
@@ -79,7 +81,7 @@ class OutputFolder:
 
     def take(self, outcome: Outcome) -> None:
         """Write an outcome down. Raises `OSError`, e.g. when the disk is full."""
-        if outcome.ok:
+        if outcome.ok or outcome.status == "completed":  # generated and paid for, if not saved: never to be sent again
             _write(self._results, result_line(outcome))
         else:
             _write(self._errors, error_line(outcome))
@@ -106,6 +108,7 @@ def result_line(outcome: Outcome) -> dict[str, Any]:
         "model": request.model if request else task.model if task else None,
         "task_id": task.id if task else None,
         "urls": outcome.urls,
+        "files": [str(file) for file in outcome.files],
         "credits": as_number(outcome.credits),
         "attempts": outcome.attempts,
         "submitted_at": outcome.submitted_at,

@@ -69,6 +69,7 @@ class Ending:
     reason: BaseException | None = None
     running: list[str] = field(default_factory=list)
     unknown: int = 0
+    unsaved: int = 0  # completed, and their files could not be saved
     from_ledger: int = 0
     census: Census | None = None
     cut_short: bool = False  # by a second signal: what was never read was not written down either
@@ -78,7 +79,8 @@ class Ending:
         """The exit code, if no signal came."""
         if stopped_by_account(self.reason):
             return 3
-        return 0 if self.reason is None and set(self.counts) <= {OutcomeStatus.COMPLETED} else 1
+        completed = set(self.counts) <= {OutcomeStatus.COMPLETED}
+        return 0 if self.reason is None and completed and not self.unsaved else 1
 
 
 async def run_through(
@@ -107,6 +109,7 @@ async def run_through(
         if outcome.status is OutcomeStatus.UNFINISHED and outcome.task is not None:
             ending.running.append(outcome.task.id)
         ending.unknown += outcome.status is OutcomeStatus.UNKNOWN
+        ending.unsaved += outcome.status is OutcomeStatus.COMPLETED and not outcome.ok
         ending.from_ledger += outcome.from_ledger
         if take(outcome) is False:
             pool.stop()

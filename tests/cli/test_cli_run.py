@@ -370,3 +370,27 @@ async def test_credits_that_will_not_do_are_told_early(api_key: str, tmp_path: P
         result = await command("run", file, "--out", tmp_path / "out", *FAST, server=server)
     assert result.code == 3
     assert "all 60 requests cost about 150 credits, and there are 100" in " ".join(result.stderr.split())
+
+
+async def test_results_are_saved_into_the_folder_and_what_could_not_be_is_fetched_the_next_time(
+    api_key: str, tmp_path: Path
+) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(3))
+    gone = {"method": "GET", "path": "/results", "status": 404}
+    async with service(api_key, faults=[gone]) as server:
+        first = await command("run", file, "--out", tmp_path / "out", *FAST, server=server)
+        assert first.code == 1
+        assert "3 of them not saved" in first.stderr
+        assert all(
+            line["error"]["code"] or line["error"]["message"] for line in lines_of(tmp_path / "out/results.jsonl")
+        )
+        assert not list((tmp_path / "out").glob("*.png"))
+        server.emulator.set_faults([])
+        again = await command("run", file, "--out", tmp_path / "out", *FAST, server=server)
+        assert again.code == 0
+        assert len(posts(server)) == 3
+    lines = lines_of(tmp_path / "out/results.jsonl")
+    assert {path for line in lines for path in line["files"]} == {
+        str(path) for path in (tmp_path / "out").glob("*.png")
+    }
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"k0-1.png", "k1-1.png", "k2-1.png"}
