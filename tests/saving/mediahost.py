@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -40,11 +41,13 @@ async def media_host(handler: Handler) -> AsyncIterator[MediaHost]:
     """Every connection carries one request, which `handler` answers; then it is closed."""
     host = MediaHost()
     running: set[asyncio.Task[None]] = set()
+    writers: weakref.WeakSet[asyncio.StreamWriter] = weakref.WeakSet()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         running.add(task)
+        writers.add(writer)
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
@@ -67,6 +70,8 @@ async def media_host(handler: Handler) -> AsyncIterator[MediaHost]:
             for task in list(running):
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+            for writer in list(writers):
+                writer.transport.abort()  # it may still have bytes for somebody who has left
             await asyncio.sleep(0)
 
 
