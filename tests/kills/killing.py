@@ -136,7 +136,7 @@ class Life:
         assert self.process.stderr is not None
         async with asyncio.timeout(seconds):
             await self.reading
-            self.errors = (await self.process.stderr.read()).decode()
+            self.errors += (await self.process.stderr.read()).decode()
             return await self.process.wait()
 
     async def kill(self) -> bool:
@@ -239,6 +239,7 @@ class Job:
         if any(count > 1 for count in tasks.values()):
             raise Violation(f"charged twice: {[name for name, count in tasks.items() if count > 1]}")
         uncertain = {request.identity for request in unknown}
+        unsettled = {request.identity for request in unknown if request.resolvable}
         known = {row.task_id for row in rows if row.task_id}
         for post in book["posts"]:
             if post["task_id"] not in known and names[post["idempotency_key"]] not in uncertain:
@@ -249,14 +250,15 @@ class Job:
         self._judge_money(book, stats, rows)
         judgement = Judgement(
             tasks=len(book["posts"]),
-            unknown=len(uncertain),
+            unknown=len(unsettled),
+            sent_twice=len(uncertain - unsettled),
             lost=sum(line[0] == "lost" for line in self.lines()),
             posts=sum(line[0] == "post" for line in self.lines()),
             replays=book["replays"],
-            unknown_with_task=sum(names[post["idempotency_key"]] in uncertain for post in book["posts"]),
+            unknown_with_task=sum(names[post["idempotency_key"]] in unsettled for post in book["posts"]),
         )
         if last is not None:
-            self._judge_outcomes(last, uncertain)
+            self._judge_outcomes(last, unsettled)
             self._judge_end(book, stats, rows)
         return judgement
 
@@ -274,16 +276,16 @@ class Job:
         if sums != (stats.credits_spent, stats.credits_reserved) and not any(row.past for row in rows):
             raise Violation(f"the rows sum up to {sums}, the job says {stats.credits_spent}, {stats.credits_reserved}")
 
-    def _judge_outcomes(self, last: Life, uncertain: set[str]) -> None:
+    def _judge_outcomes(self, last: Life, unsettled: set[str]) -> None:
         outcomes = last.told("outcome")
         counts = Counter(outcome["key"] for outcome in outcomes)
         if counts != Counter(f"r{number}" for number in range(self.requests)):
             raise Violation(f"not every request has one outcome: {counts.most_common(3)}, {len(counts)} in all")
         said = {outcome["key"] for outcome in outcomes if outcome["status"] == "unknown"}
-        if said != uncertain:
-            raise Violation(f"outcomes say that {said} are unknown, the ledger that {uncertain} are")
+        if said != unsettled:
+            raise Violation(f"outcomes say that {said} are unknown, the ledger that {unsettled} are")
         others = Counter(outcome["status"] for outcome in outcomes) - Counter(
-            {"completed": self.requests, "unknown": len(uncertain), "lost": self.requests}
+            {"completed": self.requests, "unknown": len(unsettled), "lost": self.requests}
         )
         if others:
             raise Violation(f"at the end there are {others}")
@@ -313,10 +315,15 @@ class Job:
 
 @dataclass
 class Judgement:
-    """Figures of a job at one moment. lost: answers; unknown_with_task: requests that were charged all the same."""
+    """Figures of a job at one moment.
+
+    lost: answers. unknown: requests that may have a task; unknown_with_task: those that have one. sent_twice: listed
+    because they were, and the service has not proven that it honours keys; they have their task.
+    """
 
     tasks: int = 0
     unknown: int = 0
+    sent_twice: int = 0
     lost: int = 0
     posts: int = 0
     replays: int = 0
