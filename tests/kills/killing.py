@@ -7,7 +7,8 @@ answers behind an accepted POST and 1 % of the POSTs before, and its book is the
 
 * no request has two tasks, whether keys are honoured (`on_lost_response="replay"`) or not (`"hold"`);
 * every task in the book is known to the ledger, or its request is listed by `.unknown()`;
-* unknown is only what was on its way when the program was killed, or whose answer was lost;
+* unknown is only what was on its way when the program was killed, or whose answer was lost; where it may be sent again,
+  only what that happened to once more when it was (the contract: a request is sent again once);
 * the budget, which fits the job exactly, is never exceeded, and the ledger never holds less than the book;
 
 and at the end every request has exactly one outcome, those that a killed program had printed as completed are the same,
@@ -284,6 +285,9 @@ class Job:
         said = {outcome["key"] for outcome in outcomes if outcome["status"] == "unknown"}
         if said != unsettled:
             raise Violation(f"outcomes say that {said} are unknown, the ledger that {unsettled} are")
+        intents = Counter(line[1] for line in self.lines() if line[0] == "intend")
+        if not self.options.get("hold") and (once := {key for key in unsettled if intents[key] < 2}):
+            raise Violation(f"unknown, and it was not sent again: {once}")
         others = Counter(outcome["status"] for outcome in outcomes) - Counter(
             {"completed": self.requests, "unknown": len(unsettled), "lost": self.requests}
         )
@@ -345,7 +349,7 @@ async def until_killed(job: Job, chance: random.Random, mean: float) -> bool:
         else:
             await life.entered.wait()
             if chance.random() < 0.9:  # once it submits, and not while it reads what is known
-                while life.process.returncode is None and not job.log_has("intend"):
+                while life.process.returncode is None and not job.log_has("intend"):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             await asyncio.sleep(chance.expovariate(1 / mean))
         killed = await life.kill()
