@@ -1,12 +1,17 @@
-"""What a ledger costs: durable writes per second, how long an intent waits, CPU per write, bytes per request.
+"""What a ledger costs: durable writes per second, how long an intent waits, CPU per write and task, bytes per request.
 
     python benchmarks/ledger.py [--requests 10000] [--tasks 1000] [--rounds 3] [--size 100000] [--folder .] [--json]
+                                [--parts many,alone,size,pool]
 
 So many asyncio tasks at once take requests through `enter`, `intend`, `accepted` and `ended`, and wait for each of the
 four to be durable. Beside it, in the same run and in turns with it, on the same disk, the least that durability can
 cost: as many tasks that wait for a record of 350 bytes to be appended to a file and synced with fdatasync, many at
 once, in a thread. The ratio of the two is the figure to trust; the rest depends on the disk and on who else is on it.
 The ledger in memory takes the same way without a file: what is left of the CPU time is what the file costs.
+
+Then the whole of it: the same job through a pool without and with a ledger, in turns, so many tasks outstanding at
+once; over TCP, the service in another process, and with a service in this process that answers at once, which shows the
+pool's own cost. CPU time is that of the program's process, the ledger's thread included.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import platform
 import queue
@@ -33,13 +39,16 @@ from typing import Any
 # A benchmark measures the checkout that it lies in.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from evolink_async import __version__
+from pool import CONNECTIONS, MODEL, WARM_UP, Job, canned_client, drain, requests, seconds_for, serving
+
+from evolink_async import AsyncEvoLink, __version__
 from evolink_async.ledger import Entry, JobLedger, open_job
 from evolink_async.types import Task
 
 BODY = '{{"model":"gpt-4o-image","prompt":"a lighthouse in the style of painter {}, at dusk","size":"1024x1024"}}'
 RECORD = b"x" * 350
 VERBS = 4
+PARTS = ("many", "alone", "size", "pool")
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 
@@ -222,28 +231,95 @@ async def size(path: Path, count: int) -> dict[str, float]:
     return sizes
 
 
+# The whole way, through a pool
+
+
+async def pooled(client: AsyncEvoLink, job: Job, path: Path | None) -> float:
+    """CPU seconds of a job, the opening and closing of its ledger included."""
+    given = list(requests(job))
+    cpu = time.process_time()
+    await drain(client.pool(given, max_outstanding=job.outstanding, ledger=path))
+    return time.process_time() - cpu
+
+
+async def through_pools(folder: Path, tasks: int, count: int, rounds: int) -> list[dict[str, Any]]:
+    """CPU per task without and with a ledger; medians of rounds in which they take turns."""
+    job = Job(count, tasks, seconds_for(tasks))
+    warm_up = Job(WARM_UP, tasks, seconds_for(tasks))
+    rows = []
+    with serving(job) as base_url:
+        async with AsyncEvoLink("sk-benchmark", base_url=base_url, max_connections=CONNECTIONS) as client:
+            client._memory.rates[MODEL] = 1e7  # nothing is to wait for its turn
+            rows.append({"way": "over TCP", **await in_turns(client, job, warm_up, folder / "tcp", rounds)})
+    async with canned_client(job) as (client, transport):
+        transport._KEPT = 0
+        rows.append({"way": "service in process", **await in_turns(client, job, warm_up, folder / "canned", rounds)})
+    return rows
+
+
+async def in_turns(client: AsyncEvoLink, job: Job, warm_up: Job, path: Path, rounds: int) -> dict[str, float]:
+    await pooled(client, warm_up, path.with_suffix(".warm"))
+    without, with_ledger = [], []
+    for number in range(rounds):
+        without.append(await pooled(client, job, None))
+        with_ledger.append(await pooled(client, job, path.with_suffix(f".{number}.db")))
+    bare, full = statistics.median(without), statistics.median(with_ledger)
+    return {
+        "without_us": bare / job.tasks * 1e6,
+        "with_us": full / job.tasks * 1e6,
+        "added_us": (full - bare) / job.tasks * 1e6,
+        "added_share": full / bare - 1,
+    }
+
+
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
     TASKS.extend(completed(number) for number in range(max(options.requests, options.size)))
-    rounds: dict[str, list[dict[str, float]]] = {"append and fdatasync": [], "ledger": [], "ledger in memory": []}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        for number in range(options.rounds):
-            rounds["append and fdatasync"].append(await append(folder / f"{number}", options.tasks, options.requests))
-            rounds["ledger"].append(await ledger(folder / f"{number}.db", options.tasks, options.requests))
-            rounds["ledger in memory"].append(await ledger(None, options.tasks, options.requests))
-        medians = {
-            way: {figure: statistics.median(each[figure] for each in all_of_them) for figure in all_of_them[0]}
-            for way, all_of_them in rounds.items()
-        }
-        return {
-            "many": medians,
-            "alone": await alone(folder),
-            "size": await size(folder / "size.db", options.size),
-        }
+        if "many" in options.parts:
+            results["many"] = await compared(folder, options)
+        if "alone" in options.parts:
+            results["alone"] = await alone(folder)
+        if "size" in options.parts:
+            results["size"] = await size(folder / "size.db", options.size)
+        if "pool" in options.parts:
+            TASKS.clear()
+            results["pool"] = await through_pools(folder, options.tasks, options.requests, options.rounds)
+    return results
+
+
+async def compared(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """The ledger and its peers, in turns; medians of the rounds."""
+    rounds: dict[str, list[dict[str, float]]] = {"append and fdatasync": [], "ledger": [], "ledger in memory": []}
+    for number in range(options.rounds):
+        rounds["append and fdatasync"].append(await append(folder / f"{number}", options.tasks, options.requests))
+        rounds["ledger"].append(await ledger(folder / f"{number}.db", options.tasks, options.requests))
+        rounds["ledger in memory"].append(await ledger(None, options.tasks, options.requests))
+    return {
+        way: {figure: statistics.median(each[figure] for each in all_of_them) for figure in all_of_them[0]}
+        for way, all_of_them in rounds.items()
+    }
 
 
 def show(results: dict[str, Any], options: argparse.Namespace) -> None:
-    many = results["many"]
+    if "many" in results:
+        show_many(results["many"], options)
+    for what, row in results.get("alone", {}).items():
+        print(f"one {what} alone: p50 {row['p50_ms']:.2f} ms, p99 {row['p99_ms']:.2f} ms")
+    if "size" in results:
+        show_size(dict(results["size"]))
+    if "pool" in results:
+        print(f"\n{options.requests:,} tasks through a pool, {options.tasks:,} outstanding: CPU us for each task")
+        print(f"{'':<24}{'without':>10}{'ledger':>10}{'added':>10}{'share':>10}")
+        for row in results["pool"]:
+            print(
+                f"{row['way']:<24}{row['without_us']:>10.0f}{row['with_us']:>10.0f}{row['added_us']:>10.0f}"
+                f"{row['added_share']:>10.0%}"
+            )
+
+
+def show_many(many: dict[str, dict[str, float]], options: argparse.Namespace) -> None:
     print(f"{options.tasks:,} tasks at once, {options.requests:,} requests of {VERBS} writes; medians of the rounds")
     print(f"{'':<24}{'writes/s':>10}{'p50 ms':>10}{'p99 ms':>10}{'CPU us per write':>20}")
     for way, row in many.items():
@@ -256,9 +332,9 @@ def show(results: dict[str, Any], options: argparse.Namespace) -> None:
     print(
         f"beside a bare append the ledger writes {rate:.2f} times as many records, its p99 is {wait:.1f} times as long"
     )
-    for what, row in results["alone"].items():
-        print(f"one {what} alone: p50 {row['p50_ms']:.2f} ms, p99 {row['p99_ms']:.2f} ms")
-    sizes = results["size"]
+
+
+def show_size(sizes: dict[str, Any]) -> None:
     print(f"\n{sizes.pop('requests'):,} requests: {sizes.pop('megabytes'):.1f} MB, ", end="")
     print(f"opened again in {sizes.pop('seconds_to_open'):.2f} s (checked whole)")
     for name, bytes_each in sizes.items():
@@ -272,8 +348,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=100_000)
     parser.add_argument("--folder", help="where the files are made, by default where temporary files are")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    options.parts = [part.strip() for part in options.parts.split(",")]
+    if unknown := [part for part in options.parts if part not in PARTS]:
+        parser.error(f"unknown parts {unknown}; known are {', '.join(PARTS)}")
+    logging.getLogger("evolink_async").setLevel(logging.ERROR)
     results = asyncio.run(measure(options))
     machine = {
         "evolink_async": __version__,
