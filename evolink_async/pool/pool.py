@@ -1014,8 +1014,10 @@ class TaskPool:
         self._journal.remember(self._client._memory.schedule)
         try:
             await self._journal.aclose()
-        except LedgerError as error:
-            self._reason = self._reason or error
+        except LedgerError as error:  # it names the tasks that the ledger does not know
+            logger.error("%s", error)
+            if self._reason is None or isinstance(self._reason, LedgerError):
+                self._reason = error
         census = self.census
         if census is not None and (census.changed or (census.gone and self._sources.exhausted and not self._reason)):
             logger.warning(

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from ledger_world import ask, assert_balanced, in_loop, opened, row_in
+from ledger_world import ask, assert_balanced, opened, row_in
+from loop_executor import in_loop
 
 from evolink_async import ClosedError
 from evolink_async.ledger import State, open_job
