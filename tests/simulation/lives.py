@@ -466,7 +466,7 @@ class Life:
             raise Violation(f"paid twice: {twice}")
         if len(twice) > 3:
             raise Violation(f"more than three were paid twice: {twice}")
-        hidden = {name for name in twice if identity_of[name] not in uncertain}
+        hidden = {name for name in twice if name in identity_of and identity_of[name] not in uncertain}
         if hidden:
             raise Violation(f"paid twice, and the ledger does not say so: {hidden}")
         if self.honours or self.hold:
@@ -510,7 +510,9 @@ class Life:
         untold = {row for row in rows if row.state == "completed" and (row.spent is None or row.spent > PRICE * MICRO)}
         if untold and not self.came_upon["the user settled it"]:
             raise Violation(f"nobody knows what {untold} have cost")
-        told = known - {row.task_id for row in untold}
+        # A budget that is spent ends a run before it has pulled all: what earlier runs have sent waits in the ledger.
+        waiting = {row.task_id for row in rows if row.state == "accepted" and self.pulled < self.count}
+        told = known - {row.task_id for row in untold} - waiting
         charged = sum(Decimal(str(post["charged"] or 0)) for task_id, post in book.items() if task_id in told)
         extra = sum(
             Decimal(str(book[past.task_id]["charged"] or 0))
