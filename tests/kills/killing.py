@@ -12,7 +12,8 @@ answers behind an accepted POST and 1 % of the POSTs before, and its book is the
 * the budget, which fits the job exactly, is never exceeded, and the ledger never holds less than the book;
 
 and at the end every request has exactly one outcome, those that a killed program had printed as completed are the same,
-and the ledger's credits are the book's to the micro-credit, less what is unknown.
+and the ledger's credits are the book's to the micro-credit, less what is unknown. Then the user settles what is unknown
+by the service's list, the job is run once more, and every credit is accounted for: spent and reserved are the book's.
 """
 
 from __future__ import annotations
@@ -162,6 +163,7 @@ class Job:
         self.on_its_way: set[str] = set()  # requests that were, at one of the kills
         self.kills = self.kills_on_the_wire = self.kills_on_the_way = 0
         self._read = 0
+        self.accounted_for: tuple[Decimal, Decimal] | None = None  # spent and reserved, as in the book
 
     @asynccontextmanager
     async def run(self, **environ: str) -> AsyncIterator[Life]:
@@ -376,7 +378,36 @@ async def killed_often(job: Job, kills: int, chance: random.Random, rate: float)
     if not all(outcome["from_ledger"] or outcome["status"] == "unknown" for outcome in again.told("outcome")):
         raise Violation("a job that had ended was gone on with")
     assert (await job.judge(again)).posts == judgement.posts
+    await settled_by_the_user(job, rate)
     return judgement
+
+
+async def settled_by_the_user(job: Job, rate: float) -> None:
+    """The unknown ones are looked up in the book; after another run nothing is unknown, and all credits agree."""
+    tasks = {post["idempotency_key"]: post["task_id"] for post in (await book_of(job.base_url))["posts"]}
+    await set_faults(job.base_url, [])
+    async with open_ledger(job.ledger) as ledger:
+        for request in await ledger.job().unknown():
+            if not request.resolvable:
+                continue
+            task_id = tasks.get(request.idempotency_key or "")
+            if task_id is None:
+                await ledger.job().resolve(request.identity, submitted=False)
+            else:
+                await ledger.job().resolve(request.identity, task_id=task_id)
+    async with job.run() as life:
+        await life.end(60 + job.requests / rate)
+    outcomes = Counter(outcome["status"] for outcome in life.told("outcome"))
+    if outcomes != {"completed": job.requests}:
+        raise Violation(f"settled, and there are {outcomes}: {life.told('reason')}")
+    account = (await book_of(job.base_url))["account"]
+    async with open_ledger(job.ledger) as ledger:
+        stats = await ledger.job().stats()
+    ours = stats.credits_spent, stats.credits_reserved
+    theirs = Decimal(str(account["spent"])), Decimal(str(account["reserved"]))
+    if ours != theirs:
+        raise Violation(f"the ledger has spent and reserved {ours}, the book {theirs}")
+    job.accounted_for = ours
 
 
 async def random_kills(
@@ -417,6 +448,9 @@ def main() -> int:
         f"{len(job.on_its_way)} requests were on their way"
     )
     print(", ".join(f"{name} {value}" for name, value in vars(judgement).items()))
+    assert job.accounted_for is not None
+    spent, reserved = job.accounted_for
+    print(f"after the user has settled the unknown ones the ledger's and the book's spent {spent}, reserved {reserved}")
     print("no violation")
     return 0
 

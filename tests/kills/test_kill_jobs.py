@@ -52,6 +52,7 @@ async def test_a_job_that_is_killed_again_and_again_pays_for_no_request_twice_an
     )
     print(job.kills_on_the_wire, "kills with a POST on the wire;", judgement)
     assert job.kills == KILLS
+    assert job.accounted_for == (REQUESTS * PRICE, 0)
     if not hold:
         assert judgement.unknown <= len(job.on_its_way)
     else:
