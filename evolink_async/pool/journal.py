@@ -71,11 +71,6 @@ class Journal:
         """Credits that were spent in this run."""
         return self._job.spent - self._spent_before
 
-    @property
-    def is_limited(self) -> bool:
-        """Whether there is a budget."""
-        return self._job.free is not None
-
     def enter(self, request: GenerationRequest, then: Callable[[Entered | EvoLinkError], None]) -> None:
         """Look a request up, or enter it; `then` hears what is known of it, at once or later.
 
@@ -97,9 +92,13 @@ class Journal:
         else:
             future.add_done_callback(done)
 
+    def check_price(self, request: GenerationRequest) -> None:
+        """Raises `InvalidRequestError` if the caller's function of prices fails for it."""
+        self._told(request)
+
     def has_price(self, request: GenerationRequest) -> bool:
         """Whether it is known what a request will cost, as far as that matters."""
-        if not self.is_limited or self._told(request) is not None:
+        if self._job.free is None or self._told(request) is not None:
             return True
         return self._job.price_of(price_class(request)) is not None
 

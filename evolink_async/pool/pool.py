@@ -470,6 +470,7 @@ class TaskPool:
                 assert record.request is not None
                 try:
                     self._client._check(record.request)
+                    self._journal.check_price(record.request)
                 except InvalidRequestError as error:
                     self._journal.refused(known.row, error)
                     self._finish(record, OutcomeStatus.REJECTED, error)

@@ -9,7 +9,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from evolink_async.catalog import get_model
-from evolink_async.errors import ConfigurationError
+from evolink_async.errors import ConfigurationError, InvalidRequestError
 from evolink_async.requests import GenerationRequest
 
 Price = Decimal | float | int
@@ -57,7 +57,10 @@ def _relevant(name: str, value: Any, by_length: bool) -> str | None:
 
 
 def checked_prices(prices: Prices | None) -> Callable[[GenerationRequest], Decimal | None]:
-    """The price of a request that the caller knows, in credits. Raises `ConfigurationError` for what is no price."""
+    """The price of a request that the caller knows, in credits. Raises `ConfigurationError` for what is no price.
+
+    What it gives raises `InvalidRequestError` for a request for which the caller's function fails.
+    """
     if prices is None:
         return lambda request: None
     if isinstance(prices, Mapping):
@@ -69,8 +72,14 @@ def checked_prices(prices: Prices | None) -> Callable[[GenerationRequest], Decim
         )
 
     def told(request: GenerationRequest) -> Decimal | None:
-        price = prices(request)
-        return None if price is None else _checked_price(price, "what prices(request) gave")
+        try:
+            price = prices(request)
+        except Exception as error:
+            raise InvalidRequestError(f"prices(request) raised {type(error).__name__}: {error}") from error
+        try:
+            return None if price is None else _checked_price(price, "what prices(request) gave")
+        except ConfigurationError as error:
+            raise InvalidRequestError(error.message) from None
 
     return told
 

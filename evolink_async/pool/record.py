@@ -155,11 +155,6 @@ class Record:
         """The id of its task, once that is known."""
         return self.attached if self.row is None else self.row.task_id
 
-    @property
-    def attempts(self) -> int:
-        """POSTs that were sent for it, over all runs and tries."""
-        return 0 if self.row is None else self.row.attempts
-
     def known_task(self) -> Task | None:
         """The task as far as it is known: of one that goes on, what its outcome has to tell."""
         task_id = self.task_id

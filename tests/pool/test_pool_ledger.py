@@ -514,3 +514,18 @@ async def test_a_crowd_at_a_nearly_spent_budget_never_goes_over_and_uses_what_th
         assert len(w.book) == 8
         assert sum(outcome.ok for outcome in outcomes) == 8
         assert {outcome.status for outcome in outcomes if not outcome.ok} == {"not_submitted"}
+
+
+async def test_a_function_of_prices_that_fails_rejects_its_request_and_no_other(api_key: str) -> None:
+    def prices(request: Any) -> Any:
+        return {"picture 0": 1 / 0 if request.prompt == "picture 0" else 2.5, "picture 1": "cheap"}.get(
+            request.prompt, 2.5
+        )
+
+    async with world(api_key) as w:
+        async with w.pool(images(4), max_credits=100, prices=prices) as pool:
+            outcomes = by_key(await drain(pool))
+        assert [str(outcomes[f"k{number}"].status) for number in range(4)] == ["rejected"] * 2 + ["completed"] * 2
+        assert "ZeroDivisionError" in str(outcomes["k0"].error)
+        assert "'cheap'" in str(outcomes["k1"].error)
+        assert len(w.book) == 2
