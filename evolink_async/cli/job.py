@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -72,12 +73,23 @@ def run_file(screen: Screen, settings: Settings, job: Job) -> int:
             return 0
     if job.out is None:
         raise BadInput("give --out DIR, the folder for results.jsonl and errors.jsonl (or --dry-run)")
+    _refuse_own_output(job.file, Path(job.out))
     client = settings.client(job.rate)
     with OutputFolder(job.out) as folder, open_input(job.file, _defaults(settings, job)) as source:
         report = source.check(job.limit)
         if not _acceptable(screen, source, report, job):
             return 2
         return asyncio.run(_sent(_Run(screen, client, job, folder, source, report)))
+
+
+def _refuse_own_output(file: str, out: Path) -> None:
+    """A file that `run` writes anew cannot be what it reads."""
+    for name in (RESULTS, ERRORS):
+        if file != "-" and (out / name).exists() and os.path.exists(file) and os.path.samefile(file, out / name):
+            raise BadInput(
+                f"{file} is written anew by a run into {out}: give the file of the first time, which goes on, "
+                "or another --out"
+            )
 
 
 def _defaults(settings: Settings, job: Job) -> Defaults:

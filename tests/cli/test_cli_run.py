@@ -394,3 +394,17 @@ async def test_results_are_saved_into_the_folder_and_what_could_not_be_is_fetche
         str(path) for path in (tmp_path / "out").glob("*.png")
     }
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"k0-1.png", "k1-1.png", "k2-1.png"}
+
+
+@pytest.mark.parametrize("name", ["errors.jsonl", "results.jsonl"])
+async def test_a_file_that_the_run_would_write_anew_is_not_read(api_key: str, tmp_path: Path, name: str) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(3))
+    async with service(api_key, failure_share=0.5, seed=3) as server:
+        await command("run", file, "--out", tmp_path / "out", *FAST, server=server)
+        before, sent = (tmp_path / "out" / name).read_bytes(), len(posts(server))
+        assert before
+        result = await command("run", tmp_path / "out" / name, "--out", tmp_path / "out", *FAST, server=server)
+        assert result.code == 2
+        assert "another --out" in " ".join(result.stderr.split())
+        assert (tmp_path / "out" / name).read_bytes() == before
+        assert len(posts(server)) == sent
