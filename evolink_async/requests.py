@@ -48,7 +48,7 @@ class GenerationRequest(BaseModel):
     @property
     def endpoint(self) -> str:
         """The path this request is posted to."""
-        return f"/v1/{self.kind}s/generations"
+        return _ENDPOINTS[self.kind]
 
     def params(self) -> dict[str, Any]:
         """Every parameter that is sent, without the model."""
@@ -100,6 +100,7 @@ class AudioRequest(GenerationRequest):
 REQUEST_CLASSES: dict[str, type[GenerationRequest]] = {
     cls.kind: cls for cls in (ImageRequest, VideoRequest, AudioRequest)
 }
+_ENDPOINTS = {kind: f"/v1/{kind}s/generations" for kind in REQUEST_CLASSES}  # a pool keeps one for each request
 
 
 def encode_body(request: GenerationRequest) -> bytes:

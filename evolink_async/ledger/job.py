@@ -184,10 +184,7 @@ class JobLedger:
         self._check()
         future: asyncio.Future[list[Entered]] = self._loop.create_future()
         if self._turns is None:
-            batch = Batch()
-            self._ask_for(entries, batch)
-            counts = batch.counted
-            future.set_result([self._enter_in_memory(entry, self._identity(entry, counts)) for entry in entries])
+            future.set_result([self._enter_in_memory(entry, self._identity(entry, self._counts)) for entry in entries])
             return future
         return self._turns.look_up(
             future,
@@ -241,7 +238,8 @@ class JobLedger:
         """
         self._check()
         price = price and as_text(price)
-        before, holds, probe = saved_state(row), row.holds, self._account.probe
+        probe = self._account.probe
+        undo_from = None if self._turns is None else (saved_state(row), row.holds)
         refusal = self._apply(
             rules.intend,
             row,
@@ -254,18 +252,19 @@ class JobLedger:
         )
         if probe is not None and self._account.probe is not probe:
             self._note(probe)  # its price was told
-        if refusal is not None:
+        if refusal is not None or undo_from is None:
             return self._done(refusal)
-        if self._turns is not None and row.body is not body:
+        turns = self._turns
+        assert turns is not None
+        if row.body is not body:
             row.body = body
-            self._turns.note_body(row)
+            turns.note_body(row)
         version = row._version
 
         def undo() -> None:
             if row._version == version:
-                rules.take_back(row, self._account, before, holds)
-                if self._turns is not None:
-                    self._turns.note_body(row)
+                rules.take_back(row, self._account, *undo_from)
+                turns.note_body(row)
 
         return self._written(row, None, undo)
 
@@ -505,7 +504,8 @@ class JobLedger:
         return row
 
     def _new_row(self, entry: Entry, identity: str) -> Row:
-        row = Row(self._next_id, identity, entry.key is not None, entry.content, entry.endpoint, entry.model)
+        number = 0 if self._turns is None else self._next_id  # by which a store knows it
+        row = Row(number, identity, entry.key is not None, entry.content, entry.endpoint, entry.model)
         row.seen = self.run
         self._next_id += 1
         self._requests += 1
@@ -562,12 +562,12 @@ class JobLedger:
         )
 
     def _check(self) -> None:
-        if self._pid != os.getpid():
-            raise ConfigurationError("a ledger cannot be used in a forked process; open it there")
+        if asyncio._get_running_loop() is not self._loop:  # nor is it in a forked child, where none runs
+            if self._pid != os.getpid():
+                raise ConfigurationError("a ledger cannot be used in a forked process; open it there")
+            raise ConfigurationError("a ledger belongs to the event loop that it was opened in")
         if self._closed:
             raise ClosedError(f"the ledger of job {self.name!r} is closed")
-        if asyncio.get_running_loop() is not self._loop:
-            raise ConfigurationError("a ledger belongs to the event loop that it was opened in")
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "broken" if self.broken is not None else "open"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import ROUND_CEILING, Decimal
+from functools import lru_cache
 from typing import Any
 
 from evolink_async.errors import BudgetExceededError, InvalidRequestError
@@ -18,6 +19,8 @@ LONGEST_LEARNED = 256_000  # bytes of what a job remembers for its next run
 _MOST = 10**9  # credits; no request costs that much, and sums of it still fit into 64 bits
 
 
+# The same few prices come again and again, and each request keeps one.
+@lru_cache(maxsize=1024)
 def to_micro(credits: Decimal) -> int:
     """Micro-credits, rounded up; an absurd amount is brought to the nearest sensible one."""
     return int((max(Decimal(0), min(credits, Decimal(_MOST))) * MICRO).to_integral_value(ROUND_CEILING))

@@ -33,12 +33,13 @@ _BEYOND = 1.15  # where no law reaches, the gaps grow with the age
 _TINY = 1e-12
 _NO_NEWS = 0.99  # of the tasks end there anyway
 _LEAST_SHARE = 1e-4  # nothing is quite impossible
+_FIRST_LOOKS = 64  # prices of which the first look is remembered
 
 
 class DurationLaw:
     """The law of durations in units of a scale. Learns each observation in time that doesn't grow with their number."""
 
-    __slots__ = ("_believed", "_effort", "_fresh", "_learned", "_score", "_survival", "_unit")
+    __slots__ = ("_believed", "_effort", "_first_looks", "_fresh", "_learned", "_score", "_survival", "_unit")
 
     def __init__(self, learned: Iterable[float] = (0.0,) * BINS) -> None:
         self._learned = array("d", learned)  # observations by bin, in _unit
@@ -48,6 +49,7 @@ class DurationLaw:
         self._score = 0.0  # how much better than the prior it predicted lately, in nats
         self._survival: array[float]  # at the edges
         self._effort: array[float]  # the root hazard, added up to the edges
+        self._first_looks: dict[float, float]  # by price: where an early look pays before the first, else infinite
         self._rebuild()
 
     def survival(self, age: float) -> float:
@@ -71,6 +73,19 @@ class DurationLaw:
         hazard). Where many are expected to end early on the way, the look comes right after those.
         """
         goal = self._after(age, step * math.sqrt(2 * price))
+        if age > 0:
+            return self._early_look(age, goal, price)
+        # The way to the first look is long, and thousands of tasks have the same.
+        early = self._first_looks.get(price)
+        if early is None:
+            early = self._early_look(0.0, goal, price)
+            if len(self._first_looks) >= _FIRST_LOOKS:
+                self._first_looks.clear()
+            self._first_looks[price] = early = early if early < goal else math.inf
+        return min(early, goal)
+
+    def _early_look(self, age: float, goal: float, price: float) -> float:
+        """Where on the way to `goal` a look pays most, `goal` if it does nowhere."""
         survival, unfinished = self._survival, self.survival(age)
         best, best_gain = goal, 0.0
         for k in range(bisect_right(_EDGES, age), bisect_left(_EDGES, goal)):
@@ -92,32 +107,33 @@ class DurationLaw:
 
     def observe(self, low: float, high: float) -> None:
         """Learn that a task was unfinished at age `low` and over at age `high`."""
-        first = min(bisect_right(_EDGES, low), BINS) - 1
-        last = max(first, min(bisect_left(_EDGES, high), BINS) - 1)
         survival = self._survival
-        share = _at(survival, low) - _at(survival, high)
+        first, low_part = _place(low)
+        last, high_part = _place(high)
+        unfinished, left = _value(survival, first, low_part), _value(survival, last, high_part)
+        share = unfinished - left
         if share > _NO_NEWS:
             return
-        self._note(share, _at(_PRIOR_SURVIVAL, low) - _at(_PRIOR_SURVIVAL, high))
+        self._note(share, _value(_PRIOR_SURVIVAL, first, low_part) - _value(_PRIOR_SURVIVAL, last, high_part))
         self._unit *= 1 / (1 - 1 / _MEMORY)
         self._believed += 1 - self._believed / _MEMORY
         self._fresh += 1
         if first == last or share < _TINY:
             self._learned[last] += self._unit
         else:
-            self._spread(first, last, low, high, self._unit / share)
+            self._spread(first, last, unfinished, left, self._unit / share)
         if self._score < _SCORE_LEAST:
             self._forget()
         elif self._fresh > _REBUILD_SHARE * self._believed:
             self._rebuild()
 
-    def _spread(self, first: int, last: int, low: float, high: float, weight: float) -> None:
+    def _spread(self, first: int, last: int, unfinished: float, left: float, weight: float) -> None:
         """One observation over the bins that it may belong to, as far as each is believed."""
         learned, survival = self._learned, self._survival
-        learned[first] += weight * (_at(survival, low) - survival[first + 1])
+        learned[first] += weight * (unfinished - survival[first + 1])
         for k in range(first + 1, last):
             learned[k] += weight * (survival[k] - survival[k + 1])
-        learned[last] += weight * (survival[last] - _at(survival, high))
+        learned[last] += weight * (survival[last] - left)
 
     def _note(self, share: float, prior_share: float) -> None:
         gain = math.log(max(share, _TINY) / max(prior_share, _TINY))
@@ -140,6 +156,7 @@ class DurationLaw:
             belief = _smoothed(belief)
         self._survival = array("d", _survival(belief))
         self._effort = array("d", _efforts(self._survival))
+        self._first_looks = {}
 
     def heir(self, observations: float) -> DurationLaw:
         """A new law that starts from what this one has learned, as if from at most so many observations."""
@@ -151,12 +168,19 @@ class DurationLaw:
         return [round(mass / self._unit, 4) for mass in self._learned]
 
 
-def _at(values: Sequence[float], age: float) -> float:
-    """Between the edges, on a straight line."""
+def _place(age: float) -> tuple[int, float]:
+    """The bin of an age, and how far into it."""
     k = bisect_right(_EDGES, age) - 1
-    if k >= BINS:
-        return values[BINS]
-    return values[k] + (values[k + 1] - values[k]) * (age - _EDGES[k]) / _WIDTHS[k]
+    return (k, (age - _EDGES[k]) / _WIDTHS[k]) if k < BINS else (BINS - 1, 1.0)
+
+
+def _value(values: Sequence[float], k: int, part: float) -> float:
+    """Between the edges, on a straight line."""
+    return values[k] + (values[k + 1] - values[k]) * part
+
+
+def _at(values: Sequence[float], age: float) -> float:
+    return _value(values, *_place(age))
 
 
 def _smoothed(masses: list[float]) -> list[float]:

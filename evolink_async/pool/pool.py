@@ -506,6 +506,8 @@ class TaskPool:
         """Give free places to requests that wait for one: those awaited first."""
         if self._filling:  # called by a step of the loop below, which goes on by itself
             return
+        if not self._pulled and not self._runs:
+            return
         self._filling = True
         try:
             while (record := self._next_to_send()) is not None:
