@@ -23,7 +23,7 @@ from evolink_async.errors import ConfigurationError, EvoLinkError
 from evolink_async.ledger import open_ledger
 from evolink_async.ledger.candidates import why_not
 from evolink_async.ledger.states import State as Known
-from evolink_async.pool.record import Record, State
+from evolink_async.pool.record import Record
 from evolink_async.types import Task, TaskReading
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Doubts:
         why = _why_not(record, reading.task) or await self._whose(record, task_id)
         # From here to the move in `_adopt` nothing is awaited.
         row = record.row
-        if row is None or row.state not in _OPEN or not may_adopt(record):
+        if row is None or row.state not in _OPEN:
             return  # settled meanwhile, or its POST is on the wire again: `answered` comes back to it
         why = why or self._who_follows(task_id)
         if why is not None:
@@ -197,11 +197,6 @@ class Doubts:
 
     def _name(self, record: Record) -> bytes:
         return self.receiver._name_of(self._pool._job_name, record.identity)
-
-
-def may_adopt(record: Record) -> bool:
-    """Whether no POST of the request is on its way."""
-    return record.state is not State.SENDING or (record.submission is not None and record.submission.post is None)
 
 
 def _why_not(record: Record, task: Task) -> str | None:

@@ -147,6 +147,11 @@ async def test_a_callback_before_the_replay_settles_a_lost_response_and_nothing_
         async with w.client.pool(images(1), callbacks=receiver) as pool:
             await asyncio.sleep(1)  # it is parked for two seconds
             await call_about(w, receiver, "k0")
+            await asyncio.sleep(0.1)
+            session = w.client._session
+            assert session is not None
+            assert not session.submitter._live
+            assert session.submitter.replays.permission()
             [outcome] = await drain(pool)
         assert outcome.ok
         assert outcome.attempts == 1
@@ -171,6 +176,20 @@ async def test_a_callback_while_the_post_is_on_the_wire_waits_for_its_answer(api
             assert row is not None
             assert row.task_id == w.book[0]["task_id"]
             assert await opened.job().unknown() == []
+
+
+async def test_what_a_callback_told_while_the_post_was_on_the_wire_is_used_when_its_answer_is_lost(
+    api_key: str,
+) -> None:
+    async with world(api_key, faults=[Fault(**LOST, nth=(1,), delay=1)]) as w:
+        receiver = w.receiver()
+        async with w.client.pool(images(1), callbacks=receiver) as pool:
+            reading = asyncio.ensure_future(drain(pool))
+            await asyncio.sleep(0.5)
+            await call_about(w, receiver, "k0")
+            [outcome] = await reading
+        assert outcome.ok
+        assert len(w.wire.bodies) == 1
 
 
 async def test_an_answer_that_comes_after_the_callback_is_no_second_task(api_key: str) -> None:
