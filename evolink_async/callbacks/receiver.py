@@ -168,27 +168,28 @@ class CallbackReceiver:
     def _look(self, name: bytes, task_id: str) -> None:
         look = self._looks.get(task_id)
         if look is not None:
-            look.names.add(name)
+            look.is_others = look.is_others or look.name != name
         elif len(self._looks) < LOOKS:
-            self._looks[task_id] = look = _Look(self, task_id, name)
-            self._client._open().watcher.follow(TaskReading({"id": task_id}), look, stranger=True)
+            watcher = self._client._open().watcher
+            self._looks[task_id] = look = _Look(self, task_id, name, watcher.follows(task_id))
+            watcher.follow(TaskReading({"id": task_id}), look, stranger=True)
         else:
             logger.warning("%d tasks are looked at after callbacks; one about %s is left to polling", LOOKS, task_id)
 
     def _looked(self, look: _Look, reading: TaskReading) -> None:
         """What a callback was about, in the service's own words."""
         self._looks.pop(look.task_id, None)
-        if len(look.names) > 1:
-            logger.warning("callbacks for several requests are about one task, %s", look.task_id)
-            return
-        [name] = look.names
+        name = look.name
         if reading.is_terminal:
             first = look.task_id not in self._ended
             self._ended.put(look.task_id, name)
             if first and self._on_task is not None:
                 self._tell(reading.task)
         mine = [doubts for doubts in self._open if doubts.is_open(name)]
-        if len(mine) == 1:
+        if look.is_others:
+            if mine:
+                logger.warning("task %s settles nothing: others follow it, or were called about it", look.task_id)
+        elif len(mine) == 1:
             mine[0].found(name, reading)
         elif mine:
             logger.warning("task %s: %d open pools have the request that it is for", look.task_id, len(mine))
@@ -220,12 +221,13 @@ class CallbackReceiver:
 class _Look:
     """The follower of a task for a single look."""
 
-    __slots__ = ("_receiver", "names", "task_id")
+    __slots__ = ("_receiver", "is_others", "name", "task_id")
 
-    def __init__(self, receiver: CallbackReceiver, task_id: str, name: bytes) -> None:
+    def __init__(self, receiver: CallbackReceiver, task_id: str, name: bytes, is_others: bool) -> None:
         self._receiver = receiver
         self.task_id = task_id
-        self.names = {name}  # of the requests whose callbacks were about it
+        self.name = name  # of the request whose callback was about it
+        self.is_others = is_others  # somebody followed it before, or was called about it too
 
     def seen(self, reading: TaskReading) -> None:
         if not reading.is_terminal:  # else its links are still awaited

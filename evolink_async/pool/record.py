@@ -32,7 +32,7 @@ shown its task. When the block is left, what was sent and is not handed over goe
 is dropped.
 
 Each move is one synchronous step and is made in one place: entering `TaskPool._begin`, pulled `_wait_for_place`,
-sending `_send`, outstanding `_hold`, untaken `_close`. What the ledger has to know of it goes through the
+sending `_send`, outstanding `_follow`, untaken `_close`. What the ledger has to know of it goes through the
 `Journal`: durable before the first byte of a POST, and before anyone sees an id.
 """
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +242,9 @@ async def test_frameworks_mount_it_and_a_server_serves_it_alone(heard: Heard) ->
 def test_the_app_needs_no_framework() -> None:
     source = "".join(path.read_text() for path in (Path(__file__).parents[2] / "evolink_async/callbacks").glob("*.py"))
     assert not re.search(r"^\s*(from|import) (starlette|fastapi|uvicorn|httpx)", source, re.M)
+
+
+def test_importing_the_room_loads_no_extra() -> None:
+    script = "import sys; from evolink_async.callbacks import CallbackReceiver; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout.split()
+    assert not {"starlette", "fastapi", "uvicorn", "sqlite3", "obstore"} & set(loaded)

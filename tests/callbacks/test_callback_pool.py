@@ -383,6 +383,32 @@ async def test_the_token_of_one_request_settles_no_other(api_key: str) -> None:
             assert await still_unknown(pool, "other")
 
 
+async def test_a_task_that_somebody_waits_for_is_not_taken_though_it_ends_with_the_look(api_key: str) -> None:
+    async with (
+        world(api_key, HOLD, faults=[Fault(**LOST, nth=(1,))]) as w,
+        in_doubt(w, None) as (receiver, pool),
+        w.client.pool([image("x")]) as other,
+    ):
+        await asyncio.sleep(1)
+        w.emulator.advance(200)
+        await call_about(w, receiver, "k0", w.book[1]["task_id"])
+        await asyncio.sleep(1)
+        assert [outcome.ok for outcome in await drain(other)] == [True]
+        assert await still_unknown(pool)
+
+
+async def test_two_requests_that_are_called_about_one_task_at_once_get_nothing_of_it(
+    api_key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world(api_key, HOLD, faults=[Fault(**LOST, nth=(1, 2))]) as w:  # noqa: SIM117
+        async with in_doubt(w, None, image("other", key="other")) as (receiver, pool):
+            for key in ("k0", "other"):
+                await call_about(w, receiver, key)
+            assert await still_unknown(pool)
+            assert await still_unknown(pool, "other")
+            assert "settles nothing" in caplog.text
+
+
 async def test_a_pool_whose_block_is_left_settles_nothing_and_leaves_nothing(api_key: str, ledger: Path) -> None:
     async with world(api_key, HOLD, faults=[Fault(**LOST, nth=(1,)), Fault(method="GET", delay=3)]) as w:
         async with in_doubt(w, ledger) as (receiver, _):
