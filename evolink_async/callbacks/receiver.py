@@ -36,7 +36,7 @@ class CallbackReceiver:
         async with client.pool(requests, callbacks=receiver) as pool: ...
 
     target: the client, or one pool of it. A callback hastens the next look of every wait and pool of the client that
-        follows its task (of that pool only, if a pool was given).
+        follows its task (if a pool was given: of that pool, and of those that have `callbacks=` this receiver, only).
     public_url: where the service reaches `asgi`: https, without user, query and fragment; http on a loopback host for
         an emulator. The service calls no private hosts (documented).
     secret: text or bytes, 16 bytes or more. With the same one, addresses that were given out before a restart are
@@ -163,7 +163,8 @@ class CallbackReceiver:
         if self._pool is None or task_id in self._looks:
             watcher.notify(task_id)
         else:
-            self._pool.notify(task_id)
+            for doubts in self._open:
+                doubts.notify(task_id)
 
     def _look(self, name: bytes, task_id: str) -> None:
         look = self._looks.get(task_id)

@@ -119,6 +119,10 @@ class Doubts:
 
     # What the receiver asks and tells
 
+    def notify(self, task_id: str) -> None:
+        """A hint for the pool: this task may have ended."""
+        self._pool.notify(task_id)
+
     def has(self, name: bytes) -> bool:
         """Whether a request of this name is sending or unknown."""
         return self._record(name) is not None
