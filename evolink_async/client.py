@@ -347,6 +347,12 @@ class AsyncEvoLink:
         seconds = checked_seconds(timeout, "timeout")
         return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
+    @property
+    def _calls_private_hosts(self) -> bool:
+        """Whether callback URLs may lead to private hosts, as far as this side minds."""
+        # A service on a loopback host, which is the only one that plain http is allowed for, may call back to one.
+        return self._options.allow_private_hosts or self._options.base_url.startswith("http:")
+
     def _check(self, request: GenerationRequest) -> None:
         """Raise `InvalidRequestError` for what the catalogue knows to be wrong, as far as `validate` asks for it."""
         if not isinstance(request, GenerationRequest):
@@ -357,8 +363,7 @@ class AsyncEvoLink:
         mode = self._options.validate
         if mode is False:
             return
-        # A service on a loopback host, which is the only one that plain http is allowed for, may call back to one.
-        lenient = self._options.allow_private_hosts or self._options.base_url.startswith("http:")
+        lenient = self._calls_private_hosts
         findings = _catalogue_check()(request.kind, request.model, request.params(), allow_private_hosts=lenient)
         if not findings:
             return

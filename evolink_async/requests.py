@@ -103,12 +103,14 @@ REQUEST_CLASSES: dict[str, type[GenerationRequest]] = {
 _ENDPOINTS = {kind: f"/v1/{kind}s/generations" for kind in REQUEST_CLASSES}  # a pool keeps one for each request
 
 
-def encode_body(request: GenerationRequest) -> bytes:
-    """The bytes to send, the same for every attempt.
+def encode_body(request: GenerationRequest, callback_url: str | None = None) -> bytes:
+    """The bytes to send, the same for every attempt. callback_url: for a request that names none itself.
 
     Raises `InvalidRequestError` for what JSON cannot carry faithfully: NaN, lone surrogates, unknown objects.
     """
     body = request.body()
+    if callback_url is not None and body.get("callback_url") is None:
+        body["callback_url"] = callback_url
     for name, value in body.items():
         if not name.isascii():
             _check_text(name, ascii(name))

@@ -134,6 +134,7 @@ class Submission:
     listener: Listener
     patience: float
     replays: Replays
+    callback_url: str | None = None  # where the request names none itself
     content: bytes = b""
     task: TaskReading | None = None  # once it was accepted
     submitter: Submitter | None = None
@@ -224,7 +225,7 @@ class Submitter:
 
         One that an earlier run has sent already (`Submission.resume`) goes on by the rules for a lost response.
         """
-        submission.content = submission.content or encode_body(submission.request)
+        submission.content = submission.content or encode_body(submission.request, submission.callback_url)
         submission.submitter = self
         self._live.add(submission)
         if self._closed is not None:

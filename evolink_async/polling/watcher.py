@@ -231,6 +231,7 @@ class Watcher:
         self._heap: list[tuple[float, str, _Watched]] = []  # due; the id, so that no two are equal
         self._hastened: OrderedDict[str, float] = OrderedDict()  # by id, the loop time of the latest hint
         self._look_again: set[str] = set()  # somebody asked for a look while one was under way
+        self._strangers: set[str] = set()  # followed ids that only a stranger has told
         self._looks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -248,14 +249,21 @@ class Watcher:
     def __len__(self) -> int:
         return len(self._watched)
 
-    def follow(self, task: TaskReading, follower: Follower, *, age: float | None = None) -> None:
-        """Tell `follower` how the task goes on. `age`: seconds since its submission, None if only `created` tells."""
+    def follow(
+        self, task: TaskReading, follower: Follower, *, age: float | None = None, stranger: bool = False
+    ) -> None:
+        """Tell `follower` how the task goes on. `age`: seconds since its submission, None if only `created` tells.
+
+        stranger: nobody of ours has the id from the service, so that it is lost as soon as that does not know it.
+        """
         if self._closed:
             self._loop.call_soon(self._tell, follower, follower.lost, _closed_while_running(task.id))
             return
         watched = self._watched.get(task.id)
         if watched is not None:
             watched.others += (follower,)
+            if not stranger:
+                self._strangers.discard(task.id)
             return
         now = self._loop.time()
         if task.created is None and task.id in self._learned.submitted:
@@ -272,7 +280,13 @@ class Watcher:
         if expectation is not None and aged and not task.is_terminal:
             delay = max(0.0, self._due(watched, expectation) - now)
         self._watched[task.id] = watched
+        if stranger:
+            self._strangers.add(task.id)
         self._plan(watched, delay)
+
+    def follows(self, task_id: str) -> bool:
+        """Whether anybody follows this task."""
+        return task_id in self._watched
 
     def unfollow(self, task_id: str, follower: Follower) -> None:
         """Stop telling `follower`; the last one to go ends the looks."""
@@ -379,6 +393,7 @@ class Watcher:
         self._look_again.discard(watched.id)
         if self._watched.get(watched.id) is watched:
             del self._watched[watched.id]
+            self._strangers.discard(watched.id)
         if not self._watched:
             self._rest()
 
@@ -623,7 +638,9 @@ class Watcher:
         if trouble.missing == 0:
             trouble.missing_since = now
         trouble.missing += 1
-        if trouble.missing >= _LOST_LOOKS and now - trouble.missing_since >= _LOST_AFTER - _TICK:
+        if watched.id in self._strangers:
+            self._tell_lost(watched, TaskLostError("the service knows no such task", task=Task(id=watched.id)))
+        elif trouble.missing >= _LOST_LOOKS and now - trouble.missing_since >= _LOST_AFTER - _TICK:
             message = f"the service no longer knows the task: 404 {trouble.missing} times over {_LOST_AFTER:g} s"
             self._tell_lost(watched, TaskLostError(message, task=Task(id=watched.id)))
         else:

@@ -41,6 +41,7 @@ from evolink_async.polling.endings import failure_of, is_over, still_running
 from evolink_async.pool import clock
 from evolink_async.pool.brakes import LONGEST_COOL_DOWN, Block, Refusals
 from evolink_async.pool.deadlines import Deadlines
+from evolink_async.pool.doubts import Doubts, Receiver, checked_receiver
 from evolink_async.pool.journal import Journal
 from evolink_async.pool.options import MOST, refuse_unknown
 from evolink_async.pool.outcome import Outcome, OutcomeStatus, PoolStats
@@ -90,6 +91,8 @@ class TaskPool:
     task_timeout: seconds that a task is watched, None: for ever; then its outcome is `unfinished` with its id.
     retry_failed: so many times a task that failed for a passing reason is generated, and paid for, once more.
     stop_after_rejections: so many identical refusals in a row end the pool; None: never.
+    callbacks: a `CallbackReceiver`, which gives each request its `callback_url` unless it has one. Callbacks hasten
+        looks and settle what is unknown; polling goes on as without them (docs/callbacks.md).
     on_progress: plain function, called with `PoolStats` at most once a second, and at the end.
 
     A bad item is an outcome, never an exception out of the loop. What ends the pool early (no access, no credits, the
@@ -117,10 +120,11 @@ class TaskPool:
         task_timeout: float | None = 3600,
         retry_failed: int = 0,
         stop_after_rejections: int | None = 20,
+        callbacks: Receiver | None = None,
         on_progress: Callable[[PoolStats], object] | None = None,
-        **later: Any,
+        **unknown: Any,
     ) -> None:
-        refuse_unknown(later)
+        refuse_unknown(unknown)
         self._client = client
         self._max = checked_count(max_outstanding, "max_outstanding", 1, MOST)
         self._half = max(1, self._max // 2)
@@ -133,6 +137,7 @@ class TaskPool:
         if stop_after_rejections is not None:
             checked_count(stop_after_rejections, "stop_after_rejections", 1, MOST)
         checked_function(on_progress, "on_progress")
+        self._doubts = None if callbacks is None else Doubts(self, checked_receiver(callbacks, client), fills=True)
 
         self._savings = None
         if save_to is not None:
@@ -243,6 +248,15 @@ class TaskPool:
         if isinstance(task_id, str) and task_id in self._outstanding and self._entered and not self._left:
             self._session.watcher.notify(task_id)
 
+    def _heed(self, receiver: Receiver) -> None:
+        """Callbacks that come to this receiver are about requests of this pool."""
+        if self._doubts is None:
+            self._doubts = Doubts(self, receiver, fills=False)
+            if self._entered and not self._left:
+                self._doubts.open()
+        elif self._doubts.receiver is not receiver:
+            raise ConfigurationError("this pool has another receiver of callbacks already")
+
     @property
     def reason(self) -> BaseException | None:
         """What ended the pool early, None while nothing has."""
@@ -332,6 +346,8 @@ class TaskPool:
         self._journal.start_warm(self._client._memory.schedule)
         self._entered = True
         self._entered_at, self._entered_on = session.loop.time(), clock.now()
+        if self._doubts is not None:
+            self._doubts.open()
         self._requests_before = self._session.watcher.requests
         for record in list(self._outstanding.values()):
             self._follow(record, _by_id(record.identity), None)
@@ -579,6 +595,8 @@ class TaskPool:
         )
         if row.state is Known.UNSETTLED:
             self._resume(submission, row)
+        if self._doubts is not None:
+            submission.callback_url = self._doubts.send(record)
         self._sending[record] = None
         self._sending_of[record.model] += 1
         try:
@@ -614,9 +632,11 @@ class TaskPool:
 
     def _go_on_with(self, record: Record, row: Row) -> None:
         """The step into `outstanding` of a task that an earlier run has made."""
-        age = None if row.submitted_at is None else max(0.0, (clock.now() - row.submitted_at).total_seconds())
         reading = TaskReading({"id": row.task_id, "model": row.model, "kind": record.request and record.request.kind})
-        self._hold(record, reading, age)
+        self._hold(record, reading, self._age_of(row))
+
+    def _age_of(self, row: Row) -> float | None:
+        return None if row.submitted_at is None else max(0.0, (clock.now() - row.submitted_at).total_seconds())
 
     def _no_longer_sending(self, record: Record) -> None:
         if record in self._sending:
@@ -631,6 +651,8 @@ class TaskPool:
 
     def _posted(self, record: Record) -> None:
         self._tally.posts += 1
+        if self._doubts is not None:
+            self._doubts.answered(record)
 
     def _held(self, record: Record, error: EvoLinkError) -> None:
         """A POST was in vain and the request is in the queue again."""
@@ -692,10 +714,42 @@ class TaskPool:
     def _accepted(self, record: Record, task: TaskReading) -> None:
         """The step into `outstanding`."""
         logger.info("task %s accepted for request %s", task.id, record.identity)
+        self._take_task(record, task if record.task_id == task.id else _by_id(record.task_id or task.id), 0.0)
+
+    def _take_task(self, record: Record, task: TaskReading, age: float | None) -> None:
         self._no_longer_sending(record)
         record.submission = None  # with the bytes that were sent
         record.progress = task.progress
-        self._hold(record, task if record.task_id == task.id else _by_id(record.task_id or task.id), 0.0)
+        if self._doubts is not None:
+            self._doubts.over(record)
+        self._hold(record, task, age)
+
+    async def _adopt(self, record: Record, task: TaskReading) -> None:
+        """A callback has shown the task of a request that nobody knew the outcome of."""
+        row = record.row
+        assert row is not None
+        submission = record.submission
+        if record.state is State.SENDING and submission is not None:
+            submission.task = task
+            self._session.submitter.withdraw(submission)  # it is not sent again
+        unwritten = await self._journal.accepted(row, task)
+        if record.state is State.SENDING or self._take_back_unknown(record):
+            self._take_task(record, task, self._age_of(row))
+        elif task.is_terminal and record.state is State.UNTAKEN:
+            self._journal.ended(row, task.task)
+        if unwritten is not None:
+            self._end_early(unwritten)
+
+    def _take_back_unknown(self, record: Record) -> bool:
+        """Take the outcome `unknown` of a request from those that wait for the reader, if it is still there."""
+        for place, outcome in enumerate(self._untaken):
+            if outcome.index == record.index and outcome.status is OutcomeStatus.UNKNOWN:
+                del self._untaken[place]
+                self._tally.counts[OutcomeStatus.UNKNOWN] -= 1
+                self._unfinished += 1
+                record.from_ledger = False
+                return True
+        return False
 
     def _hold(self, record: Record, task: TaskReading, age: float | None) -> None:
         # The service may give two requests the same task.
@@ -833,6 +887,8 @@ class TaskPool:
         self._entering.pop(record, None)
         self._saving.pop(record, None)
         self._no_longer_sending(record)
+        if self._doubts is not None:
+            self._doubts.over(record)
         if was_outstanding:
             self._no_longer_outstanding(record)
             self._time(record)
@@ -1001,6 +1057,8 @@ class TaskPool:
             return
         self._sources.close_iterables()
         self._sources.take_singles()
+        if self._doubts is not None:
+            await self._doubts.aclose()
         self._withdraw_unsent(ClosedError("the pool's block was left"))
         posts = {record.submission.post for record in self._sending if record.submission and record.submission.post}
         tasks = posts | self._sources.tasks()

@@ -27,11 +27,12 @@ Short cuts: from entering to untaken (or to saving), what has ended in an earlie
 wrong or comes when nothing is sent any more; from pulled to outstanding, whose task an earlier run has made; from
 sending back to pulled, what has to wait until a price is known; from sending to untaken, what was refused, taken back
 or stays unknown; from outstanding to untaken, all that has nothing to save, timed out or was lost, and back to pulled,
-what failed and may be tried again. When the block is left, what was sent and is not handed over goes to `leftovers`,
-and what was not sent is dropped.
+what failed and may be tried again; and from untaken, where it is `unknown`, back to outstanding, when a callback has
+shown its task. When the block is left, what was sent and is not handed over goes to `leftovers`, and what was not sent
+is dropped.
 
 Each move is one synchronous step and is made in one place: entering `TaskPool._begin`, pulled `_wait_for_place`,
-sending `_send`, outstanding `_accepted`, untaken `_close`. What the ledger has to know of it goes through the
+sending `_send`, outstanding `_follow`, untaken `_close`. What the ledger has to know of it goes through the
 `Journal`: durable before the first byte of a POST, and before anyone sees an id.
 """
 

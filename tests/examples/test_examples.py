@@ -8,6 +8,8 @@ from typing import Any
 
 from programs import ROOT, run_program
 
+from evolink_async.emulator import Emulator
+
 EXAMPLES = ROOT / "examples"
 
 USE_BACKEND = """
@@ -29,6 +31,39 @@ async def main():
         wrong = await http.post("/pictures", json={"prompt": "x", "size": "7x7"})
         assert wrong.status_code == 422 and "size" in wrong.text, wrong.text
         print("ok")
+
+asyncio.run(main())
+"""
+
+USE_CALLBACKS = """
+import asyncio, os, sys
+import httpx, uvicorn
+from evolink_async.emulator.server import listen, url_of
+listener = listen("127.0.0.1", 0)
+os.environ |= {"PUBLIC_URL": url_of(listener) + "/evolink", "CALLBACK_SECRET": "a secret for a test, and long enough"}
+sys.path.insert(0, "examples")
+from callback_backend import app
+
+async def main():
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    async with httpx.AsyncClient(base_url=url_of(listener), timeout=40) as http:
+        task = (await http.post("/pictures", json={"prompt": "a lighthouse"})).raise_for_status().json()
+        events = (await http.get(task["events"])).text
+        assert events.count("event: done") == 1 and ".png" in events, events
+        for _ in range(200):  # the callback comes half a second of the emulator's after the end
+            book = (await http.get(os.environ["EVOLINK_BASE_URL"] + "/_emulator/book")).json()
+            if book["posts"][0]["callback"]["delivered"]:
+                break
+            await asyncio.sleep(0.05)
+        lost = (await http.get("/pictures/task-unified-1-nobody!/events")).text
+        assert lost.startswith("event: error"), lost
+        wrong = await http.post("/pictures", json={"prompt": "x", "size": "7x7"})
+        assert wrong.status_code == 422, wrong.text
+        assert (await http.post("/evolink/forged", content=b"{}")).status_code == 404
+        await asyncio.sleep(0.5)
+    server.should_exit = True
+    await running
 
 asyncio.run(main())
 """
@@ -66,6 +101,15 @@ async def test_the_web_backend_pays_once_for_a_repeated_click(emulator: Any) -> 
     assert done.code == 0, done.stderr
     assert done.stdout == "ok\n"
     assert len(emulator.emulator.book()["posts"]) == 1
+
+
+async def test_the_callback_backend_streams_progress_and_keeps_what_it_was_called_about(api_key: str) -> None:
+    async with Emulator(speed=50, seed=1, api_key=api_key, private_callbacks=True).serve() as server:
+        done = await run_program([sys.executable, "-c", USE_CALLBACKS], server)
+        assert done.code == 0, done.stderr
+        [post] = server.emulator.book()["posts"]
+    assert [attempt["result"] for attempt in post["callback"]["attempts"]] == ["204"]
+    assert done.stdout == f"{post['task_id']} completed 1 links\n"
 
 
 async def test_the_notebook_runs_from_top_to_bottom(emulator: Any) -> None:
