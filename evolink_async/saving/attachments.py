@@ -352,7 +352,8 @@ class Attachments:
         before = len(self._line)
         if quota is not None:
             self._limit = quota.limit
-            self._room = max(0, quota.remaining - on_their_way - (self._taken - taken))
+            room = min(quota.remaining, quota.limit - quota.used)  # below zero where the account has too many
+            self._room = room - on_their_way - (self._taken - taken)
         elif self._room is None:
             self._room = PLACES
         elif self._line:
