@@ -130,7 +130,7 @@ def media_links(request: GenerationRequest) -> dict[str, str]:
     return {place: value for place, value in _media_of(request) if isinstance(value, str)}
 
 
-def body_with(request: GenerationRequest, replacements: Mapping[str, str]) -> dict[str, Any]:
+def body_with(request: GenerationRequest, replacements: Mapping[str, Any]) -> dict[str, Any]:
     """The body with other values at these places."""
     if not replacements:
         return request.body()
@@ -157,7 +157,7 @@ def _media_in(value: object, place: str, is_media: bool, depth: int) -> Iterator
             yield from _media_in(item, f"{place}[{number}]", is_media, depth + 1)
 
 
-def _replaced(value: Any, place: str, replacements: Mapping[str, str]) -> Any:
+def _replaced(value: Any, place: str, replacements: Mapping[str, Any]) -> Any:
     if place in replacements:
         return replacements[place]
     if isinstance(value, Mapping):

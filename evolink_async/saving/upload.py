@@ -116,6 +116,13 @@ def _changed(content: Content) -> InvalidRequestError:
     return InvalidRequestError(f"{content.name!r} has changed since it was looked at; nothing was sent, give it again")
 
 
+def glance(path: str | os.PathLike[str]) -> None:
+    """Raise `InvalidRequestError` for a file that the service would refuse, without reading all of it."""
+    with _open(path) as file:
+        _ending_of(file, 0, os.path.basename(path))
+        _refuse_large(os.fstat(file.fileno()).st_size, os.path.basename(path))
+
+
 def _open(path: str | os.PathLike[str]) -> BinaryIO:
     try:
         # Not blocking, so that a pipe without a writer is found to be one.
@@ -144,6 +151,14 @@ def _look_at_object(file: BinaryIO, name: str) -> Content:
 
 def _look(file: BinaryIO, start: int, name: str) -> Content:
     """Read it once, for its type, size and hash. Raises `InvalidRequestError` for what the service would refuse."""
+    ending = _ending_of(file, start, name)
+    file.seek(start)
+    digest, size = hash_of(file, MOST_BYTES)
+    _refuse_large(size, name)
+    return Content(file, start, size, ending, digest.hex(), unique_name(_stem(name), digest.hex()[:16], ending))
+
+
+def _ending_of(file: BinaryIO, start: int, name: str) -> str:
     file.seek(start)
     head = file.read(HEAD)
     if not isinstance(head, bytes):
@@ -153,11 +168,12 @@ def _look(file: BinaryIO, start: int, name: str) -> Content:
     ending = sniff(head)
     if ending is None or kind_of(ending) is None:
         raise InvalidRequestError(f"{name!r} is no image, video or audio file of a known type")
-    file.seek(start)
-    digest, size = hash_of(file, MOST_BYTES)
+    return ending
+
+
+def _refuse_large(size: int, name: str) -> None:
     if size > MOST_BYTES:
         raise InvalidRequestError(f"{name!r} is larger than the {MOST_BYTES // 2**20} MB that the service takes")
-    return Content(file, start, size, ending, digest.hex(), unique_name(_stem(name), digest.hex()[:16], ending))
 
 
 class MultipartBody:

@@ -1,10 +1,9 @@
-"""Local files in a pool's requests: uploaded just before the POST, removed after the task, never one of them wrongly."""
+"""Local files in requests: uploaded just before the POST, removed after the task, none of them wrongly."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -442,7 +441,7 @@ async def test_the_same_content_is_the_same_request_in_every_run(api_key: str, t
     path = tmp_path / "a.png"
     path.write_bytes(picture(1))
     ledger = tmp_path / "job.db"
-    async with watched(api_key) as (w, seen):
+    async with watched(api_key) as (w, _seen):
         first = (await w.client.run_many([edit(path)], ledger=ledger))[0]
         path.rename(tmp_path / "b.png")
         for source in ("bytes", "renamed", "link"):
@@ -460,7 +459,7 @@ async def test_the_same_content_is_the_same_request_in_every_run(api_key: str, t
 
 
 async def test_a_link_made_from_a_link_counts_as_that_link(api_key: str, tmp_path: Path) -> None:
-    async with watched(api_key) as (w, seen):
+    async with watched(api_key) as (w, _seen):
         source = (await w.client.files.upload(picture(1))).url
         links = [(await w.client.files.upload(source)).url for _ in range(2)]
         assert links[0] != links[1]
@@ -470,7 +469,7 @@ async def test_a_link_made_from_a_link_counts_as_that_link(api_key: str, tmp_pat
 
 
 async def test_a_key_with_another_picture_is_another_request(api_key: str, tmp_path: Path) -> None:
-    async with watched(api_key) as (w, seen):
+    async with watched(api_key) as (w, _seen):
         assert (await w.client.run_many([edit(picture(1), key="k")], ledger=tmp_path / "job.db"))[0].ok
         (outcome,) = await w.client.run_many([edit(picture(2), key="k")], ledger=tmp_path / "job.db")
         assert outcome.status == "rejected"
@@ -482,7 +481,7 @@ async def test_a_job_left_in_the_middle_is_finished_with_one_task_for_each(api_k
     def rows() -> list[ImageRequest]:
         return [edit(picture(n), n) for n in range(60)]
 
-    async with watched(api_key) as (w, seen):
+    async with watched(api_key) as (w, _seen):
         async with w.pool(rows(), ledger=tmp_path / "job.db", max_outstanding=20) as pool:
             for _ in range(15):
                 await anext(pool)
