@@ -83,9 +83,11 @@ async def test_a_job_of_many_pictures_runs_through_a_quota_of_a_hundred_files(ap
         assert seen.full == 0
         await asyncio.sleep(1)
         assert seen.stored == 0
+        questions = w.wire.reads.count(f"{FILES}/quota")
+        assert questions <= 5 + now() / 30  # places are counted, not asked for
         print(
-            f"{ROWS} rows: {seen.uploads} uploads, {len(w.wire.posts)} POSTs, at most {seen.most} files, "
-            f"{seen.full} uploads refused, {w.wire.reads.count(FILES + '/quota')} questions, {now():.0f} s"
+            f"{ROWS} rows: {seen.uploads} uploads, {len(w.wire.posts)} POSTs, at most {seen.most} files, {seen.stored} "
+            f"left, {seen.full} uploads refused, {questions} questions for the quota, {now():.0f} s of virtual time"
         )
 
 
@@ -126,19 +128,28 @@ async def test_a_quota_that_is_smaller_than_it_was_said_to_be_is_waited_out_too(
 
 
 async def test_requests_of_several_files_never_wait_for_each_other(api_key: str) -> None:
-    async with watched(api_key) as (w, seen):
-        seen.store.max_files = 5
+    uploads = 0
 
-        def several(n: int) -> ImageRequest:
-            return ImageRequest(model=MODEL, prompt=f"{n}", image_urls=[picture(f"{n} {part}") for part in range(3)])
+    async def third_is_slow(request: httpx.Request, go_on: Handler) -> httpx.Response:
+        nonlocal uploads
+        uploads += request.url.path == UPLOAD
+        if uploads == 3:
+            await asyncio.sleep(5)  # the next request has a place that the first one needs
+        return await go_on(request)
 
-        async with w.pool(map(several, range(12))) as pool:
-            await anext(pool)
-            fill(seen, 1)  # what is in the making now gets in each other's way
-            outcomes = await drain(pool)
+    def several(n: int) -> ImageRequest:
+        return ImageRequest(model=MODEL, prompt=f"{n}", image_urls=[picture(f"{n} {part}") for part in range(3)])
+
+    async with world(api_key, faults=[Fault(path=f"{FILES}/quota", status=404)]) as w:
+        w.wire.tamper = third_is_slow
+        seen = FilesSeen(w)
+        seen.store.max_files = 4
+        async with asyncio.timeout(10_000):
+            outcomes = await w.client.run_many(map(several, range(12)))
         assert all(outcome.ok for outcome in outcomes)
         assert len(w.book) == 12
-        assert seen.most <= 5
+        assert seen.full
+        assert seen.dead == []
 
 
 async def test_a_request_of_more_files_than_an_account_may_have_is_rejected(api_key: str) -> None:
@@ -185,7 +196,7 @@ async def test_nothing_hangs_that_waits_for_a_full_quota(api_key: str, how: str)
 async def test_a_run_goes_ahead_of_requests_that_wait_for_the_quota(api_key: str) -> None:
     async with watched(api_key) as (w, seen):
         fill(seen, 100)
-        async with w.pool((edit(picture(n), n) for n in range(50)), max_outstanding=2) as pool:
+        async with w.pool((edit(picture(n), n) for n in range(50)), max_outstanding=1) as pool:
             await asyncio.sleep(10)
             outcome = await pool.run(image("urgent"))
             assert outcome.ok
