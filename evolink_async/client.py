@@ -486,7 +486,8 @@ class Generations:
     ) -> Task:
         """Submit and wait: the completed task. See `AsyncEvoLink.submit` and `Tasks.wait`.
 
-        timeout: seconds in all, None: for ever. Every other parameter is sent as given.
+        timeout: seconds in all, None: for ever. Every other parameter is sent as given; a path or bytes where a link is
+        wanted is uploaded for it, and removed after the task (docs/uploads.md).
         """
         client = self._client
         deadline = client._deadline(timeout)

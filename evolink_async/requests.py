@@ -21,6 +21,8 @@ _MAX_DEPTH = 64
 # What may stand where the service wants a link; it is uploaded when the request is sent.
 LocalFile = os.PathLike[str] | bytes
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
 # Names under which the documents want links to media. A `callback_url` is none.
 _MEDIA_NAME = re.compile(r"(?!callback_url$)(?:\w*_)?urls?|image_start|image_end|frontal_image", re.ASCII)
 
@@ -117,6 +119,9 @@ REQUEST_CLASSES: dict[str, type[GenerationRequest]] = {
 
 def has_local_files(request: GenerationRequest) -> bool:
     """Whether there is something to upload before a request can be sent."""
+    values = (request.__pydantic_extra__ or {}).values()
+    if _PLAIN.issuperset(map(type, values)):
+        return False
     return any(not isinstance(value, str) for _, value in _media_of(request))
 
 

@@ -202,9 +202,10 @@ class Attachments:
         """End everything; what is to be removed has a few seconds for it."""
         self._closed = True
         self._cancel_timer()
-        waiting = [*self._line, *(user for stored in self._stored.values() for user in stored.users)]
-        for attachment in [*self._looking, *waiting]:
-            self._tell(attachment, _closed())
+        users = (user for stored in self._stored.values() for user in stored.users)
+        for attachment in [*self._looking, *self._line, *users]:
+            if attachment._then is not None:  # else it is attached, and its task goes on
+                self._tell(attachment, _closed())
         for crew in (self._looks, self._questions, self._uploads):
             await crew.aclose()
         await self._removals.aclose(GRACE)
@@ -471,7 +472,8 @@ class _Crew(Generic[T]):
         self._name = name
         self._size = size
         self._work = work
-        self.waiting: deque[T] = deque()
+        self._waiting: deque[T] = deque()
+        self._closed = False
         self._workers: set[asyncio.Task[None]] = set()
 
     @property
@@ -479,7 +481,9 @@ class _Crew(Generic[T]):
         return bool(self._workers)
 
     def put(self, item: T) -> None:
-        self.waiting.append(item)
+        if self._closed:
+            return
+        self._waiting.append(item)
         if len(self._workers) < self._size:
             worker = asyncio.get_running_loop().create_task(self._run(), name=self._name, context=contextvars.Context())
             self._workers.add(worker)
@@ -490,15 +494,16 @@ class _Crew(Generic[T]):
         with anyio.CancelScope(shield=True):
             if self._workers and seconds:
                 await asyncio.wait(self._workers, timeout=seconds)
-            self.waiting.clear()
+            self._closed = True
+            self._waiting.clear()
             for worker in self._workers:
                 worker.cancel()
             if self._workers:
                 await asyncio.wait(self._workers)
 
     async def _run(self) -> None:
-        while self.waiting:
-            await self._work(self.waiting.popleft())
+        while self._waiting:
+            await self._work(self._waiting.popleft())
 
 
 def _looked_at(place: str, source: LocalFile) -> Content:

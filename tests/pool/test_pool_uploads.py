@@ -573,6 +573,21 @@ async def test_equal_content_of_single_calls_at_once_is_uploaded_once(api_key: s
         assert seen.stored == 0
 
 
+async def test_closing_the_client_removes_no_file_of_a_task_that_goes_on(api_key: str) -> None:
+    async with watched(api_key) as (w, seen):
+        async with restarted(w, api_key) as client:
+            await client.submit(edit(picture(1)))
+        assert seen.stored == 1
+        async with restarted(w, api_key) as client, client.pool([edit(picture(2)), edit(picture(3))]) as pool:
+            await asyncio.sleep(3)
+            await client.aclose()
+            outcomes = await drain(pool)
+            pool._reason = None
+        assert {outcome.status for outcome in outcomes} == {"unfinished"}
+        await asyncio.sleep(100)
+        assert seen.stored == len(w.book) == 3
+
+
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 5, 8, 13, 21, "late"])
 async def test_a_cancelled_call_sends_nothing_and_leaves_no_file(api_key: str, step: int | str) -> None:
     async with watched(api_key, faults=[Fault(path=UPLOAD, delay=10)]) as (w, seen):
