@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from urllib.parse import urlsplit
@@ -31,7 +31,14 @@ from evolink_async.http.rates import RateLimit
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.http.submit import checked_idempotency_key, submit_and_wait
 from evolink_async.polling.endings import conclude, is_over, still_running
-from evolink_async.requests import AudioRequest, GenerationRequest, ImageRequest, VideoRequest, encode_json
+from evolink_async.requests import (
+    AudioRequest,
+    GenerationRequest,
+    ImageRequest,
+    VideoRequest,
+    encode_json,
+    has_local_files,
+)
 from evolink_async.session import CLOSED, SUBMIT_TIMEOUT, Memory, Options, Session, Validate
 from evolink_async.tasks import Tasks, Waiter
 from evolink_async.types import CreditBalance, Credits, KeyCredits, Task, TaskReading
@@ -44,6 +51,7 @@ if TYPE_CHECKING:
     from evolink_async.catalog import Finding
     from evolink_async.pool import Outcome, TaskPool
     from evolink_async.saving import Files, ObjectPath
+    from evolink_async.saving.attachments import Attachments
 
 __all__ = ["AsyncEvoLink"]
 
@@ -387,7 +395,10 @@ class AsyncEvoLink:
         key = checked_idempotency_key(key)
         session = self._open()
         try:
-            task = await submit_and_wait(session.submitter, request, key, "calls", deadline)
+            if has_local_files(request):
+                task = await self._submit_with_files(session, request, deadline, key)
+            else:
+                task = await submit_and_wait(session.submitter, request, key, "calls", deadline)
         except NotSubmittedError as error:
             if not self._closed:
                 raise
@@ -395,6 +406,28 @@ class AsyncEvoLink:
         logger.info("task %s accepted", task.id)
         self._memory.reads.note_submitted(task)
         return task
+
+    async def _submit_with_files(
+        self, session: Session, request: GenerationRequest, deadline: float | None, key: str
+    ) -> Task:
+        attachments = self._attachments(session)
+        attachment = await session.until_closed(attachments.attached(request, deadline))
+        return await submit_and_wait(
+            session.submitter,
+            request,
+            key,
+            "calls",
+            deadline,
+            content=attachment.encoded(),
+            on_end=partial(attachments.settled, attachment),
+        )
+
+    def _attachments(self, session: Session) -> Attachments:
+        if session.attachments is None:
+            from evolink_async.saving.attachments import Attachments
+
+            session.attachments = Attachments(session, self._options, self.files)
+        return session.attachments
 
     async def _wait(
         self,
@@ -458,7 +491,8 @@ class Generations:
     ) -> Task:
         """Submit and wait: the completed task. See `AsyncEvoLink.submit` and `Tasks.wait`.
 
-        timeout: seconds in all, None: for ever. Every other parameter is sent as given.
+        timeout: seconds in all, None: for ever. Every other parameter is sent as given; a path or bytes where a link is
+        wanted is uploaded for it, and removed after the task (docs/uploads.md).
         """
         client = self._client
         deadline = client._deadline(timeout)

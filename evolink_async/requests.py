@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,13 +18,23 @@ __all__ = ["AudioRequest", "GenerationRequest", "ImageRequest", "VideoRequest"]
 _OWN_FIELDS = ("key", "metadata")
 _MAX_DEPTH = 64
 
+# What may stand where the service wants a link; it is uploaded when the request is sent.
+LocalFile = os.PathLike[str] | bytes
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+# Names under which the documents want links to media. A `callback_url` is none.
+_MEDIA_NAME = re.compile(r"(?!callback_url$)(?:\w*_)?urls?|image_start|image_end|frontal_image", re.ASCII)
+
 
 class GenerationRequest(BaseModel):
     """What to generate. Use `ImageRequest`, `VideoRequest` or `AudioRequest`, or `from_dict` for data from a file.
 
     model: the service's model id. prompt: the text, where the model takes one.
     key: your stable name for this request; metadata: anything you want to find again on its outcome. Neither is sent.
-    Every other parameter is kept and sent as given.
+    Every other parameter is kept and sent as given. A path or bytes where a link is wanted (in `*_url`, `*_urls`,
+    `image_start`, `image_end`, also inside of lists and objects) is uploaded just before the request is sent, and
+    removed from the service after the task ended (docs/uploads.md).
 
     Raises `InvalidRequestError` if a field has the wrong type.
     """
@@ -56,8 +67,12 @@ class GenerationRequest(BaseModel):
         return prompt | (self.__pydantic_extra__ or {})
 
     def body(self) -> dict[str, Any]:
-        """The JSON object to send."""
+        """The JSON object to send. A local file stands in it as it was given: its link is known when it is uploaded."""
         return {"model": self.model} | self.params()
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, _without_bytes(value)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GenerationRequest:
@@ -103,12 +118,90 @@ REQUEST_CLASSES: dict[str, type[GenerationRequest]] = {
 _ENDPOINTS = {kind: f"/v1/{kind}s/generations" for kind in REQUEST_CLASSES}  # a pool keeps one for each request
 
 
-def encode_body(request: GenerationRequest, callback_url: str | None = None) -> bytes:
-    """The bytes to send, the same for every attempt. callback_url: for a request that names none itself.
+def has_local_files(request: GenerationRequest) -> bool:
+    """Whether there is something to upload before a request can be sent."""
+    values = (request.__pydantic_extra__ or {}).values()
+    if _PLAIN.issuperset(map(type, values)):
+        return False
+    return any(not isinstance(value, str) for _, value in _media_of(request))
 
-    Raises `InvalidRequestError` for what JSON cannot carry faithfully: NaN, lone surrogates, unknown objects.
+
+def local_files(request: GenerationRequest) -> dict[str, LocalFile]:
+    """What is to be uploaded, by where it stands, such as `image_urls[0]`."""
+    return {place: value for place, value in _media_of(request) if not isinstance(value, str)}
+
+
+def media_links(request: GenerationRequest) -> dict[str, str]:
+    """The links to media, by where they stand."""
+    return {place: value for place, value in _media_of(request) if isinstance(value, str)}
+
+
+def body_with(request: GenerationRequest, replacements: Mapping[str, Any]) -> dict[str, Any]:
+    """The body with other values at these places."""
+    if not replacements:
+        return request.body()
+    return {name: _replaced(value, name, replacements) for name, value in request.body().items()}
+
+
+def _media_of(request: GenerationRequest) -> Iterator[tuple[str, str | LocalFile]]:
+    for name, value in (request.__pydantic_extra__ or {}).items():
+        yield from _media_in(value, name, _MEDIA_NAME.fullmatch(name) is not None, 0)
+
+
+def _media_in(value: object, place: str, is_media: bool, depth: int) -> Iterator[tuple[str, str | LocalFile]]:
+    if isinstance(value, str | bytes | os.PathLike):
+        if is_media:
+            yield place, value
+    elif depth > _MAX_DEPTH:
+        return  # it cannot be sent anyway
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            named = isinstance(name, str) and _MEDIA_NAME.fullmatch(name) is not None
+            yield from _media_in(item, f"{place}.{name}", named, depth + 1)
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _media_in(item, f"{place}[{number}]", is_media, depth + 1)
+
+
+def _replaced(value: Any, place: str, replacements: Mapping[str, Any]) -> Any:
+    if place in replacements:
+        return replacements[place]
+    if isinstance(value, Mapping):
+        return {name: _replaced(item, f"{place}.{name}", replacements) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replaced(item, f"{place}[{number}]", replacements) for number, item in enumerate(value)]
+    return value
+
+
+def _without_bytes(value: Any) -> Any:
+    """The value for a repr, which is no place for megabytes."""
+    if isinstance(value, bytes):
+        return _Shown(f"<{len(value)} bytes>")
+    if isinstance(value, list):
+        return [_without_bytes(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _without_bytes(item) for name, item in value.items()}
+    return value
+
+
+class _Shown(str):
+    """A text that is its own repr."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def encode_body(
+    request: GenerationRequest, callback_url: str | None = None, links: Mapping[str, str] | None = None
+) -> bytes:
+    """The bytes to send, the same for every attempt.
+
+    callback_url: for a request that names none itself. links: of local files, by where they stand. Raises
+    `InvalidRequestError` for what JSON cannot carry faithfully: NaN, lone surrogates, unknown objects.
     """
-    body = request.body()
+    body = body_with(request, links or {})
     if callback_url is not None and body.get("callback_url") is None:
         body["callback_url"] = callback_url
     for name, value in body.items():
@@ -151,6 +244,8 @@ def _check_json(value: object, param: str, depth: int) -> None:
     else:
         given = type(value).__name__
         message = f"{param}: a {given} cannot be sent, give text, numbers, lists or objects"
+        if isinstance(value, bytes | os.PathLike):
+            message += "; paths and bytes are uploaded where a link is wanted: in *_url and *_urls"
         raise InvalidRequestError(message, param=param)
 
 

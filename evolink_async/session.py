@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -29,8 +30,11 @@ from evolink_async.polling.watcher import WORKERS, Learned, Watcher
 if TYPE_CHECKING:
     import httpx
 
+    from evolink_async.saving.attachments import Attachments
+
 SUBMIT_TIMEOUT, POLL_TIMEOUT = 30.0, 15.0
 DOWNLOAD_CONNECTIONS = 32
+REMEMBERED_UPLOADS = 10_000  # an account holds a hundred files, or five
 CLOSED = "this client is closed; make a new one"
 
 Validate = bool | Literal["warn"]
@@ -77,6 +81,14 @@ class Memory:
     reads: Learned = field(default_factory=Learned)
     replays: Replays = field(default_factory=Replays)
     schedule: Schedule = field(default_factory=Schedule)
+    uploads: OrderedDict[str, str] = field(default_factory=OrderedDict)  # what counts in place of a link that we made
+
+    def note_upload(self, link: str, content: str) -> None:
+        """Remember what a link leads to: a later run has another link for the same."""
+        self.uploads[link] = content
+        self.uploads.move_to_end(link)
+        if len(self.uploads) > REMEMBERED_UPLOADS:
+            self.uploads.popitem(last=False)
 
 
 class Session:
@@ -90,6 +102,7 @@ class Session:
         self.files_exchange = Exchange(self.transport, options.files_url)
         self._downloads: SlotTransport | None = None
         self._media: MediaSource | None = None
+        self.attachments: Attachments | None = None  # once a request has a local file
         self._own_places = frozenset({place_of(options.base_url), place_of(options.files_url)})
         self._allow_private = options.allow_private_hosts
         self._calls: set[asyncio.Timeout] = set()
@@ -150,6 +163,8 @@ class Session:
         try:
             await self.watcher.aclose()
             await self.submitter.aclose()
+            if self.attachments is not None:
+                await self.attachments.aclose()
         finally:
             with anyio.CancelScope(shield=True):
                 await self.pace.aclose()

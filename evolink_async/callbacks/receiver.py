@@ -17,7 +17,7 @@ from evolink_async.errors import ConfigurationError, EvoLinkError, InvalidReques
 from evolink_async.pool.doubts import Doubts
 from evolink_async.pool.identity import content_hash
 from evolink_async.pool.pool import TaskPool
-from evolink_async.requests import GenerationRequest
+from evolink_async.requests import GenerationRequest, has_local_files
 from evolink_async.types import Task, TaskReading
 
 __all__ = ["CallbackReceiver"]
@@ -91,6 +91,8 @@ class CallbackReceiver:
         else "default". A request without a key goes by its content.
         """
         if isinstance(request, GenerationRequest):
+            if request.key is None and has_local_files(request):
+                raise InvalidRequestError("a request with local files has an address by its key: give it one")
             identity = request.key if request.key is not None else f"{content_hash(request)}-0"
         elif isinstance(request, str) and request:
             identity = request

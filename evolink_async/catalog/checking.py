@@ -12,7 +12,7 @@ from .model import Kind, Model, ParamSpec
 from .names import closest_parameter, family
 from .rules import CompiledRule, compile_rules, given
 from .urls import callback_remark
-from .values import ValueCheck, has_non_finite, shown, shown_key
+from .values import ValueCheck, has_non_finite, is_local_file, shown, shown_key
 
 Severity = Literal["error", "warning"]
 
@@ -137,7 +137,8 @@ def _aliased(model: Model, name: str) -> ParamSpec | None:
 def _check_alias(spec: ParamSpec, values: ValueCheck, name: str, value: object) -> None:
     # the page names the alias but not its shape, so a single link is as good as a list
     items = spec.items
-    values.value(items if items is not None and isinstance(value, str) else spec, name, value)
+    is_single = isinstance(value, str) or is_local_file(value)
+    values.value(items if items is not None and is_single else spec, name, value)
 
 
 # ---- models that aren't in the catalogue

@@ -31,7 +31,7 @@ def media_remark(value: str, spec: ParamSpec, *, allow_private_hosts: bool) -> R
     shown = repr(value[:60])
     if _SCHEME.match(value) and not re.match(r"[A-Za-z]:[\\/]", value):
         return "error", f"{shown} is not an http(s) link that the service can fetch; {_UPLOAD}"
-    return "error", f"{shown} is a local path or no link at all, and the service cannot fetch it; {_UPLOAD}"
+    return "error", f"{shown} is a local path or no link at all; give a pathlib.Path to have it uploaded, or {_UPLOAD}"
 
 
 def callback_remark(value: str, *, allow_private_hosts: bool) -> Remark | None:

@@ -50,6 +50,8 @@ class ValueCheck:
     def value(self, spec: ParamSpec, path: str, value: object) -> None:
         """Report what is wrong with `value`."""
         kind = json_type(value)
+        if kind == "other" and spec.format == "uri" and is_local_file(value):
+            return  # it is uploaded, and its link is sent
         if kind == "null":
             # sent as it is; most services read it as absent
             if spec.required:
@@ -160,12 +162,17 @@ class ValueCheck:
     def _wrong_type(self, spec: ParamSpec, value: object) -> str:
         wanted = " or ".join(_WORDS[kind] for kind in spec.types)
         text = f"{shown(value)} is not {wanted}"
-        if spec.format == "uri" and isinstance(value, (os.PathLike, bytes)):
-            return f"{text}; upload it with client.files.upload and give the link it returns"
         if spec.types == ("array",) and isinstance(value, str):
             return f"{text}; give [{shown(value)}]"
+        if spec.types == ("array",) and is_local_file(value):
+            return f"{text}; put it in one: [...]"
         allowed = spec.allowed
         return f"{text}; allowed: {allowed}" if allowed else text
+
+
+def is_local_file(value: object) -> bool:
+    """Whether a value is a path or bytes, which are uploaded where a link is wanted."""
+    return isinstance(value, (os.PathLike, bytes))
 
 
 def json_type(value: object) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import hashlib
+import os
 import re
 import shutil
 import sys
@@ -24,7 +25,7 @@ from pydantic_core import from_json
 
 from evolink_async.catalog import check, get_model
 from evolink_async.errors import EvoLinkError, InvalidRequestError
-from evolink_async.requests import GenerationRequest, encode_body
+from evolink_async.requests import GenerationRequest, body_with, encode_body, local_files, media_links
 
 if TYPE_CHECKING:
     from evolink_async.catalog import ParamSpec
@@ -39,6 +40,9 @@ DELIMITERS = ",;\t"
 UNSETTLED = ("unfinished", "unknown", "lost")
 
 _COLUMN = re.compile(r"[A-Za-z_][\w.-]*\Z", re.ASCII)
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}\s*\Z", re.ASCII)
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?\Z", re.ASCII)
 
 
@@ -57,6 +61,7 @@ class Defaults:
     model: str | None = None
     kind: str | None = None
     lenient_hosts: bool = False  # a service on this machine may fetch from this machine
+    folder: str = ""  # where relative paths of local files begin
     resend_unsettled: bool = False
 
 
@@ -182,13 +187,48 @@ def open_input(name: str, defaults: Defaults) -> Input:
 
 def request_from(fields: Mapping[str, Any], defaults: Defaults) -> tuple[GenerationRequest, tuple[str, ...]]:
     """The checked request of a line's fields, and warnings. Raises `InvalidRequestError`."""
-    request = GenerationRequest.from_dict(_with_defaults(fields, defaults))
-    encode_body(request)
+    request = _with_files(GenerationRequest.from_dict(_with_defaults(fields, defaults)), defaults.folder)
+    encode_body(request, links=dict.fromkeys(local_files(request), "https://"))
     findings = check(request.kind, request.model, request.params(), allow_private_hosts=defaults.lenient_hosts)
     errors = [str(finding) for finding in findings if finding.severity == "error"]
     if errors:
         raise InvalidRequestError("; ".join(errors))
     return request, tuple(str(finding) for finding in findings)
+
+
+def _with_files(request: GenerationRequest, folder: str) -> GenerationRequest:
+    """The request with paths where it names local files in the place of links.
+
+    The file may be anywhere: what is no image, video or audio file by its first bytes is refused, so that a list from
+    elsewhere cannot have a password file uploaded.
+    """
+    texts = {place: text for place, text in media_links(request).items() if _may_be_path(text)}
+    if not texts:
+        return request
+    from evolink_async.saving.content import ENDINGS  # most files name none
+    from evolink_async.saving.upload import glance
+
+    files: dict[str, Path] = {}
+    for place, text in texts.items():
+        path = Path(os.path.abspath(os.path.join(folder, text)))
+        try:
+            exists = path.exists()
+        except (OSError, ValueError):  # too long for a name, such as an inline picture
+            exists = False
+        if exists:
+            try:
+                glance(path)
+            except InvalidRequestError as error:
+                raise InvalidRequestError(f"{place}: {error.message}") from None
+            files[place] = path
+        elif "/" in text or path.suffix.lower().lstrip(".") in ENDINGS:
+            raise InvalidRequestError(f"{place}: no file {str(path)!r}; a link must begin with https://")
+    return type(request)(key=request.key, metadata=request.metadata, **body_with(request, files))
+
+
+def _may_be_path(text: str) -> bool:
+    is_link = _SCHEME.match(text) is not None and _DRIVE.match(text) is None
+    return bool(text) and not is_link and not _BASE64.match(text)
 
 
 # JSON lines
@@ -420,8 +460,8 @@ def _typed(spec: ParamSpec, text: str) -> Any:
 
 
 def _divided(text: str, *, links: bool) -> list[str]:
-    """The parts of a cell with several values: divided by `|`, links also by blanks."""
-    parts = re.split(r"[|\s]+", text) if links else text.split("|")
+    """The parts of a cell with several values: divided by `|`, links also by blanks, which paths may hold."""
+    parts = re.split(r"[|\s]+", text) if links and ":" in text else text.split("|")
     return [part.strip() for part in parts if part.strip()]
 
 

@@ -97,6 +97,7 @@ def _defaults(settings: Settings, job: Job) -> Defaults:
         model=job.model,
         kind=None if job.kind is None else str(job.kind),
         lenient_hosts=settings.is_local,
+        folder="" if job.file == "-" else os.path.dirname(job.file),
         resend_unsettled=job.resend_unsettled,
     )
 

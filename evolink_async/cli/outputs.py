@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic_core import to_json
 
 from evolink_async.errors import APIStatusError, BudgetExceededError, ConfigurationError, EvoLinkError
-from evolink_async.requests import GenerationRequest
+from evolink_async.requests import GenerationRequest, body_with, local_files
 from evolink_async.types import Task
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ def request_line(request: GenerationRequest) -> dict[str, Any]:
     """A request as a line of ours."""
     key = {} if request.key is None else {"key": request.key}
     metadata = {"metadata": request.metadata} if request.metadata else {}
-    return key | {"kind": request.kind} | request.body() | metadata
+    paths = {place: os.fspath(file) for place, file in local_files(request).items() if isinstance(file, os.PathLike)}
+    return key | {"kind": request.kind} | body_with(request, paths) | metadata
 
 
 def bad_line(line: int, reason: str, data: Mapping[str, Any]) -> dict[str, Any]:

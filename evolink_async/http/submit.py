@@ -17,7 +17,7 @@ import functools
 import logging
 import re
 import secrets
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -710,9 +710,18 @@ class _Waiter:
 
 
 async def submit_and_wait(
-    submitter: Submitter, request: GenerationRequest, key: str, party: Hashable, deadline: float | None
+    submitter: Submitter,
+    request: GenerationRequest,
+    key: str,
+    party: Hashable,
+    deadline: float | None,
+    *,
+    content: bytes = b"",
+    on_end: Callable[[Settled], None] = lambda settled: None,
 ) -> Task:
     """Submit one request and return its task; the error of the submission is raised.
+
+    content: the bytes to send, if they are not the request's own. on_end: called with what is known at the end.
 
     At the deadline (loop time) and when cancelled, a POST under way has `GRACE` seconds to be answered; then the
     cancellation goes on with the id, or failing that the idempotency key, in a note of the exception. When the service
@@ -720,7 +729,9 @@ async def submit_and_wait(
     """
     loop = asyncio.get_running_loop()
     waiter = _Waiter(loop.create_future(), deadline)
-    submission = Submission(request, key, party, Urgency.CALLER, waiter, float("inf"), submitter.replays)
+    submission = Submission(
+        request, key, party, Urgency.CALLER, waiter, float("inf"), submitter.replays, content=content
+    )
     submitter.start(submission)
     settled = None
     try:
@@ -729,16 +740,19 @@ async def submit_and_wait(
                 settled = await waiter.future
         except TimeoutError:
             pass
+        is_late = settled is None
         if settled is None:
             settled = await submitter.leave(submission)
-            why = _why_late(submission)
-            if settled.ending == "not_submitted" and why is not None:
-                raise why
+        on_end(settled)
+        why = _why_late(submission) if is_late and settled.ending == "not_submitted" else None
+        if why is not None:
+            raise why
     except asyncio.CancelledError as cancellation:
         try:
             settled = await submitter.leave(submission)
         except asyncio.CancelledError:
             settled = submitter.known(submission)
+        on_end(settled)
         _note(cancellation, submission, settled)
         raise
     if settled.task is not None:

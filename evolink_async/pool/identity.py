@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 
-from evolink_async.requests import GenerationRequest
+from evolink_async.requests import GenerationRequest, body_with
 
 
-def content_hash(request: GenerationRequest) -> str:
-    """16 hex digits over the endpoint and the canonical body without `callback_url`."""
-    body = {name: value for name, value in request.body().items() if name != "callback_url"}
+def content_hash(request: GenerationRequest, contents: Mapping[str, str] | None = None) -> str:
+    """16 hex digits over the endpoint and the canonical body without `callback_url`.
+
+    contents: what counts in the place of local files, and of links to uploads, by where they stand.
+    """
+    body = {name: value for name, value in body_with(request, contents or {}).items() if name != "callback_url"}
     try:
         canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError):

@@ -71,12 +71,16 @@ class Journal:
         """Credits that were spent in this run."""
         return self._job.spent - self._spent_before
 
-    def enter(self, request: GenerationRequest, then: Callable[[Entered | EvoLinkError], None]) -> None:
+    def enter(
+        self, request: GenerationRequest, then: Callable[[Entered | EvoLinkError], None], content: str | None = None
+    ) -> None:
         """Look a request up, or enter it; `then` hears what is known of it, at once or later.
+
+        content: its hash, where it is not that of the body as it stands.
 
         Raises `InvalidRequestError` for a key that cannot be written down.
         """
-        entry = Entry(request.key, content_hash(request), request.endpoint, request.model)
+        entry = Entry(request.key, content or content_hash(request), request.endpoint, request.model)
         future = self._job.enter([entry])
 
         def done(future: asyncio.Future[list[Entered]]) -> None:

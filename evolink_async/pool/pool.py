@@ -42,6 +42,7 @@ from evolink_async.pool import clock
 from evolink_async.pool.brakes import LONGEST_COOL_DOWN, Block, Refusals
 from evolink_async.pool.deadlines import Deadlines
 from evolink_async.pool.doubts import Doubts, Receiver, checked_receiver
+from evolink_async.pool.identity import content_hash
 from evolink_async.pool.journal import Journal
 from evolink_async.pool.options import MOST, refuse_unknown
 from evolink_async.pool.outcome import Outcome, OutcomeStatus, PoolStats
@@ -51,7 +52,7 @@ from evolink_async.pool.record import Record, State
 from evolink_async.pool.savings import Savings
 from evolink_async.pool.sources import Sources
 from evolink_async.pool.waiting import Waiting
-from evolink_async.requests import GenerationRequest
+from evolink_async.requests import GenerationRequest, has_local_files, media_links
 from evolink_async.saving.saver import Saver
 from evolink_async.session import POLL_TIMEOUT
 from evolink_async.types import Task, TaskReading, TaskStatus
@@ -158,7 +159,7 @@ class TaskPool:
         self._sending: dict[Record, None] = {}
         self._outstanding: dict[Hashable, Record] = {}  # by the task's id
         self._unsent: dict[Record, None] = {}  # of `_sending` those from sources whose first POST is still to come
-        self._sending_of: Counter[str] = Counter()  # those of `_sending`, by model
+        self._sending_of: Counter[str] = Counter()  # those of `_sending`, by line
         self._probe: Record | None = None  # finds out a price, and nothing else is sent before
         self._saving: dict[Record, None] = {}
         self._untaken: deque[Outcome] = deque()
@@ -411,17 +412,17 @@ class TaskPool:
         return [*self._sending, *self._outstanding.values()]
 
     def _take(self, item: Any) -> str | None:
-        """An item was pulled from a source. Gives the model for whose sake that source is not to be read on for now."""
+        """An item was pulled from a source. Gives the line for whose sake that source is not to be read on for now."""
         self._unfinished += 1
         record = self._new_record(item, None)
-        return None if record.request is None or self._may_wait(record.model) else record.model
+        return None if record.request is None or self._may_wait(record.line) else record.line
 
-    def _may_wait(self, model: str) -> bool:
-        """Whether one more request of this model may be pulled: half of the places are left to the others."""
-        return self._sending_of[model] + self._pulled.of(model) < self._half
+    def _may_wait(self, line: str) -> bool:
+        """Whether one more request of this line may be pulled: half of the places are left to the others."""
+        return self._sending_of[line] + self._pulled.of(line) < self._half
 
-    def _may_have_place(self, model: str) -> bool:
-        return self._sending_of[model] < self._half
+    def _may_have_place(self, line: str) -> bool:
+        return self._sending_of[line] < self._half
 
     def _new_record(self, item: Any, waiter: asyncio.Future[Outcome] | None) -> Record:
         index = self._next_index
@@ -452,8 +453,36 @@ class TaskPool:
             self._not_sent(record, self._reason or ClosedError("the pool was stopped"))
             return
         self._entering[record] = None
+        if has_local_files(record.request):
+            attachments = self._client._attachments(self._session)
+            record.attachment = attachments.look(
+                record.request, lambda error: self._guarded(self._looked_at, record, error)
+            )
+        else:
+            self._enter(record)
+
+    def _looked_at(self, record: Record, error: EvoLinkError | None) -> None:
+        """What its local files hold is known, and with it what the request is."""
+        if record.state is not State.ENTERING:
+            return  # it has its outcome already
+        if error is None:
+            self._enter(record)
+        elif isinstance(error, InvalidRequestError):
+            self._finish(record, OutcomeStatus.REJECTED, error)
+        else:
+            self._not_sent(record, error)
+            self._end_early(error)
+
+    def _enter(self, record: Record) -> None:
+        request, attachment = record.request, record.attachment
+        assert request is not None
+        names = {} if attachment is None else attachment.names()
+        uploads = self._client._memory.uploads
+        if uploads:
+            names |= {place: uploads[link] for place, link in media_links(request).items() if link in uploads}
+        content = content_hash(request, names) if names else None
         try:
-            self._journal.enter(record.request, lambda known: self._guarded(self._looked_up, record, known))
+            self._journal.enter(request, lambda known: self._guarded(self._looked_up, record, known), content)
         except InvalidRequestError as error:
             self._finish(record, OutcomeStatus.REJECTED, error)
 
@@ -511,10 +540,10 @@ class TaskPool:
     def _line_of(self, record: Record) -> Waiting:
         return self._pulled if record.waiter is None else self._runs
 
-    def _read_on(self, model: str) -> None:
-        """Fewer of this model wait now, perhaps."""
-        if self._may_wait(model):
-            self._sources.release(model)
+    def _read_on(self, line: str) -> None:
+        """Fewer of this line wait now, perhaps."""
+        if self._may_wait(line):
+            self._sources.release(line)
 
     # Sending
 
@@ -559,9 +588,11 @@ class TaskPool:
         """Only what is really outstanding keeps a run waiting: the last of the others goes back to the pulled ones."""
         for record in reversed(self._unsent):
             submission = record.submission
-            if submission is not None and submission.ticket is not None:  # without one its POST has begun
+            # Without a ticket its POST has begun; without its bytes it is to be uploaded first.
+            if submission is not None and (submission.ticket is not None or self._is_uploading(record)):
                 self._session.submitter.withdraw(submission)
                 self._no_longer_sending(record)
+                self._release_files(record)
                 record.submission, record.state = None, State.PULLED
                 self._pulled.put(record, first=True)
                 return True
@@ -598,18 +629,59 @@ class TaskPool:
         if self._doubts is not None:
             submission.callback_url = self._doubts.send(record)
         self._sending[record] = None
-        self._sending_of[record.model] += 1
-        try:
-            self._session.submitter.start(submission)
-        except InvalidRequestError as error:
-            self._journal.refused(row, error)
-            self._finish(record, OutcomeStatus.REJECTED, error)
-            return
+        self._sending_of[record.line] += 1
         self._models.add(request.model)
         if record.waiter is None:
             self._unsent[record] = None
         if not self._journal.has_price(request):
             self._probe = record
+        if self._is_uploading(record):
+            self._upload(record, submission)
+        else:
+            self._start(record, submission)
+
+    def _start(self, record: Record, submission: Submission) -> None:
+        try:
+            self._session.submitter.start(submission)
+        except InvalidRequestError as error:
+            assert record.row is not None
+            self._journal.refused(record.row, error)
+            self._finish(record, OutcomeStatus.REJECTED, error)
+
+    def _is_uploading(self, record: Record) -> bool:
+        """Whether its local files have to be uploaded before it can be sent."""
+        return record.attachment is not None and record.submission is not None and not record.submission.content
+
+    def _upload(self, record: Record, submission: Submission) -> None:
+        def uploaded(error: EvoLinkError | None) -> None:
+            self._guarded(self._uploaded, record, error)
+
+        assert record.attachment is not None
+        patience = self._client._options.retry.unreachable_for
+        self._client._attachments(self._session).attach(record.attachment, uploaded, patience)
+
+    def _uploaded(self, record: Record, error: EvoLinkError | None) -> None:
+        """Its local files are at the service; or it cannot be sent without them."""
+        submission, row = record.submission, record.row
+        assert submission is not None
+        assert record.attachment is not None
+        if error is None:
+            submission.content = record.attachment.encoded(submission.callback_url)
+            self._start(record, submission)
+        elif is_account_error(error) or isinstance(error, ConfigurationError):
+            self._settled(record, Settled("not_submitted", error=error, fatal=error))
+        elif isinstance(error, ClosedError):
+            self._settled(record, Settled("not_submitted", error=error))
+        else:
+            assert row is not None
+            self._journal.refused(row, error)
+            self._settled(record, Settled("rejected", error=error))
+
+    def _release_files(self, record: Record, *, keep: bool = False) -> None:
+        """Its local files are not needed at the service any more. keep: a task may need them whose end we don't see."""
+        attachments = self._session.attachments if self._entered else None
+        if record.attachment is not None and attachments is not None:
+            attachments.release(record.attachment, keep=keep)
 
     def _resume(self, submission: Submission, row: Row) -> None:
         """An earlier run has sent it."""
@@ -642,7 +714,7 @@ class TaskPool:
         if record in self._sending:
             _drop(self._sending, record)
             _drop(self._unsent, record)
-            self._sending_of[record.model] -= 1
+            self._sending_of[record.line] -= 1
 
     def _posting(self, record: Record) -> None:
         """A POST is about to be made."""
@@ -704,6 +776,7 @@ class TaskPool:
         if probe is None or finder is not None:
             self._probe = finder
             self._no_longer_sending(record)
+            self._release_files(record)
             record.submission = None
             self._wait_for_place(record, first=True)
         else:
@@ -756,7 +829,7 @@ class TaskPool:
         self._outstanding[(task.id, record.index) if task.id in self._outstanding else task.id] = record
         self._follow(record, task, age)
         self._fill()
-        self._read_on(record.model)
+        self._read_on(record.line)
         self._note_progress()
 
     # Watching
@@ -809,6 +882,7 @@ class TaskPool:
             self._no_longer_outstanding(record)
             self._time(record)
         self._entering.pop(record, None)
+        self._release_files(record)
         record.state = State.SAVING
         self._saving[record] = None
         self._savings.put(record)
@@ -828,6 +902,7 @@ class TaskPool:
         """Its task failed for a passing reason: back to `pulled`, for a new one."""
         logger.info("task %s failed; request %s is generated once more", record.task_id, record.identity)
         self._no_longer_outstanding(record)
+        self._release_files(record)
         record.again()
         self._wait_for_place(record, first=True)
 
@@ -871,7 +946,7 @@ class TaskPool:
         self._fill()
         self._sources.notice_room()
         if record.request is not None:
-            self._read_on(record.model)
+            self._read_on(record.line)
         self._note_progress()
 
     def _not_sent(self, record: Record, reason: BaseException | None) -> None:
@@ -892,6 +967,7 @@ class TaskPool:
         if was_outstanding:
             self._no_longer_outstanding(record)
             self._time(record)
+        self._release_files(record, keep=status in (OutcomeStatus.UNKNOWN, OutcomeStatus.UNFINISHED))
         self._tally.counts[status] += 1
         if record.waiter is None:
             self._unfinished -= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -48,6 +49,8 @@ def _relevant(name: str, value: Any, by_length: bool) -> str | None:
         return " ".join(sorted(f"{inner}={part}" for inner, part in parts if part is not None))
     if isinstance(value, list | tuple):
         return str(len(value))
+    if isinstance(value, bytes | os.PathLike):
+        return "1"
     if isinstance(value, str):
         if value.startswith(("http:", "https:", "data:")):
             return "1"

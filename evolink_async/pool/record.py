@@ -5,8 +5,9 @@
     entering     read; the ledger looks it up, or the same  no             the ledger
                  request is on its way already
     pulled       known and checked; waits for a place       no             the pool, when a place is free
-    sending      in the pace's queue; or its POST flies;    yes            the submitter, with the answer
-                 or waits to be sent again
+    sending      its local files are uploaded; in the       yes            the submitter, with the answer
+                 pace's queue; or its POST flies; or
+                 waits to be sent again
     outstanding  at the service, its id is known            yes            the watcher, with the first terminal status
     saving       completed; its results are fetched         no             the worker that saves them
     untaken      how it ended is known                      no             the reader of the iteration, or the caller
@@ -21,7 +22,7 @@ the table.
 
 One model that has to wait leaves half of the places to the others: a request gets no place while half of them are held
 by requests of its model in `sending`, and a source is not read on while as many requests of the model that it gave last
-are pulled or sending.
+are pulled or sending. Requests with local files count as a model of their own.
 
 Short cuts: from entering to untaken (or to saving), what has ended in an earlier run; from pulled to untaken, what is
 wrong or comes when nothing is sent any more; from pulled to outstanding, whose task an earlier run has made; from
@@ -65,6 +66,7 @@ from evolink_async.polling.endings import failure_of, still_running
 from evolink_async.pool.journal import Journal
 from evolink_async.pool.outcome import Outcome, OutcomeStatus
 from evolink_async.requests import GenerationRequest
+from evolink_async.saving.attachments import Attachment
 from evolink_async.saving.objects import path_of
 from evolink_async.types import Task, TaskReading, TaskStatus, Usage
 
@@ -116,6 +118,7 @@ class Record:
     progress: int = 0
     files: tuple[PurePath, ...] = ()  # that hold its results
     from_ledger: bool = False  # how it ended was known before this run
+    attachment: Attachment | None = None  # its local files, if it has any
 
     @property
     def identity(self) -> str:
@@ -130,6 +133,12 @@ class Record:
         """The model it asks for."""
         assert self.request is not None
         return self.request.model
+
+    @property
+    def line(self) -> str:
+        """What it waits among: requests of its model, which may wait for the service's sake; those with local files,
+        which may wait for places at the files service, by themselves."""
+        return self.model if self.attachment is None else f"{self.model} with files"
 
     @property
     def number(self) -> int:

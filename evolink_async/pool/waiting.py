@@ -9,7 +9,7 @@ from evolink_async.pool.record import Record
 
 
 class Waiting:
-    """Records in the order they were pulled, by model, since some models may have no place at the moment."""
+    """Records in the order they were pulled, by line (mostly their model): some may have no place at the moment."""
 
     def __init__(self, may_have_place: Callable[[str], bool]) -> None:
         self._may_have_place = may_have_place
@@ -18,7 +18,7 @@ class Waiting:
 
     def put(self, record: Record, *, first: bool = False) -> None:
         """Add a record, as the last of its model or as the `first`."""
-        queue = self._queues.setdefault(record.model, OrderedDict())
+        queue = self._queues.setdefault(record.line, OrderedDict())
         queue[record] = None
         queue.move_to_end(record, last=not first)
         self._count += 1
@@ -34,12 +34,12 @@ class Waiting:
 
     def remove(self, record: Record) -> bool:
         """Take a record out; whether it was here."""
-        queue = self._queues.get(record.model)
+        queue = self._queues.get(record.line)
         if queue is None or record not in queue:
             return False
         del queue[record]
         if not queue:
-            del self._queues[record.model]
+            del self._queues[record.line]
         self._count -= 1
         return True
 

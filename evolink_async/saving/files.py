@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
 import random
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlencode
@@ -23,6 +24,7 @@ from evolink_async.errors import (
     EvoLinkError,
     InvalidRequestError,
     NotFoundError,
+    RateLimitError,
     ResponseError,
 )
 from evolink_async.http.answers import Answer, hint_of, read_json, status_error
@@ -35,6 +37,7 @@ from evolink_async.saving.upload import Content, MultipartBody, Source, SourceFi
 if TYPE_CHECKING:
     from evolink_async.client import AsyncEvoLink
     from evolink_async.http.gate import Lane
+    from evolink_async.session import Options, Session
 
 __all__ = ["FileQuota", "Files", "UploadedFile"]
 
@@ -119,14 +122,16 @@ class Files:
             raise InvalidRequestError(f"name must be a text that isn't empty, got {name!r}", param="name")
         if is_link(source):
             link = str(source)
-            call = _Call("POST", "/upload/url", {"file_url": link, "file_name": name_for_link(link, name)})
-            return _uploaded(await self._call(call, timeout))
+            call = Call("POST", "/upload/url", {"file_url": link, "file_name": name_for_link(link, name)})
+            file = _uploaded(await self._call(call, timeout))
+            self._client._memory.note_upload(file.url, link)
+            return file
         with contextlib.closing(SourceFile(source)) as held:
             content = await in_thread(held.look, name)
             known = self._remembered(content.digest)
             if known is not None:
                 return known
-            file = _uploaded(await self._call(_Call("POST", "/upload/stream", form=MultipartBody(content)), timeout))
+            file = _uploaded(await self._call(Call("POST", "/upload/stream", form=MultipartBody(content)), timeout))
             logger.debug("uploaded %s (%d bytes)", file.name, content.size)
             self._remember(content, file)
             return file
@@ -140,7 +145,7 @@ class Files:
         page = 1
         while True:
             query = urlencode({"page": page, "pageSize": PAGE})
-            data = await self._call(_Call("GET", f"/list?{query}"), timeout)
+            data = await self._call(Call("GET", f"/list?{query}"), timeout)
             rows = data.get("files")
             if not isinstance(rows, list):
                 raise ResponseError("the answer about files is not a page of files")
@@ -157,13 +162,7 @@ class Files:
 
         The endpoint is in the vendor's client, not in the public pages.
         """
-        data = await self._call(_Call("GET", "/quota"), timeout)
-        used, limit = _count(data.get("used_files")), _count(data.get("max_files"))
-        if used is None or limit is None:
-            raise ResponseError("the answer about the file quota is not the one expected")
-        remaining = _count(data.get("remain_files"))
-        left = max(0, limit - used) if remaining is None else remaining
-        return FileQuota(used=used, limit=limit, remaining=left, raw=data)
+        return _quota(await self._call(Call("GET", "/quota"), timeout))
 
     async def delete(self, file: UploadedFile | str, *, timeout: float | None = 60) -> None:
         """Delete a file, given itself or its id. timeout: seconds in all.
@@ -176,32 +175,50 @@ class Files:
             raise InvalidRequestError(f"no file id: {file_id!r}", param="file")
         for digest in [digest for digest, known in self._uploaded.items() if known.id == file_id]:
             del self._uploaded[digest]
-        await self._call(_Call("DELETE", f"/{file_id}"), timeout)
+        await self._call(Call("DELETE", f"/{file_id}"), timeout)
 
     # Inside
 
-    def _remembered(self, digest: str) -> UploadedFile | None:
+    def _remembered(self, digest: str, living: timedelta = WORTH_USING) -> UploadedFile | None:
+        """A file of this content whose link lives longer than that."""
         file = self._uploaded.get(digest)
-        if file is None or file.expires_at - datetime.now(UTC) <= WORTH_USING:
+        if file is None or file.expires_at - datetime.now(UTC) <= living:
             return None
         self._uploaded.move_to_end(digest)
         return file
 
     def _remember(self, content: Content, file: UploadedFile) -> None:
+        self._client._memory.note_upload(file.url, named(content.digest))
         self._uploaded[content.digest] = file
         self._uploaded.move_to_end(content.digest)
         if len(self._uploaded) > REMEMBERED:
             self._uploaded.popitem(last=False)
 
-    async def _call(self, call: _Call, timeout: float | None) -> dict[str, Any]:
+    async def _call(self, call: Call, timeout: float | None) -> dict[str, Any]:
         """The data of an answer; tried again, until the time is over, as long as the trouble may pass."""
         seconds = checked_seconds(timeout, "timeout")
-        return await self._client._open().until_closed(self._persist(call, seconds))
+        session = self._client._open()
+        return await session.until_closed(FilesService(session, self._client._options).persist(call, seconds))
 
-    async def _persist(self, call: _Call, seconds: float | None) -> dict[str, Any]:
+
+class FilesService:
+    """Calls of the files service, on one loop."""
+
+    def __init__(self, session: Session, options: Options) -> None:
+        self._exchange = session.files_exchange
+        self._options = options
+
+    async def persist(
+        self, call: Call, seconds: float | None, patience: Callable[[EvoLinkError], float] = lambda trouble: math.inf
+    ) -> dict[str, Any]:
+        """The data of an answer; tried again, until the time is over, as long as the trouble may pass.
+
+        patience: how many seconds a trouble is borne if the service fails or cannot be reached; if it is busy, longer.
+        """
         loop = asyncio.get_running_loop()
         deadline = None if seconds is None else loop.time() + seconds
         last: EvoLinkError | None = None
+        failing_since: float | None = None
         tries = 0
         try:
             async with asyncio.timeout_at(deadline):
@@ -222,7 +239,14 @@ class Files:
                             hint = max(hint or 0.0, STORAGE_PAUSE)
                     except ConnectionFailedError as error:
                         last = error
-                    pause = self._client._options.retry.delay(tries, hint, random.random())
+                    seconds_borne = patience(last)
+                    if isinstance(last, RateLimitError):
+                        failing_since = None
+                    elif failing_since is None:
+                        failing_since = loop.time()
+                    elif loop.time() - failing_since >= seconds_borne:
+                        raise last
+                    pause = self._options.retry.delay(tries, hint, random.random())
                     if deadline is not None and loop.time() + pause >= deadline:
                         raise last
                     logger.info("files: %s; again in %.1f s", last, pause)
@@ -230,12 +254,12 @@ class Files:
         except TimeoutError:
             raise (last or ConnectionFailedError(f"no answer of the files service within {seconds:g} s")) from None
 
-    async def _attempt(self, call: _Call) -> Answer:
-        session, options = self._client._open(), self._client._options
+    async def _attempt(self, call: Call) -> Answer:
+        options = self._options
         content, headers = call.content()
         usual = READ_SECONDS if call.lane == "read" else UPLOAD_SECONDS
         try:
-            return await session.files_exchange.send(
+            return await self._exchange.send(
                 call.method,
                 _PATH + call.path,
                 key=await options.api_key.get(),
@@ -249,9 +273,22 @@ class Files:
                 raise error.__cause__ from None
             raise ConnectionFailedError(str(error)) from error.__cause__
 
+    async def upload(self, form: MultipartBody, patience: Callable[[EvoLinkError], float]) -> UploadedFile:
+        """Store a file; tried again for ever, but for `patience`."""
+        return _uploaded(await self.persist(Call("POST", "/upload/stream", form=form), None, patience))
+
+    async def delete(self, file_id: str, seconds: float) -> None:
+        """Remove a file; one that is not there is removed."""
+        with contextlib.suppress(NotFoundError):
+            await self.persist(Call("DELETE", f"/{file_id}"), seconds)
+
+    async def quota(self, seconds: float) -> FileQuota:
+        """How many files the account may still add."""
+        return _quota(await self.persist(Call("GET", "/quota"), seconds))
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Call:
+class Call:
     """One call of the files service, as often as it has to be made."""
 
     method: str
@@ -268,6 +305,17 @@ class _Call:
             # An async iterable goes through `Exchange.send` as it is; with a Content-Length it isn't sent in chunks.
             return cast(bytes, self.form), self.form.headers
         return (None if self.json is None else encode_json(self.json)), {}
+
+
+def named(digest: str) -> str:
+    """What counts in the place of a link to this content, in the identity of a request."""
+    return f"sha256:{digest}"
+
+
+def lifetime_of(file: UploadedFile) -> float:
+    """Seconds from the upload of a file to its end, both by the service's clock."""
+    born = _moment(file.raw.get("upload_time"))
+    return (LIFETIME if born is None else file.expires_at - born).total_seconds()
 
 
 def _refusal(answer: Answer) -> APIStatusError | None:
@@ -309,6 +357,15 @@ def _uploaded(data: dict[str, Any]) -> UploadedFile:
     if not is_link(url):
         raise ResponseError("the answer to an upload holds no link")
     return _file(data, str(url))
+
+
+def _quota(data: dict[str, Any]) -> FileQuota:
+    used, limit = _count(data.get("used_files")), _count(data.get("max_files"))
+    if used is None or limit is None:
+        raise ResponseError("the answer about the file quota is not the one expected")
+    remaining = _count(data.get("remain_files"))
+    left = max(0, limit - used) if remaining is None else remaining
+    return FileQuota(used=used, limit=limit, remaining=left, raw=data)
 
 
 def _row(row: object) -> UploadedFile:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
 import secrets
 import stat
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -95,9 +96,31 @@ class SourceFile:
         except (OSError, ValueError) as error:  # ValueError: it is closed
             raise InvalidRequestError(f"{name!r} could not be read: {error}") from error
 
+    def reopen(self, known: Content) -> Content:
+        """Open what was looked at and closed since. Blocks. Raises `InvalidRequestError` if its length has changed."""
+        source = self._source
+        if isinstance(source, bytes):
+            return replace(known, file=io.BytesIO(source))
+        assert isinstance(source, os.PathLike)
+        self._ours = _open(source)
+        if os.fstat(self._ours.fileno()).st_size != known.size:
+            raise _changed(known)
+        return replace(known, file=self._ours)
+
     def close(self) -> None:
         if self._ours is not None:
             self._ours.close()
+
+
+def _changed(content: Content) -> InvalidRequestError:
+    return InvalidRequestError(f"{content.name!r} has changed since it was looked at; nothing was sent, give it again")
+
+
+def glance(path: str | os.PathLike[str]) -> None:
+    """Raise `InvalidRequestError` for a file that the service would refuse, without reading all of it."""
+    with _open(path) as file:
+        _ending_of(file, 0, os.path.basename(path))
+        _refuse_large(os.fstat(file.fileno()).st_size, os.path.basename(path))
 
 
 def _open(path: str | os.PathLike[str]) -> BinaryIO:
@@ -128,6 +151,14 @@ def _look_at_object(file: BinaryIO, name: str) -> Content:
 
 def _look(file: BinaryIO, start: int, name: str) -> Content:
     """Read it once, for its type, size and hash. Raises `InvalidRequestError` for what the service would refuse."""
+    ending = _ending_of(file, start, name)
+    file.seek(start)
+    digest, size = hash_of(file, MOST_BYTES)
+    _refuse_large(size, name)
+    return Content(file, start, size, ending, digest.hex(), unique_name(_stem(name), digest.hex()[:16], ending))
+
+
+def _ending_of(file: BinaryIO, start: int, name: str) -> str:
     file.seek(start)
     head = file.read(HEAD)
     if not isinstance(head, bytes):
@@ -137,21 +168,26 @@ def _look(file: BinaryIO, start: int, name: str) -> Content:
     ending = sniff(head)
     if ending is None or kind_of(ending) is None:
         raise InvalidRequestError(f"{name!r} is no image, video or audio file of a known type")
-    file.seek(start)
-    digest, size = hash_of(file, MOST_BYTES)
+    return ending
+
+
+def _refuse_large(size: int, name: str) -> None:
     if size > MOST_BYTES:
         raise InvalidRequestError(f"{name!r} is larger than the {MOST_BYTES // 2**20} MB that the service takes")
-    return Content(file, start, size, ending, digest.hex(), unique_name(_stem(name), digest.hex()[:16], ending))
 
 
 class MultipartBody:
     """A form with one file, streamed: iterate it anew for every attempt.
+
+    It ends only if the bytes were those of the content's digest, so nothing else is ever stored under its name.
+    written: whether one attempt has given all of it, so that the file may be there.
 
     The name fields are sent in both spellings: camelCase in the vendor's client, with underscores in the pages.
     """
 
     def __init__(self, content: Content) -> None:
         self._content = content
+        self.written = False
         boundary = secrets.token_hex(16)
         fields = "".join(
             f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{content.name}\r\n'
@@ -170,18 +206,24 @@ class MultipartBody:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield self._before
         done = 0
+        digest = hashlib.sha256()
         while done < self._content.size:
-            block = await in_thread(self._read, done)
+            block = await in_thread(self._read, done, digest)
             if not block:
                 raise InvalidRequestError(f"{self._content.name!r} became shorter while it was uploaded")
             done += len(block)
+            if done == self._content.size and digest.hexdigest() != self._content.digest:
+                raise _changed(self._content)
             yield block
+        self.written = True
         yield self._after
 
-    def _read(self, position: int) -> bytes:
+    def _read(self, position: int, digest: hashlib._Hash) -> bytes:
         content = self._content
         try:
             content.file.seek(content.start + position)
-            return content.file.read(min(_BLOCK, content.size - position))
+            block = content.file.read(min(_BLOCK, content.size - position))
+            digest.update(block)
+            return block
         except (OSError, ValueError) as error:  # ValueError: the caller closed it
             raise InvalidRequestError(f"{content.name!r} could not be read to its end") from error

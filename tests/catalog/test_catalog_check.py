@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import timeit
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from evolink_async import ImageRequest
 from evolink_async.catalog import Finding, Model, ParamSpec, all_models, check, get_model, kind_of
+from evolink_async.requests import local_files
 
 URL = "https://example.com/a.png"
 T2V = "seedance-2.0-text-to-video"
@@ -206,9 +208,26 @@ def test_what_is_no_link_is_refused(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", [Path("a.png"), b"\x89PNG"])
-def test_a_path_or_bytes_for_a_link_say_to_upload(value: object) -> None:
-    (text,) = errors(I2V, image_urls=[value])
-    assert "client.files.upload" in text
+def test_a_path_or_bytes_may_stand_for_a_link(value: object) -> None:
+    assert errors(I2V, image_urls=[value]) == []
+    (text,) = errors(I2V, image_urls=value)
+    assert "put it in one" in text
+    assert any("prompt" in text for text in errors(I2V, prompt=value, image_urls=[value]))
+
+
+def test_every_parameter_that_wants_a_link_to_media_takes_local_files() -> None:
+    def names(specs: Mapping[str, ParamSpec]) -> Iterator[str]:
+        for name, spec in specs.items():
+            inner = spec.items or spec
+            if inner.format == "uri":
+                yield name
+            yield from names(inner.properties)
+
+    found = {name for model in all_models() for name in names(model.params)}
+    assert "image_urls" in found
+    for name in found:
+        assert local_files(ImageRequest(model="m", params={name: [b"x"]})) == {f"params.{name}[0]": b"x"}
+    assert not local_files(ImageRequest(model="m", callback_url=b"x", style=b"x"))
 
 
 def test_inline_files_are_taken_only_where_a_page_says_so() -> None:

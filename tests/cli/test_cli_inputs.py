@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic_core import to_json
 
 from evolink_async.cli import inputs
 from evolink_async.cli.inputs import BadInput, Defaults, Entry, convert, open_input
+from evolink_async.cli.outputs import request_line
 
 MODEL = "krea-2-turbo"
 
@@ -235,3 +237,42 @@ def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot read"):
         open_input(str(tmp_path), Defaults())
+
+
+# Local files
+
+
+def test_a_path_where_a_link_is_wanted_is_a_file_beside_the_list(jsonl: Path, table: Path, tmp_path: Path) -> None:
+    (tmp_path / "my pictures").mkdir()
+    picture = tmp_path / "my pictures" / "a.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n")
+    folder = {"folder": str(tmp_path)}
+    line = b'{"model": "gpt-4o-image", "prompt": "x", "image_urls": ["my pictures/a.png", "https://example.com/b.png"]}'
+    batch = (
+        b'{"custom_id": "k", "url": "/v1/images/generations", "body": {"model": "gpt-4o-image", "prompt": "x", '
+        b'"image_urls": ["' + str(picture).encode() + b'"]}}'
+    )
+    first, second = entries(jsonl, line + b"\n" + batch, **folder)
+    assert first.request is not None
+    assert first.request.params()["image_urls"] == [picture, "https://example.com/b.png"]
+    assert second.request is not None
+    assert (second.request.key, second.request.params()["image_urls"]) == ("k", [picture])
+    assert not reasons(
+        table, b"model,prompt,image_urls\ngpt-4o-image,x,my pictures/a.png|my pictures/a.png\n", **folder
+    )
+    again = [entry.request for entry in entries(jsonl, to_json(request_line(first.request)), folder="/elsewhere")]
+    assert again == [first.request]  # as errors.jsonl has it
+
+
+@pytest.mark.parametrize("name", ["none.png", "none/a", "/etc/passwd", "list.txt", ".", "../secret"])
+def test_a_path_that_is_no_picture_is_a_bad_line(jsonl: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "list.txt").write_text("root:x:0:0")
+    line = f'{{"model": "house", "kind": "image", "prompt": "x", "image_url": "{name}"}}'
+    (reason,) = reasons(jsonl, line.encode(), folder=str(tmp_path)).values()
+    assert reason.startswith("image_url: ")
+
+
+def test_inline_pictures_are_no_paths(jsonl: Path) -> None:
+    inline = "iVBORw0KGgo/" * 5000
+    line = f'{{"model": "house", "kind": "image", "prompt": "x", "image_url": "{inline}"}}'
+    assert not reasons(jsonl, line.encode())

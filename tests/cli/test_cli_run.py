@@ -408,3 +408,20 @@ async def test_a_file_that_the_run_would_write_anew_is_not_read(api_key: str, tm
         assert "another --out" in " ".join(result.stderr.split())
         assert (tmp_path / "out" / name).read_bytes() == before
         assert len(posts(server)) == sent
+
+
+async def test_pictures_beside_a_list_are_uploaded_for_it(emulator: Any, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        (tmp_path / f"pictures/{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes([number]))
+    table = tmp_path / "in.csv"
+    rows = "".join(f"k{number},as a painting,pictures/{number}.png\n" for number in range(3))
+    table.write_text("key,prompt,image_urls\n" + rows)
+    result = await command("run", table, "--model", "gpt-4o-image", "--out", tmp_path / "out", *FAST, server=emulator)
+    assert result.code == 0, result.stderr
+    assert {line["key"] for line in lines_of(tmp_path / "out/results.jsonl")} == {"k0", "k1", "k2"}
+    assert emulator.emulator.book()["files"] == {"stored": 0, "uploads": 3, "overwritten": 0}
+    table.write_text("key,prompt,image_urls\nk0,x,pictures/none.png\n")
+    result = await command("run", table, "--model", "gpt-4o-image", "--out", tmp_path / "out2", server=emulator)
+    assert result.code == 2
+    assert "line 2: image_urls[0]: no file" in result.stderr
