@@ -97,7 +97,9 @@ class TimeAxis:
         least = max(_IDLE_SECONDS, (self._end - self._start) / 4)
         pairs = itertools.pairwise(times)
         self._cuts = [(early, late) for early, late in pairs if late - early > least]
-        self._length = self._busy(self._end) or 1.0
+        self._length = self._busy(self._end)
+        if not self._length:
+            self._cuts, self._length = [], (self._end - self._start) or 1.0
 
     def _busy(self, moment: float) -> float:
         """Seconds from the start, without what is cut out."""
@@ -116,7 +118,10 @@ class TimeAxis:
     def ticks(self) -> tuple[Tick, ...]:
         """Round moments, in UTC."""
         step = next((step for step in _TIME_STEPS if self._length / step <= 5), _TIME_STEPS[-1])
-        shape = "%H:%M:%S" if step < 60 else "%H:%M" if step < 86400 else "%d %b"
+        shape = "%d %b" if step >= 86400 else "%H:%M:%S" if step < 60 else "%H:%M"
+        width = 60
+        if self._cuts and step < 86400:  # the same hour may come again
+            shape, width = f"%d %b {shape}", 105
         stretches = zip(
             [self._start, *(late for _, late in self._cuts)],
             [*(early for early, _ in self._cuts), self._end],
@@ -127,7 +132,7 @@ class TimeAxis:
             for number in range(math.ceil(start / step), min(math.floor(end / step), math.ceil(start / step) + 10) + 1):
                 moment = datetime.fromtimestamp(number * step, UTC)
                 x = round(self.x(number * step), 1)
-                if LEFT + 12 <= x <= RIGHT - 12 and (not ticks or x - ticks[-1].at >= 60):
+                if LEFT + width / 4 <= x <= RIGHT - width / 4 and (not ticks or x - ticks[-1].at >= width):
                     ticks.append(Tick(x, moment.strftime(shape)))
         return tuple(ticks)
 

@@ -58,7 +58,7 @@ def render(contents: Contents, previews: Mapping[str, str | None], made_at: date
         title=visible(contents.title),
         subtitle=_subtitle(moments, made_at),
         tiles=_tiles(totals, moments, runs),
-        notes=contents.notes,
+        notes=[visible(note) for note in contents.notes],
         charts=[
             charts.completion(totals.submitted, totals.completed, totals.in_vain, axis),
             charts.delays(totals.delays, totals.took, whole_seconds=totals.whole_seconds),
