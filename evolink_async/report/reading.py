@@ -221,9 +221,10 @@ class _Files:
         for candidate in (Path(name), self._folder / Path(name).name):
             try:
                 real = candidate.resolve()
-                if real.is_relative_to(self._real) and real.is_file():
-                    return real.relative_to(self._real).as_posix()
-            except (OSError, ValueError, RuntimeError):  # a null byte, a name that is too long, a loop of links
+                below = real.relative_to(self._real).as_posix()
+                if real.is_file():
+                    return below
+            except (OSError, ValueError, RuntimeError):  # elsewhere, a null byte, too long a name, a loop of links
                 pass
         return None
 
