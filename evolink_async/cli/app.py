@@ -147,11 +147,15 @@ def demo(
     requests: Annotated[int, typer.Option(min=1, max=10_000, help="How many generations.")] = 60,
     speed: Annotated[float, typer.Option(min=1, max=1000, help="How much faster than EvoLink.")] = 50,
     seed: Annotated[int, typer.Option(help="Another seed, other durations and failures.")] = 1,
+    out: Annotated[
+        str | None,
+        typer.Option(help="A new folder for the files and the report, else evolink-demo.", metavar="DIR"),
+    ] = None,
 ) -> None:
-    """See it work, without a key: a local emulator and 60 generations through one pool."""
+    """See it work, without a key: a local emulator, 60 generations through one pool, their files and a report."""
     from evolink_async.cli.demo import run_demo
 
-    _finish(ctx, lambda screen: run_demo(screen, requests, speed, seed))
+    _finish(ctx, lambda screen: run_demo(screen, requests, speed, seed, out))
 
 
 @app.command()
@@ -160,7 +164,7 @@ def run(
     file: Annotated[str, typer.Argument(help="JSON lines (ours or OpenAI's batch lines) or CSV; - reads stdin.")],
     out: Annotated[
         str | None,
-        typer.Option(help="Folder for the files, results.jsonl, errors.jsonl and the ledger.", metavar="DIR"),
+        typer.Option(help="Folder for the files, what each is, the ledger and the report.", metavar="DIR"),
     ] = None,
     model: Annotated[str | None, typer.Option(help="For lines that name no model.")] = None,
     kind: Annotated[Kind | None, typer.Option(help="For lines that name no kind.")] = None,
@@ -206,6 +210,20 @@ def run(
         as_json=as_json,
     )
     _finish(ctx, lambda screen: run_file(screen, ctx.obj, job))
+
+
+@app.command(epilog="Exit codes: 0 it is written, 1 it could not be, 2 a folder that holds nothing of a run.")
+def report(
+    ctx: typer.Context,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder of a run, its --out.", show_default=False)],
+) -> None:
+    """Write report.html into the folder of a run: a gallery with filters, and what it took. Prints its path.
+
+    `run` writes it when it ends; this is for a run that was killed, one that still runs, or a ledger of your own.
+    """
+    from evolink_async.cli.report import make_report
+
+    _finish(ctx, lambda screen: make_report(folder))
 
 
 @app.command()

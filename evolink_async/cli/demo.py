@@ -1,11 +1,17 @@
-"""`demo`: a local emulator, sixty generations through one pool, and the emulator's book as the judge."""
+"""`demo`: a local emulator, sixty generations through one pool, and the emulator's book as the judge.
+
+It leaves behind what `run` does: the files, what each is, the ledger and a report.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from itertools import count as counting
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -13,11 +19,15 @@ from rich.text import Text
 
 from evolink_async import AsyncEvoLink, AudioRequest, GenerationRequest, ImageRequest, VideoRequest
 from evolink_async.catalog import get_model
+from evolink_async.cli.inputs import BadInput
+from evolink_async.cli.outputs import OutputFolder
+from evolink_async.cli.progress import ProgressRecord
+from evolink_async.cli.report import report_at_the_end
 from evolink_async.cli.running import Ending, Source, leave_at_once, run_through
 from evolink_async.cli.serving import emulator_with
 from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.text import amount, counted, duration, shortened
-from evolink_async.cli.view import STATUS_STYLES, Screen, link
+from evolink_async.cli.view import STATUS_STYLES, Screen
 from evolink_async.pool import Outcome
 
 if TYPE_CHECKING:
@@ -27,6 +37,7 @@ FAILURE_SHARE = 0.08
 # What the emulator allows is a little below what the demo asks for, so that its 429 can be watched.
 SERVICE_RATE, SERVICE_BURST = 6.0, 8
 OUR_RATE = "8/s"
+FOLDER = "evolink-demo"
 NARROW = 76  # columns; below them an outcome's line leaves out the estimate
 
 IMAGE_MODELS = ("krea-2-turbo", "gpt-image-2")
@@ -37,13 +48,14 @@ _SUBJECTS = ("a lighthouse", "an owl", "a night market", "a glass bridge", "a pa
 _MOODS = ("at dusk", "in the rain", "in spring", "under snow", "by moonlight", "in fog")
 
 CODE = """\
-async with AsyncEvoLink() as client, client.pool(requests) as pool:
+async with AsyncEvoLink() as client, client.pool(requests, ledger="job.db", save_to="out/") as pool:
     async for outcome in pool:
-        print(outcome.key, outcome.status, outcome.urls)"""
+        print(outcome.key, outcome.status, *outcome.files)"""
 
 
-def run_demo(screen: Screen, count: int, speed: float, seed: int) -> int:
-    """Run it: 0 if every request has exactly one outcome and the book agrees."""
+def run_demo(screen: Screen, count: int, speed: float, seed: int, out: str | None) -> int:
+    """Run it: 0 if every request has exactly one outcome and the book agrees. Raises `BadInput` for a used folder."""
+    folder = _new_folder(out)
     emulator = emulator_with(
         speed=speed,
         seed=seed,
@@ -51,8 +63,21 @@ def run_demo(screen: Screen, count: int, speed: float, seed: int) -> int:
         burst=SERVICE_BURST,
         failure_share=FAILURE_SHARE,
         retry_after="ms",
+        dialect={"polled_usage": True},  # a task that has ended says how long it took, so its report can say how late
     )
-    return asyncio.run(_demonstrated(screen, emulator, count, speed, seed))
+    with OutputFolder(str(folder)) as output:
+        return asyncio.run(_demonstrated(screen, emulator, output, count, speed, seed))
+
+
+def _new_folder(out: str | None) -> Path:
+    """A folder with nothing in it: a demonstration begins from nothing, and writes over nothing."""
+    if out is None:
+        names = (FOLDER if number == 1 else f"{FOLDER}-{number}" for number in counting(1))
+        return next(Path(name) for name in names if not os.path.lexists(name))
+    folder = Path(out)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise BadInput(f"{folder} is not empty: give --out a new folder")
+    return folder
 
 
 def requests(count: int, seed: int) -> Iterator[GenerationRequest]:
@@ -72,16 +97,19 @@ def requests(count: int, seed: int) -> Iterator[GenerationRequest]:
             yield AudioRequest(model=AUDIO_MODEL, prompt=f"a song about {prompt}", key=key)
 
 
-async def _demonstrated(screen: Screen, emulator: Any, count: int, speed: float, seed: int) -> int:
+async def _demonstrated(
+    screen: Screen, emulator: Any, output: OutputFolder, count: int, speed: float, seed: int
+) -> int:
     with Interrupts(lambda: screen.say("stopping (once more: at once)", style="yellow")) as interrupts:
-        return await interrupts.run(_Demo(screen, count, speed, interrupts).run(emulator, seed))
+        return await interrupts.run(_Demo(screen, output, count, speed, interrupts).run(emulator, seed))
 
 
 class _Demo:
     """One demonstration."""
 
-    def __init__(self, screen: Screen, count: int, speed: float, interrupts: Interrupts) -> None:
-        self._screen, self._count, self._speed, self._interrupts = screen, count, speed, interrupts
+    def __init__(self, screen: Screen, output: OutputFolder, count: int, speed: float, interrupts: Interrupts) -> None:
+        self._screen, self._output, self._count, self._speed = screen, output, count, speed
+        self._interrupts = interrupts
         self._outcomes: dict[int, list[Outcome]] = {}
 
     async def run(self, emulator: Any, seed: int) -> int:
@@ -97,16 +125,31 @@ class _Demo:
             AsyncEvoLink(server.api_key, base_url=server.base_url, rate_limit=OUR_RATE) as client,
         ):
             source = Source(requests(self._count, seed), self._count)
-            ending = await run_through(client, source, self._take, screen, self._interrupts, max_outstanding=200)
+            ending = await run_through(
+                client,
+                source,
+                self._take,
+                screen,
+                self._interrupts,
+                begin=self._output.begin,
+                on_progress=ProgressRecord(self._output.path).note,
+                max_outstanding=200,
+                ledger=self._output.ledger,
+                save_to=self._output.path,
+            )
             if self._interrupts.code is not None:
                 self._tell_interrupted(ending)
                 if self._interrupts.count > 1:
                     leave_at_once(self._interrupts.code)
+                await report_at_the_end(screen, self._output.path)
                 return 1
-            return 0 if self._sum_up(ending, server) else 1
+            good = self._sum_up(ending, server)
+        await report_at_the_end(screen, self._output.path)
+        return 0 if good else 1
 
     def _take(self, outcome: Outcome) -> None:
         assert outcome.index is not None
+        self._output.take(outcome)
         self._outcomes.setdefault(outcome.index, []).append(outcome)
         if self._interrupts.code is None:
             self._screen.row(self._line(outcome))
@@ -126,10 +169,10 @@ class _Demo:
                 line.append(f"(estimated {known.estimated_time / self._speed:3.1f} s) ", "dim")
         if outcome.error is not None:
             line.append(shortened(outcome.error.code or outcome.error, 60), "red")
-        elif outcome.urls:
-            line.append(link(outcome.urls[0]))
-            if len(outcome.urls) > 1:
-                line.append(f" and {len(outcome.urls) - 1} more", "dim")
+        elif outcome.files:
+            line.append(str(outcome.files[0]), "dim")
+            if len(outcome.files) > 1:
+                line.append(f" and {len(outcome.files) - 1} more", "dim")
         return line
 
     def _tell_interrupted(self, ending: Ending) -> None:

@@ -14,20 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 from evolink_async.cli.inputs import SHOWN, BadInput, Defaults, Input, Report, open_input
 from evolink_async.cli.outputs import (
-    ERRORS,
-    RESULTS,
     OutputFolder,
     bad_line,
     encoded,
     message_of,
     result_line,
 )
+from evolink_async.cli.progress import ProgressRecord
+from evolink_async.cli.report import report_at_the_end
 from evolink_async.cli.running import Ending, Source, leave_at_once, run_through
 from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.text import amount, counted, duration, shortened
 from evolink_async.errors import EvoLinkError
 from evolink_async.http.rates import RateLimit
 from evolink_async.pool import Outcome, OutcomeStatus, PoolStats
+from evolink_async.report.files import ERRORS, RESULTS
 from evolink_async.requests import GenerationRequest
 
 if TYPE_CHECKING:
@@ -250,6 +251,12 @@ async def _balance(client: AsyncEvoLink) -> Decimal | None:
 async def _sent_until(run: _Run, interrupts: Interrupts) -> int:
     async with run.client as client:
         balance = _Balance(run.screen, await _balance(client), run.total)
+        progress = ProgressRecord(run.folder.path)
+
+        def look(stats: PoolStats) -> None:
+            balance.look(stats)
+            progress.note(stats)
+
         ending = await run_through(
             client,
             run.source,
@@ -257,7 +264,7 @@ async def _sent_until(run: _Run, interrupts: Interrupts) -> int:
             run.screen,
             interrupts,
             begin=run.folder.begin,
-            on_progress=balance.look,
+            on_progress=look,
             max_outstanding=run.job.max_outstanding,
             max_credits=run.job.max_credits,
             retry_failed=run.job.retry_failed,
@@ -267,6 +274,7 @@ async def _sent_until(run: _Run, interrupts: Interrupts) -> int:
         _sum_up(run, ending)
         if interrupts.count > 1 and interrupts.code is not None:
             leave_at_once(interrupts.code)
+        await report_at_the_end(run.screen, run.folder.path)
     return max(ending.code, 1 if run.left_out or run.cannot_write else 0)
 
 

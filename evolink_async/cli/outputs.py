@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic_core import to_json
 
 from evolink_async.errors import APIStatusError, BudgetExceededError, ConfigurationError, EvoLinkError
+from evolink_async.report.files import ERRORS, LEDGER, RESULTS
 from evolink_async.requests import GenerationRequest, body_with, local_files
 from evolink_async.types import Task
 
 if TYPE_CHECKING:
     from evolink_async.pool import Outcome  # by name only: `job` commands start without it
-
-RESULTS, ERRORS, LEDGER = "results.jsonl", "errors.jsonl", "job.db"
 
 
 class OutputFolder:
@@ -105,7 +104,9 @@ def result_line(outcome: Outcome) -> dict[str, Any]:
         "index": outcome.index,
         "identity": outcome.identity,
         "status": outcome.status,
+        "kind": request.kind if request else task.kind if task else None,
         "model": request.model if request else task.model if task else None,
+        "prompt": request.prompt if request else None,
         "task_id": task.id if task else None,
         "urls": outcome.urls,
         "files": [str(file) for file in outcome.files],
@@ -153,6 +154,7 @@ def error_fields(outcome: Outcome) -> dict[str, Any]:
         "task_id": outcome.task.id if outcome.task else None,
         "idempotency_key": outcome.idempotency_key if outcome.attempts else None,
         "index": outcome.index,
+        "identity": outcome.identity,
     }
 
 

@@ -119,6 +119,7 @@ def polled_task(task: Task, now: float, links_at: str, dialect: Dialect = CURREN
         message = FAILURE_MESSAGES.get(task.failure, "The generation failed.")
         answer["error"] = {"code": task.failure, "message": message, "type": "task_error"}
     if dialect.polled_usage and now >= task.ends_at:
+        answer["duration"] = round(task.ends_at - task.created, 3)
         answer["usage"] = {**_reserved(task, dialect), "credits_used": credits_of(task.charged)}
         answer["billing"] = _billing(task)
     return answer

@@ -71,7 +71,8 @@ class Dialect:
       quickstart).
     - ``results``: ``"links"``, ``"objects"`` (each ``{"url": ...}``) or ``"nested"`` (``results``, and the same once
       more as ``result.results``, where the oldest quickstart's samples look for it).
-    - ``polled_usage``: finished tasks carry ``usage`` and ``billing``, as newer gateways do (vendor's client).
+    - ``polled_usage``: finished tasks carry ``usage``, ``billing`` and the seconds they took as ``duration``, as
+      newer gateways do (vendor's client; that the seconds have decimals is our guess).
     - ``cancelled``: a task that the service cancelled is ``"failed"`` with the code request_cancelled (documented) or
       has the status ``"cancelled"`` (documented for callbacks).
     - ``unknown_model``: 400 (quickstart) or 403 (API pages).

@@ -6,6 +6,7 @@ import asyncio
 import re
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -240,16 +241,17 @@ async def test_the_emulator_takes_behaviours_and_dialects_from_files(tmp_path: A
 # Demo
 
 
-async def test_the_demo_accounts_for_every_request() -> None:
-    result = await command("demo", "--requests", 15, "--speed", 200, env=environment(EVOLINK_API_KEY=None))
+async def test_the_demo_accounts_for_every_request(tmp_path: Path) -> None:
+    env = environment(EVOLINK_API_KEY=None)
+    result = await command("demo", "--requests", 15, "--speed", 200, env=env, cwd=tmp_path)
     assert (result.code, result.stdout) == (0, "")
     assert "15 of 15" in result.stderr
     assert "the book agrees" in result.stderr
     assert len(re.findall(r"^demo-\d\d ", result.stderr, re.M)) == 15
 
 
-async def test_an_interrupted_demo_names_what_runs() -> None:
-    async with started("demo", "--speed", 1) as process:
+async def test_an_interrupted_demo_names_what_runs(tmp_path: Path) -> None:
+    async with started("demo", "--speed", 1, cwd=tmp_path) as process:
         seen = b""
         while b"requests, at most" not in seen:
             seen += await asyncio.wait_for(process.stderr.readline(), 20)
@@ -260,8 +262,8 @@ async def test_an_interrupted_demo_names_what_runs() -> None:
     assert re.search(r"interrupted: \d+ of 60 were done", result.stderr)
 
 
-async def test_a_terminal_gets_a_live_view_that_keeps_to_its_width() -> None:
-    code, text = await on_terminal("demo", "--requests", 10, "--speed", 200)
+async def test_a_terminal_gets_a_live_view_that_keeps_to_its_width(tmp_path: Path) -> None:
+    code, text = await on_terminal("demo", "--requests", 10, "--speed", 200, "--out", tmp_path / "demo")
     assert code == 0
     assert "10 of 10" in text
     assert "\x1b[32m" in text  # green
@@ -269,8 +271,8 @@ async def test_a_terminal_gets_a_live_view_that_keeps_to_its_width() -> None:
     assert max(len(line) for line in lines if not line.startswith("    ")) <= 60  # code is there to be copied
 
 
-async def test_no_color_means_none() -> None:
-    code, text = await on_terminal("demo", "--requests", 5, "--speed", 200, NO_COLOR="1")
+async def test_no_color_means_none(tmp_path: Path) -> None:
+    code, text = await on_terminal("demo", "--requests", 5, "--speed", 200, "--out", tmp_path / "demo", NO_COLOR="1")
     assert code == 0
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]", text)
 

@@ -315,6 +315,7 @@ def test_finished_tasks_can_carry_their_bill() -> None:
     good, bad = submit(service), submit(service, {"model": "veo3", "prompt": "x"}, "video")
     assert "usage" not in read(service, good, 1.0)
     answer = read(service, good, 10_000.0)
+    assert answer["duration"] == pytest.approx(good.ends_at - good.created, abs=0.001)
     assert answer["usage"]["credits_used"] == answer["billing"]["charged_credits"] == 2.5
     billing = read(service, bad, 10_000.0)["billing"]
     assert (billing["charge_status"], billing["refund_status"]) == ("released", "completed")

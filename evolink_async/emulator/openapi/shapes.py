@@ -17,6 +17,7 @@ _COUNT: Json = {"type": "integer", "minimum": 0}
 _CREDITS: Json = {"type": "number", "minimum": 0}
 _LINK: Json = {"type": "string", "format": "uri", "pattern": "^https?://"}
 _UNIX_TIME: Json = {"type": "integer", "minimum": 0, "description": "Unix seconds."}
+_SECONDS_TAKEN: Json = {"type": "number", "minimum": 0, "description": "Seconds that the task took."}
 _DATE_TIME: Json = {"type": "string", "format": "date-time", "description": "RFC 3339, in Beijing's time zone."}
 
 TASK_ID: Json = {
@@ -96,7 +97,7 @@ def _ended_tasks(dialect: Dialect) -> dict[str, Json]:
     """The tasks that have ended, by status."""
     more = {"task_info": ref("TaskInfo")}
     if dialect.polled_usage:
-        more |= {"usage": ref("EndedUsage"), "billing": ref("Billing")}
+        more |= {"duration": _SECONDS_TAKEN, "usage": ref("EndedUsage"), "billing": ref("Billing")}
     completed = _task(["completed"], {"type": "integer", "const": 100}) | more | {"results": _links(dialect)}
     if dialect.results == "nested":
         completed["result"] = _closed("The same, as the oldest quickstart has it.", {"results": _links(dialect)})
