@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 from evolink_async.cli.inputs import SHOWN, BadInput, Defaults, Input, Report, open_input
 from evolink_async.cli.outputs import (
     ERRORS,
+    LEDGER,
     RESULTS,
     OutputFolder,
     bad_line,
     encoded,
     message_of,
+    refuse_without_ledger,
     result_line,
 )
+from evolink_async.cli.plan import Plan, make_plan, plan_line, tell_plan
 from evolink_async.cli.running import Ending, Source, leave_at_once, run_through
 from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.text import amount, counted, duration, shortened
@@ -65,12 +68,7 @@ def run_file(screen: Screen, settings: Settings, job: Job) -> int:
     """Do it; the exit code. Raises `BadInput` and `EvoLinkError` before anything is sent."""
     rate = None if job.rate is None else RateLimit.parse(job.rate)
     if job.dry_run:
-        with open_input(job.file, _defaults(settings, job)) as source:
-            report = source.check(job.limit)
-            if not _acceptable(screen, source, report, job):
-                return 2
-            _plan(screen, source, report, rate)
-            return 0
+        return _planned(screen, settings, job, rate)
     if job.out is None:
         raise BadInput("give --out DIR, the folder for results.jsonl and errors.jsonl (or --dry-run)")
     _refuse_own_output(job.file, Path(job.out))
@@ -126,15 +124,29 @@ def _acceptable(screen: Screen, source: Input, report: Report, job: Job) -> bool
     return True
 
 
-def _plan(screen: Screen, source: Input, report: Report, rate: RateLimit | None) -> None:
-    screen.say(f"{source.name}: {counted(report.requests, 'request')} would be sent, nothing was", style="bold")
-    width = max(len(f"{count:,}") for count in report.models.values())
-    for (kind, model), count in report.models.most_common():
-        screen.say(f"  {count:>{width},}  {model} ({kind})")
-    if report.bad_count:
-        screen.say(f"  {counted(report.bad_count, 'bad line')} left out")
-    if rate is not None:
-        screen.say(f"at {rate.rate:g} in {duration(rate.per)}: {duration(report.requests / rate.per_second)} to send")
+def _planned(screen: Screen, settings: Settings, job: Job, rate: RateLimit | None) -> int:
+    """Check the file and say what a run would do."""
+    ledger = None
+    if job.out is not None:
+        _refuse_own_output(job.file, Path(job.out))
+        refuse_without_ledger(Path(job.out))
+        ledger = Path(job.out) / LEDGER
+    with open_input(job.file, _defaults(settings, job)) as source:
+        report = source.check(job.limit)
+        acceptable = _acceptable(screen, source, report, job)
+        plan = Plan(
+            per_second=None if rate is None else rate.per_second,
+            max_outstanding=job.max_outstanding,
+            max_credits=None if job.max_credits is None else Decimal(str(job.max_credits)),
+        )
+        if acceptable:
+            entries = source.read(report.repeated, job.limit)
+            requests = (entry.request for entry in entries if entry.request is not None)
+            make_plan(plan, requests, ledger, job.retry_failed)
+            tell_plan(screen, plan, source.name, report, job.rate)
+        if job.as_json:
+            screen.standard().json(plan_line(plan, source.name, report, acceptable=acceptable))
+    return 0 if acceptable else 2
 
 
 # Under way
