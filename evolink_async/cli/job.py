@@ -105,17 +105,19 @@ def _defaults(settings: Settings, job: Job) -> Defaults:
 def _acceptable(screen: Screen, source: Input, report: Report, job: Job) -> bool:
     """Tell what was found; whether to go on."""
     for warning, count in report.warnings.most_common(SHOWN):
-        lines = f"line {report.warned_first[warning]}" + (f" and {counted(count - 1, 'other')}" if count > 1 else "")
+        lines = f"{source.unit} {report.warned_first[warning]}" + (
+            f" and {counted(count - 1, 'other')}" if count > 1 else ""
+        )
         screen.say(f"warning: {lines}: {shortened(warning, 500)}", style="yellow")
     if (more := len(report.warnings) - SHOWN) > 0:
         screen.say(f"and {counted(more, 'other warning')}", style="yellow")
     screen.log.without.update(report.warnings)  # the client would say them again
     for entry in report.bad:
-        screen.say(f"line {entry.line}: {shortened(entry.reason, 500)}", style="red")
+        screen.say(f"{source.unit} {entry.line}: {shortened(entry.reason, 500)}", style="red")
     if (more := report.bad_count - len(report.bad)) > 0:
-        screen.say(f"and {counted(more, 'other bad line')}", style="red")
+        screen.say(f"and {counted(more, f'other bad {source.unit}')}", style="red")
     if report.bad_count and not job.skip_bad:
-        of = f"{counted(report.bad_count, 'bad line')} in {source.name}, {report.requests:,} good"
+        of = f"{counted(report.bad_count, f'bad {source.unit}')} in {source.name}, {report.requests:,} good"
         screen.say(f"{of}; nothing was sent (--skip-bad goes on without the bad ones)", style="red")
         return False
     if not report.requests:
@@ -142,7 +144,7 @@ def _planned(screen: Screen, settings: Settings, job: Job, rate: RateLimit | Non
         if acceptable:
             entries = source.read(report.repeated, job.limit)
             requests = (entry.request for entry in entries if entry.request is not None)
-            make_plan(plan, requests, ledger, job.retry_failed)
+            make_plan(plan, report.models, requests, ledger, job.retry_failed)
             tell_plan(screen, plan, source.name, report, job.rate)
         if job.as_json:
             screen.standard().json(plan_line(plan, source.name, report, acceptable=acceptable))

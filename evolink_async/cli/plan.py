@@ -169,21 +169,29 @@ def note(plan: Plan, experience: Experience, request: GenerationRequest, todo: T
         plan.delivered[row.state] += 1
 
 
-def make_plan(plan: Plan, requests: Iterable[GenerationRequest], ledger: Path | None, retry_failed: int) -> None:
-    """Fill the plan in. ledger: of earlier runs, where there is one. Raises `LedgerError` if it can't be read."""
-    if ledger is not None and ledger.exists():
-        asyncio.run(_after_ledger(plan, requests, ledger, retry_failed))
-        return
-    for request in requests:
-        note(plan, Experience(), request, Todo.SUBMIT)
+def make_plan(
+    plan: Plan,
+    models: Mapping[tuple[str, str], int],
+    requests: Iterable[GenerationRequest],
+    ledger: Path | None,
+    retry_failed: int,
+) -> None:
+    """Fill the plan in. ledger: of earlier runs, where there is one. Raises `LedgerError` if it can't be read.
+
+    models: how many requests each has, which is enough where nothing is known of them.
+    """
+    if ledger is None or not ledger.exists() or not asyncio.run(_after_ledger(plan, requests, ledger, retry_failed)):
+        for (kind, name), count in models.items():
+            seconds, basis = Experience().taken_by(kind, name)
+            plan.models[kind, name] = ModelPlan(kind, name, seconds, basis, requests=count, to_send=count)
+            plan.todo[Todo.SUBMIT] += count
 
 
-async def _after_ledger(plan: Plan, requests: Iterable[GenerationRequest], path: Path, retry_failed: int) -> None:
+async def _after_ledger(plan: Plan, requests: Iterable[GenerationRequest], path: Path, retry_failed: int) -> bool:
+    """False: the ledger knows nothing."""
     async with open_ledger(path) as ledger:
         if JOB not in await ledger.jobs():
-            for request in requests:
-                note(plan, Experience(), request, Todo.SUBMIT)
-            return
+            return False
         job = ledger.job(JOB)
         stats = await job.stats()
         plan.earlier_runs, plan.running = stats.runs, stats.in_use_by
@@ -193,6 +201,7 @@ async def _after_ledger(plan: Plan, requests: Iterable[GenerationRequest], path:
         coming = iter(requests)
         while some := list(islice(coming, _AT_ONCE)):
             await _look_up(plan, experience, job, some, seen, retry_failed)
+    return True
 
 
 async def _look_up(
