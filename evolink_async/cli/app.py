@@ -61,6 +61,9 @@ def start() -> NoReturn:
     _speak_code_page()
     try:
         app(prog_name="evolink-async")
+    except OSError as error:  # --help on a full disk
+        print(f"cannot write: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
     finally:
         _flush()
     sys.exit(0)
@@ -78,7 +81,7 @@ def _flush() -> None:
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except (BrokenPipeError, ValueError):
+    except (OSError, ValueError):
         from evolink_async.cli.outputs import silence_stdout
 
         silence_stdout()
