@@ -282,7 +282,7 @@ def status(
     ids: Annotated[
         list[str],
         typer.Argument(
-            metavar="ID...",
+            metavar="ID",
             help="Task ids, or @FILE: those in a results.jsonl or errors.jsonl; @- reads standard input.",
             show_default=False,
         ),
@@ -301,7 +301,7 @@ def wait(
     ids: Annotated[
         list[str],
         typer.Argument(
-            metavar="ID...",
+            metavar="ID",
             help="Task ids, or @FILE: the unfinished ones in an errors.jsonl; @- reads standard input.",
             show_default=False,
         ),
@@ -328,7 +328,7 @@ def credits(
 @app.command(short_help="List the models, or what one of them takes.")
 def models(
     ctx: typer.Context,
-    model: Annotated[str | None, typer.Argument(help="For its parameters.", metavar="[ID]", show_default=False)] = None,
+    model: Annotated[str | None, typer.Argument(help="For its parameters.", metavar="ID", show_default=False)] = None,
     kind: Annotated[Kind | None, typer.Option(help="Only these: image, video or audio.", metavar="KIND")] = None,
     legacy: Annotated[bool, typer.Option(help="Also models that are in older documents only.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Each model as a JSON line.")] = False,

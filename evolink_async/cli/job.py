@@ -25,7 +25,7 @@ from evolink_async.cli.outputs import (
     result_line,
 )
 from evolink_async.cli.plan import Plan, make_plan, plan_line, tell_plan
-from evolink_async.cli.running import Ending, Source, leave_at_once, run_through
+from evolink_async.cli.running import Ending, Source, leave_at_once, opened, run_through
 from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.text import amount, counted, duration, shortened
 from evolink_async.errors import EvoLinkError
@@ -261,7 +261,7 @@ async def _balance(client: AsyncEvoLink) -> Decimal | None:
 
 
 async def _sent_until(run: _Run, interrupts: Interrupts) -> int:
-    async with run.client as client:
+    async with opened(run.client, run.screen, interrupts) as client:
         balance = _Balance(run.screen, await _balance(client), run.total)
         ending = await run_through(
             client,

@@ -302,7 +302,9 @@ def _tell_cost(screen: Screen, plan: Plan) -> None:
     if plan.enough:
         screen.say(f"{budget}: enough")
     elif plan.enough is None:
-        screen.say(f"{budget}: whether that is enough the prices will tell; each that is unknown is tried by one request alone")
+        screen.say(
+            f"{budget}: whether that is enough the prices will tell; each that is unknown is tried by one request alone"
+        )
     else:
         assert plan.left is not None
         screen.say(f"{budget}: {amount(-plan.left)} too few; a run stops there with exit code 3", style="yellow")

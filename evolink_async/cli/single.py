@@ -17,7 +17,7 @@ from evolink_async.catalog import get_model
 from evolink_async.cli.inputs import BadInput, Defaults, convert, request_from
 from evolink_async.cli.job import tell_running
 from evolink_async.cli.outputs import Standard, result_line, stopped_by_account, task_line, to_terminal
-from evolink_async.cli.running import Source, leave_at_once, run_through
+from evolink_async.cli.running import Source, leave_at_once, opened, run_through
 from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.text import amount, clean, counted, duration
 from evolink_async.cli.view import STATUS_STYLES
@@ -116,7 +116,7 @@ async def _generated(screen: Screen, client: AsyncEvoLink, request: GenerationRe
     ended: list[Outcome] = []
 
     async def work() -> int:
-        async with client:
+        async with opened(client, screen, interrupts):
             saver = None if wanted.out is None else Saver(client, wanted.out)
             if saver is not None:
                 await saver.prepare()

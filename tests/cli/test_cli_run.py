@@ -231,6 +231,23 @@ async def test_a_post_under_way_is_awaited_after_one_signal(api_key: str, tmp_pa
         assert line["error"]["task_id"] == posts(server)[0]["task_id"]
 
 
+async def test_what_is_still_unanswered_after_one_signal_is_told_once_and_not_waited_for_again(
+    api_key: str, tmp_path: Path
+) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(2))
+    slow = {"method": "POST", "path": "/v1/images", "delay": 60.0}
+    async with (
+        service(api_key, speed=1, faults=[slow]) as server,
+        started("run", file, "--out", tmp_path / "out", server=server) as process,
+    ):
+        await until(lambda: len(posts(server)) == 2)
+        process.send_signal(signal.SIGINT)
+        result = await ended(process)
+    assert result.code == 130
+    assert result.stderr.rstrip().endswith(f"evolink-async run {file} --out {tmp_path / 'out'}")
+    assert "cut before its answer" not in result.stderr
+
+
 async def test_two_signals_end_it_at_once_and_name_what_is_unanswered(api_key: str, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "in.jsonl", *images(3))
     slow = {"method": "POST", "path": "/v1/images", "delay": 60.0}
