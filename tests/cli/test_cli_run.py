@@ -157,6 +157,16 @@ async def test_without_credits_everything_comes_back_to_be_sent_later(api_key: s
     assert again.code == 0
 
 
+async def test_that_the_account_stops_it_outranks_bad_lines_in_the_exit_code(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", {"model": "gpt-4o-image", "prompt": "a", "n": 3}, *images(6))
+    async with service(api_key, credits=6) as server:
+        options = ("--skip-bad", "--max-outstanding", 1)
+        result = await command("run", file, "--out", tmp_path / "out", *options, server=server)
+    statuses = {line["error"]["status"] for line in lines_of(tmp_path / "out/errors.jsonl")}
+    assert statuses == {"rejected", "not_submitted"}
+    assert result.code == 3
+
+
 async def test_a_refused_key_is_told_and_never_shown(emulator: Any, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "in.jsonl", *images(2))
     env = environment(emulator, EVOLINK_API_KEY="sk-another-one")
