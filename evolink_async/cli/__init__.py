@@ -12,6 +12,13 @@ _EXTRA = ("typer", "rich", "click")
 def main() -> None:
     """Run the command line and exit."""
     try:
+        _main()
+    except KeyboardInterrupt:  # while it was starting, so nothing was begun
+        sys.exit(130)
+
+
+def _main() -> None:
+    try:
         import rich  # noqa: F401  (typer does without it, we don't)
 
         from evolink_async.cli.app import start

@@ -6,6 +6,8 @@ its budget, 130 and 143 interrupted by SIGINT and SIGTERM. Standard output is da
 
 from __future__ import annotations
 
+import codecs
+import io
 import logging
 import sys
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from evolink_async.cli.settings import Settings
+from evolink_async.cli.text import in_code_page
 
 if TYPE_CHECKING:
     from evolink_async.cli.view import Screen
@@ -30,7 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # boxes leave no room for names of options on a narrow terminal
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -55,18 +58,30 @@ class Hint(StrEnum):
 
 def start() -> NoReturn:
     """Run the command line and exit."""
+    _speak_code_page()
     try:
         app(prog_name="evolink-async")
+    except OSError as error:  # --help on a full disk
+        print(f"cannot write: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
     finally:
         _flush()
     sys.exit(0)
+
+
+def _speak_code_page() -> None:
+    """A console whose encoding lacks a character gets something in its place, never an exception."""
+    codecs.register_error("evolink.in_code_page", in_code_page)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="evolink.in_code_page")
 
 
 def _flush() -> None:
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except (BrokenPipeError, ValueError):
+    except (OSError, ValueError):
         from evolink_async.cli.outputs import silence_stdout
 
         silence_stdout()
@@ -141,7 +156,7 @@ def _options(
     ctx.obj = Settings(base_url, verbose)
 
 
-@app.command()
+@app.command(short_help="See it work, without a key, in half a minute.")
 def demo(
     ctx: typer.Context,
     requests: Annotated[int, typer.Option(min=1, max=10_000, help="How many generations.")] = 60,
@@ -158,25 +173,43 @@ def demo(
     _finish(ctx, lambda screen: run_demo(screen, requests, speed, seed, out))
 
 
-@app.command()
+@app.command(short_help="Run every request of a file, or go on with it.")
 def run(
     ctx: typer.Context,
-    file: Annotated[str, typer.Argument(help="JSON lines (ours or OpenAI's batch lines) or CSV; - reads stdin.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="JSON lines (ours or OpenAI's batch lines), CSV or Parquet; - reads standard input.",
+            show_default=False,
+        ),
+    ],
     out: Annotated[
         str | None,
         typer.Option(help="Folder for the files, what each is, the ledger and the report.", metavar="DIR"),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="For lines that name no model.")] = None,
-    kind: Annotated[Kind | None, typer.Option(help="For lines that name no kind.")] = None,
-    rate: Annotated[str | None, typer.Option(help="Never send faster, e.g. 5/s or 60/min.")] = None,
-    max_outstanding: Annotated[int, typer.Option(min=1, max=1_000_000, help="Tasks that run at once.")] = 1000,
+    model: Annotated[str | None, typer.Option(help="For lines that name no model.", metavar="ID")] = None,
+    kind: Annotated[
+        Kind | None, typer.Option(help="For lines that name no kind: image, video, audio.", metavar="KIND")
+    ] = None,
+    rate: Annotated[str | None, typer.Option(help="Never send faster, e.g. 5/s or 60/min.", metavar="RATE")] = None,
+    max_outstanding: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Tasks that run at once.", metavar="N")
+    ] = 1000,
     max_credits: Annotated[
-        float | None, typer.Option(min=0, help="Never spend and reserve more, over all runs into this folder.")
+        float | None,
+        typer.Option(min=0, help="Never spend and reserve more, over all runs into this folder.", metavar="C"),
     ] = None,
     retry_failed: Annotated[
-        int, typer.Option(min=0, max=100, help="So often generate, and pay, anew what failed for a passing reason.")
+        int,
+        typer.Option(
+            min=0, max=100, help="So often generate, and pay, anew what failed for a passing reason.", metavar="N"
+        ),
     ] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and say what would be sent; send nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check the file and say what a run would send, cost and take; send nothing."),
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N requests.", metavar="N")] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Go on without bad lines; they land in errors.jsonl.")
@@ -185,7 +218,9 @@ def run(
         bool,
         typer.Option("--resend-unsettled", help="Send lines again whose tasks may exist: may pay twice."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Each outcome as a JSON line on standard output.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Each outcome as a JSON line on standard output; of --dry-run the plan.")
+    ] = False,
 ) -> None:
     """Run every request of a file. The whole file is checked first; nothing is sent if a line is bad.
 
@@ -212,7 +247,10 @@ def run(
     _finish(ctx, lambda screen: run_file(screen, ctx.obj, job))
 
 
-@app.command(epilog="Exit codes: 0 it is written, 1 it could not be, 2 a folder that holds nothing of a run.")
+@app.command(
+    short_help="Write report.html into the folder of a run.",
+    epilog="Exit codes: 0 it is written, 1 it could not be, 2 a folder that holds nothing of a run.",
+)
 def report(
     ctx: typer.Context,
     folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder of a run, its --out.", show_default=False)],
@@ -226,30 +264,50 @@ def report(
     _finish(ctx, lambda screen: make_report(folder))
 
 
-@app.command()
+@app.command(short_help="Generate one image, video or audio.")
 def generate(
     ctx: typer.Context,
-    kind: Annotated[Kind, typer.Argument(help="What to generate.", show_default=False)],
-    model: Annotated[str, typer.Option(help="The model's id; see `evolink-async models`.")],
-    prompt: Annotated[str | None, typer.Option(help="The text; - reads it from standard input.")] = None,
-    param: Annotated[
-        list[str] | None, typer.Option(help="A parameter, e.g. n=2; may be repeated.", metavar="NAME=VALUE")
+    kind: Annotated[
+        Kind, typer.Argument(help="What to generate: image, video or audio.", metavar="KIND", show_default=False)
+    ],
+    model: Annotated[str, typer.Option(help="The model's id; see `evolink-async models`.", metavar="ID")],
+    prompt: Annotated[
+        str | None, typer.Option(help="The text; - reads it from standard input.", metavar="TEXT")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for it.")] = 3600,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(help="A parameter, e.g. n=2; of a list, once for each item.", metavar="NAME=VALUE"),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Save the files into this folder and print their paths.", metavar="DIR")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for it.", metavar="S")] = 3600,
     as_json: Annotated[bool, typer.Option("--json", help="The outcome as a JSON line.")] = False,
 ) -> None:
-    """Generate one image, video or audio and print its links, one a line. They die in 24 hours."""
-    from evolink_async.cli.single import generate_one
+    """Generate one image, video or audio and print its links, one a line. They die in 24 hours: --out saves them.
 
-    _finish(
-        ctx, lambda screen: generate_one(screen, ctx.obj, kind, model, prompt, param or [], timeout, as_json=as_json)
+    Values are read as the type that the model's parameter has; of an unknown one true, false, numbers and JSON lists
+    and objects are read as such, and all else is text.
+    """
+    from evolink_async.cli.single import Generation, generate_one
+
+    wanted = Generation(
+        kind=kind, model=model, prompt=prompt, params=param or [], out=out, timeout=timeout, as_json=as_json
     )
+    _finish(ctx, lambda screen: generate_one(screen, ctx.obj, wanted))
 
 
-@app.command()
+@app.command(short_help="Say how tasks are doing.")
 def status(
     ctx: typer.Context,
-    ids: Annotated[list[str], typer.Argument(help="Task ids, or @FILE: those in a results.jsonl or errors.jsonl.")],
+    ids: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ID",
+            help="Task ids, or @FILE: those in a results.jsonl or errors.jsonl; @- reads standard input.",
+            show_default=False,
+        ),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Each task as a JSON line.")] = False,
 ) -> None:
     """Say how tasks are doing. Exit code 1 if the service doesn't know one of them."""
@@ -258,11 +316,18 @@ def status(
     _finish(ctx, lambda screen: show_status(screen, ctx.obj, ids, as_json=as_json))
 
 
-@app.command()
+@app.command(short_help="Wait for tasks and print their links.")
 def wait(
     ctx: typer.Context,
-    ids: Annotated[list[str], typer.Argument(help="Task ids, or @FILE: the unfinished ones in an errors.jsonl.")],
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds in all.")] = 3600,
+    ids: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ID",
+            help="Task ids, or @FILE: the unfinished ones in an errors.jsonl; @- reads standard input.",
+            show_default=False,
+        ),
+    ],
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds in all.", metavar="S")] = 3600,
     as_json: Annotated[bool, typer.Option("--json", help="Each task as a JSON line as it ends.")] = False,
 ) -> None:
     """Wait for tasks and print their links, one a line. Interrupting it doesn't end the tasks."""
@@ -271,7 +336,7 @@ def wait(
     _finish(ctx, lambda screen: wait_for(screen, ctx.obj, ids, timeout, as_json=as_json))
 
 
-@app.command()
+@app.command(short_help="Say how many credits there are.")
 def credits(
     ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.")] = False
 ) -> None:
@@ -281,17 +346,20 @@ def credits(
     _finish(ctx, lambda screen: show_credits(screen, ctx.obj, as_json=as_json))
 
 
-@app.command()
+@app.command(short_help="List the models, or what one of them takes.")
 def models(
     ctx: typer.Context,
-    model: Annotated[str | None, typer.Argument(help="For its parameters.", show_default=False)] = None,
-    kind: Annotated[Kind | None, typer.Option(help="Only these.")] = None,
+    model: Annotated[str | None, typer.Argument(help="For its parameters.", metavar="ID", show_default=False)] = None,
+    kind: Annotated[Kind | None, typer.Option(help="Only these: image, video or audio.", metavar="KIND")] = None,
     legacy: Annotated[bool, typer.Option(help="Also models that are in older documents only.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Each model as a JSON line.")] = False,
 ) -> None:
     """List the models, or what one of them takes. From public documents; needs no key."""
     from evolink_async.cli.listing import show_model, show_models
 
-    _finish(ctx, lambda screen: show_models(kind, legacy=legacy) if model is None else show_model(screen, model))
+    if model is None:
+        _finish(ctx, lambda screen: show_models(kind, legacy=legacy, as_json=as_json))
+    _finish(ctx, lambda screen: show_model(model, as_json=as_json))
 
 
 # A ledger
@@ -300,8 +368,9 @@ JOB_CODES = "Exit codes: 0 done, 2 usage or a ledger that can't be used (nothing
 
 job_app = typer.Typer(
     help="Look at a ledger, and settle what is unknown in it. Looking is possible while a program runs the job.",
+    short_help="Look at a ledger, and settle what is unknown in it.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
 )
 app.add_typer(job_app, name="job")
 
@@ -421,22 +490,26 @@ def job_export(
     _finish(ctx, lambda screen: export_rows(ledger, job, state or [], as_csv=format is Format.CSV))
 
 
-@app.command()
+@app.command(short_help="Serve a local EvoLink, for trying things without a key.")
 def emulator(
     ctx: typer.Context,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8085,
-    speed: Annotated[float, typer.Option(min=0.001, help="How much faster than EvoLink.")] = 50,
-    seed: Annotated[int, typer.Option(help="Another seed, other durations, failures and pictures.")] = 1,
+    host: Annotated[str, typer.Option(help="Address to listen on.", metavar="HOST")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.", metavar="PORT")] = 8085,
+    speed: Annotated[float, typer.Option(min=0.001, help="How much faster than EvoLink.", metavar="X")] = 50,
+    seed: Annotated[int, typer.Option(help="Another seed, other durations, failures and pictures.", metavar="N")] = 1,
     faults: Annotated[str | None, typer.Option(help="JSON file: what goes wrong.", metavar="FILE")] = None,
-    rate: Annotated[float | None, typer.Option(help="Submissions per second, beyond them 429.")] = None,
-    burst: Annotated[float | None, typer.Option(help="Submissions at once.")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Most unfinished tasks, beyond them 429.")] = None,
-    credits: Annotated[float | None, typer.Option(help="Credits at the start, else a million.")] = None,
-    failure_share: Annotated[float, typer.Option(min=0, max=1, help="Share of tasks that fail.")] = 0,
+    rate: Annotated[float | None, typer.Option(help="Submissions per second, beyond them 429.", metavar="RATE")] = None,
+    burst: Annotated[float | None, typer.Option(help="Submissions at once.", metavar="N")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Most unfinished tasks, beyond them 429.", metavar="N")
+    ] = None,
+    credits: Annotated[float | None, typer.Option(help="Credits at the start, else a million.", metavar="C")] = None,
+    failure_share: Annotated[float, typer.Option(min=0, max=1, help="Share of tasks that fail.", metavar="X")] = 0,
     idempotency: Annotated[bool, typer.Option(help="Whether the Idempotency-Key header is honoured.")] = True,
     batch: Annotated[bool, typer.Option(help="Whether POST /v1/tasks/batch exists.")] = True,
-    retry_after: Annotated[Hint, typer.Option(help="How a 429 says when to come again.")] = Hint.SECONDS,
+    retry_after: Annotated[
+        Hint, typer.Option(help="How a 429 says when to come again: seconds, date, ms, body or none.", metavar="HOW")
+    ] = Hint.SECONDS,
     private_callbacks: Annotated[
         bool, typer.Option("--private-callbacks", help="callback_url may be http and on this machine.")
     ] = False,

@@ -1,4 +1,4 @@
-"""Reading requests from a file: JSON lines and CSV, checked line by line. Nothing here sends anything.
+"""Reading requests from a file: JSON lines, CSV, and Parquet next door, checked line by line. Nothing here is sent.
 
 A file is read twice, once to check all of it and once to send it, so that neither needs memory for more than a line
 (and 16 bytes for each key, to find those that come twice). What cannot be read twice is copied to a temporary file.
@@ -113,8 +113,13 @@ class Input:
         self._file = file
         self.name = name
         self._defaults = defaults
+        self.unit = "line"  # what an entry's number counts
+        self._skip, self._is_csv = 0, False
         try:
-            self._skip, self._is_csv = _kind_of_file(file, name)
+            if _is_parquet(file, name):
+                self.unit = "row"
+            else:
+                self._skip, self._is_csv = _kind_of_file(file, name)
         except BaseException:
             file.close()
             raise
@@ -141,7 +146,7 @@ class Input:
             if entry.request is not None:
                 requests += 1
                 if entry.line in repeated:
-                    entry = Entry(entry.line, reason=_repeated(repeated[entry.line]), data=entry.data)
+                    entry = Entry(entry.line, reason=_repeated(self.unit, repeated[entry.line]), data=entry.data)
             yield entry
             if requests == limit:
                 return
@@ -158,6 +163,10 @@ class Input:
 
     def _entries(self) -> Iterator[Entry]:
         self._file.seek(self._skip)
+        if self.unit == "row":
+            from evolink_async.cli.parquet import parquet_entries
+
+            return parquet_entries(self._file, self.name, self._defaults)
         if self._is_csv:
             return _csv_entries(self._file, self.name, self._defaults)
         return _json_entries(self._file, self._defaults)
@@ -320,7 +329,12 @@ def _with_defaults(fields: Mapping[str, Any], defaults: Defaults) -> dict[str, A
 def _csv_entries(file: IO[bytes], name: str, defaults: Defaults) -> Iterator[Entry]:
     lines = _Text(file, name)
     delimiter, header = _header(lines, name)
-    columns = _columns(header, name)
+    for cell in header:
+        if not is_column(cell):
+            raise BadInput(
+                f"{name}: the first line must name the columns, such as prompt or model; {cell[:60]!r} is no such name"
+            )
+    columns = columns_of(header, name)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     before = csv.field_size_limit(LONGEST_LINE)
     try:
@@ -389,13 +403,13 @@ def _header(lines: _Text, name: str) -> tuple[str, list[str]]:
     return delimiter, [cell.strip() for cell in cells]
 
 
-def _columns(header: list[str], name: str) -> list[str]:
-    """The fields that the columns stand for."""
-    for cell in header:
-        if not _COLUMN.match(cell):
-            raise BadInput(
-                f"{name}: the first line must name the columns, such as prompt or model; {cell[:60]!r} is no such name"
-            )
+def is_column(name: str) -> bool:
+    """Whether it may be the name of a parameter."""
+    return _COLUMN.match(name) is not None
+
+
+def columns_of(header: list[str], name: str) -> list[str]:
+    """The fields that columns of these names stand for. Raises `BadInput`."""
     if len(header) == 1 and header[0].lower() not in ("model", *KEY_COLUMNS):
         return ["prompt"]
     known = ("prompt", "model", "kind", "metadata", *KEY_COLUMNS)
@@ -416,7 +430,7 @@ def _own_or_converted(model: str | None, column: str, cell: str) -> Any:
     if column == "prompt":
         return cell
     if column == "metadata":
-        return _json_or(cell, cell)
+        return json_or(cell, cell)
     return convert(model, column, cell)
 
 
@@ -431,10 +445,10 @@ def convert(model: str | None, param: str, text: str) -> Any:
     if spec is not None:
         return _typed(spec, text)
     if param.endswith("_urls"):
-        return _json_or(text, _divided(text, links=True))
+        return json_or(text, _divided(text, links=True))
     bare = text.strip()
     if bare in ("true", "false") or _NUMBER.match(bare) or bare[:1] in ("[", "{"):
-        return _json_or(bare, text)
+        return json_or(bare, text)
     return text
 
 
@@ -447,14 +461,14 @@ def _typed(spec: ParamSpec, text: str) -> Any:
         return bare.lower() == "true"
     if "array" in spec.types:
         if bare.startswith("["):
-            return _json_or(bare, text)
+            return json_or(bare, text)
         items = spec.items
         parts = _divided(text, links=items is not None and items.format == "uri")
         return [_typed(items, part) for part in parts] if items is not None else parts
     if "object" in spec.types and bare.startswith("{"):
-        return _json_or(bare, text)
+        return json_or(bare, text)
     if _NUMBER.match(bare) and ("number" in spec.types or "integer" in spec.types):
-        value = _json_or(bare, text)
+        value = json_or(bare, text)
         return int(value) if isinstance(value, float) and "number" not in spec.types and value.is_integer() else value
     return text
 
@@ -465,7 +479,8 @@ def _divided(text: str, *, links: bool) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _json_or(text: str, otherwise: Any) -> Any:
+def json_or(text: str, otherwise: Any) -> Any:
+    """What a text of JSON holds; `otherwise` for any other text."""
     try:
         return from_json(text, allow_inf_nan=False)
     except ValueError:
@@ -473,6 +488,13 @@ def _json_or(text: str, otherwise: Any) -> Any:
 
 
 # Both
+
+
+def _is_parquet(file: IO[bytes], name: str) -> bool:
+    """By its first bytes, or by its name: then whatever is wrong with it is said by who reads Parquet."""
+    start = file.read(4)
+    file.seek(0)
+    return start == b"PAR1" or (bool(start) and Path(name).suffix.lower() in (".parquet", ".pq"))
 
 
 def _kind_of_file(file: IO[bytes], name: str) -> tuple[int, bool]:
@@ -498,8 +520,8 @@ def _as_text(line: bytes | None) -> dict[str, Any]:
     return {} if line is None else {"text": line[:10_000].decode(errors="replace")}
 
 
-def _repeated(earlier: int) -> str:
-    return f"its key stands in line {earlier} already; a key names one request"
+def _repeated(unit: str, earlier: int) -> str:
+    return f"its key stands in {unit} {earlier} already; a key names one request"
 
 
 class _Keys:

@@ -18,17 +18,19 @@ from evolink_async.cli.outputs import (
     bad_line,
     encoded,
     message_of,
+    refuse_without_ledger,
     result_line,
 )
+from evolink_async.cli.plan import Plan, make_plan, plan_line, tell_plan
 from evolink_async.cli.progress import ProgressRecord
 from evolink_async.cli.report import report_at_the_end
-from evolink_async.cli.running import Ending, Source, leave_at_once, run_through
+from evolink_async.cli.running import Ending, Source, leave_at_once, opened, run_through
 from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.text import amount, counted, duration, shortened
 from evolink_async.errors import EvoLinkError
 from evolink_async.http.rates import RateLimit
 from evolink_async.pool import Outcome, OutcomeStatus, PoolStats
-from evolink_async.report.files import ERRORS, RESULTS
+from evolink_async.report.files import ERRORS, LEDGER, RESULTS
 from evolink_async.requests import GenerationRequest
 
 if TYPE_CHECKING:
@@ -66,12 +68,7 @@ def run_file(screen: Screen, settings: Settings, job: Job) -> int:
     """Do it; the exit code. Raises `BadInput` and `EvoLinkError` before anything is sent."""
     rate = None if job.rate is None else RateLimit.parse(job.rate)
     if job.dry_run:
-        with open_input(job.file, _defaults(settings, job)) as source:
-            report = source.check(job.limit)
-            if not _acceptable(screen, source, report, job):
-                return 2
-            _plan(screen, source, report, rate)
-            return 0
+        return _planned(screen, settings, job, rate)
     if job.out is None:
         raise BadInput("give --out DIR, the folder for results.jsonl and errors.jsonl (or --dry-run)")
     _refuse_own_output(job.file, Path(job.out))
@@ -109,17 +106,19 @@ def _defaults(settings: Settings, job: Job) -> Defaults:
 def _acceptable(screen: Screen, source: Input, report: Report, job: Job) -> bool:
     """Tell what was found; whether to go on."""
     for warning, count in report.warnings.most_common(SHOWN):
-        lines = f"line {report.warned_first[warning]}" + (f" and {counted(count - 1, 'other')}" if count > 1 else "")
+        lines = f"{source.unit} {report.warned_first[warning]}" + (
+            f" and {counted(count - 1, 'other')}" if count > 1 else ""
+        )
         screen.say(f"warning: {lines}: {shortened(warning, 500)}", style="yellow")
     if (more := len(report.warnings) - SHOWN) > 0:
         screen.say(f"and {counted(more, 'other warning')}", style="yellow")
     screen.log.without.update(report.warnings)  # the client would say them again
     for entry in report.bad:
-        screen.say(f"line {entry.line}: {shortened(entry.reason, 500)}", style="red")
+        screen.say(f"{source.unit} {entry.line}: {shortened(entry.reason, 500)}", style="red")
     if (more := report.bad_count - len(report.bad)) > 0:
-        screen.say(f"and {counted(more, 'other bad line')}", style="red")
+        screen.say(f"and {counted(more, f'other bad {source.unit}')}", style="red")
     if report.bad_count and not job.skip_bad:
-        of = f"{counted(report.bad_count, 'bad line')} in {source.name}, {report.requests:,} good"
+        of = f"{counted(report.bad_count, f'bad {source.unit}')} in {source.name}, {report.requests:,} good"
         screen.say(f"{of}; nothing was sent (--skip-bad goes on without the bad ones)", style="red")
         return False
     if not report.requests:
@@ -128,15 +127,29 @@ def _acceptable(screen: Screen, source: Input, report: Report, job: Job) -> bool
     return True
 
 
-def _plan(screen: Screen, source: Input, report: Report, rate: RateLimit | None) -> None:
-    screen.say(f"{source.name}: {counted(report.requests, 'request')} would be sent, nothing was", style="bold")
-    width = max(len(f"{count:,}") for count in report.models.values())
-    for (kind, model), count in report.models.most_common():
-        screen.say(f"  {count:>{width},}  {model} ({kind})")
-    if report.bad_count:
-        screen.say(f"  {counted(report.bad_count, 'bad line')} left out")
-    if rate is not None:
-        screen.say(f"at {rate.rate:g} in {duration(rate.per)}: {duration(report.requests / rate.per_second)} to send")
+def _planned(screen: Screen, settings: Settings, job: Job, rate: RateLimit | None) -> int:
+    """Check the file and say what a run would do."""
+    ledger = None
+    if job.out is not None:
+        _refuse_own_output(job.file, Path(job.out))
+        refuse_without_ledger(Path(job.out))
+        ledger = Path(job.out) / LEDGER
+    with open_input(job.file, _defaults(settings, job)) as source:
+        report = source.check(job.limit)
+        acceptable = _acceptable(screen, source, report, job)
+        plan = Plan(
+            per_second=None if rate is None else rate.per_second,
+            max_outstanding=job.max_outstanding,
+            max_credits=None if job.max_credits is None else Decimal(str(job.max_credits)),
+        )
+        if acceptable:
+            entries = source.read(report.repeated, job.limit)
+            requests = (entry.request for entry in entries if entry.request is not None)
+            make_plan(plan, report.models, requests, ledger, job.retry_failed)
+            tell_plan(screen, plan, source.name, report, job.rate)
+        if job.as_json:
+            screen.standard().json(plan_line(plan, source.name, report, acceptable=acceptable))
+    return 0 if acceptable else 2
 
 
 # Under way
@@ -249,7 +262,7 @@ async def _balance(client: AsyncEvoLink) -> Decimal | None:
 
 
 async def _sent_until(run: _Run, interrupts: Interrupts) -> int:
-    async with run.client as client:
+    async with opened(run.client, run.screen, interrupts) as client:
         balance = _Balance(run.screen, await _balance(client), run.total)
         progress = ProgressRecord(run.folder.path)
 

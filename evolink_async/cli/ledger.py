@@ -24,9 +24,8 @@ from rich.table import Table
 from rich.text import Text
 
 from evolink_async.cli.inputs import BadInput
-from evolink_async.cli.outputs import Standard, as_number, stopped_by_account
+from evolink_async.cli.outputs import Standard, as_number, stopped_by_account, to_terminal
 from evolink_async.cli.text import amount, clean, counted, shortened
-from evolink_async.cli.view import to_terminal
 from evolink_async.errors import (
     BadRequestError,
     ConfigurationError,
@@ -577,4 +576,4 @@ def _print(*parts: RenderableType) -> None:
         for part in parts:
             console.print(part, soft_wrap=isinstance(part, _Verbatim))
     lines = captured.get().removesuffix("\n").split("\n")
-    Standard().line("\n".join(line.rstrip() for line in lines))
+    Standard().rendered("\n".join(line.rstrip() for line in lines))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic_core import to_json
 
+from evolink_async.cli.text import clean, escaped
 from evolink_async.errors import APIStatusError, BudgetExceededError, ConfigurationError, EvoLinkError
 from evolink_async.report.files import ERRORS, LEDGER, RESULTS
 from evolink_async.requests import GenerationRequest, body_with, local_files
@@ -47,13 +48,7 @@ class OutputFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            for name in (RESULTS, ERRORS):
-                if (self.path / name).exists() and not self.ledger.exists():
-                    raise ConfigurationError(
-                        f"{self.path / name} exists already without its ledger {LEDGER}, and running again could pay "
-                        f"again for what is in it: choose a new folder (give {self.path / ERRORS} as the file to send "
-                        "only what went wrong)"
-                    )
+            refuse_without_ledger(self.path)
         except OSError as error:
             raise ConfigurationError(f"cannot write into {self.path}: {error.strerror or error}") from None
         return self
@@ -94,6 +89,17 @@ class OutputFolder:
             return (self.path / name).stat().st_size > 0
         except OSError:
             return True  # whatever is the matter, removing files is not the answer
+
+
+def refuse_without_ledger(folder: Path) -> None:
+    """Raises `ConfigurationError` for a folder with results of a run whose ledger is gone."""
+    for name in (RESULTS, ERRORS):
+        if (folder / name).exists() and not (folder / LEDGER).exists():
+            raise ConfigurationError(
+                f"{folder / name} exists already without its ledger {LEDGER}, and running again could pay "
+                f"again for what is in it: choose a new folder (give {folder / ERRORS} as the file to send "
+                "only what went wrong)"
+            )
 
 
 def result_line(outcome: Outcome) -> dict[str, Any]:
@@ -205,33 +211,54 @@ def _write(file: Any, line: Mapping[str, Any]) -> None:
 class Standard:
     """Standard output: data, in UTF-8 whatever the console's encoding, and silence once nobody reads it.
 
-    `instead`: where the data goes while a live view has the same terminal, as it would tear the picture.
+    A terminal gets it without control characters, in its own encoding. `instead`: where the data goes while a live view
+    has the same terminal, as it would tear the picture.
     """
 
     def __init__(self, instead: Callable[[str], object] | None = None) -> None:
         self.broken = sys.stdout is None or sys.stdout.closed
         self._instead = instead
+        self._to_terminal = to_terminal()
 
     def line(self, text: str) -> None:
-        """Write a line."""
-        self._write(text.encode("utf-8", "backslashreplace") + b"\n")
+        """Write a line of foreign text."""
+        self.rendered(clean(text) if self._to_terminal else text)
 
     def json(self, line: Mapping[str, Any]) -> None:
         """Write an object as a line of JSON."""
-        self._write(encoded(line))
+        text = encoded(line).decode().removesuffix("\n")
+        self.rendered(escaped(text) if self._to_terminal else text)
 
-    def _write(self, data: bytes) -> None:
+    def rendered(self, text: str) -> None:
+        """Write a line that is harmless already."""
         if self._instead is not None:
-            self._instead(data.decode().removesuffix("\n"))
+            self._instead(text)
             return
         if self.broken:
             return
         try:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            if self._to_terminal:
+                sys.stdout.write(text + "\n")
+                sys.stdout.flush()
+            else:
+                sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
+                sys.stdout.buffer.flush()
         except (BrokenPipeError, ValueError):
             self.broken = True
             silence_stdout()
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream is read by a person."""
+    try:
+        return stream is not None and bool(stream.isatty())
+    except ValueError:  # closed
+        return False
+
+
+def to_terminal() -> bool:
+    """Whether standard output is read by a person."""
+    return is_terminal(sys.stdout)
 
 
 def silence_stdout() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +83,19 @@ class Ending:
             return 3
         completed = set(self.counts) <= {OutcomeStatus.COMPLETED}
         return 0 if self.reason is None and completed and not self.unsaved else 1
+
+
+@asynccontextmanager
+async def opened(client: AsyncEvoLink, screen: Screen, interrupts: Interrupts) -> AsyncIterator[AsyncEvoLink]:
+    """The client, closed at the end. After a signal it waits for no answer: POSTs had their seconds in the pool.
+
+    Nor does it tell of those it cuts then, as that was done.
+    """
+    async with client:
+        yield client
+        if interrupts.code is not None:
+            screen.log.setLevel(logging.ERROR)
+            interrupts.cancel_soon()
 
 
 async def run_through(

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 __all__ = ["Interrupts"]
 
+_SOON = 0.2  # seconds; what closes without waiting is closed by then
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -41,6 +42,11 @@ class Interrupts:
                 raise
             return self.code
         return code if self.code is None else self.code
+
+    def cancel_soon(self) -> None:
+        """Cut short what the work still does, unless it ends by itself in a moment."""
+        if self._work is not None:
+            asyncio.get_running_loop().call_later(_SOON, self._work.cancel)
 
     def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from pydantic_core import from_json
 from rich.console import Console
 from rich.text import Text
 
+from evolink_async.catalog import get_model
 from evolink_async.cli.inputs import BadInput, Defaults, convert, request_from
 from evolink_async.cli.job import tell_running
-from evolink_async.cli.outputs import Standard, result_line, stopped_by_account, task_line
-from evolink_async.cli.running import Source, leave_at_once, run_through
+from evolink_async.cli.outputs import Standard, result_line, stopped_by_account, task_line, to_terminal
+from evolink_async.cli.running import Source, leave_at_once, opened, run_through
 from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.text import amount, clean, counted, duration
-from evolink_async.cli.view import STATUS_STYLES, to_terminal
-from evolink_async.errors import EvoLinkError, TaskError, TaskTimeoutError
+from evolink_async.cli.view import STATUS_STYLES
+from evolink_async.errors import DownloadError, EvoLinkError, TaskError, TaskTimeoutError
 from evolink_async.pool import Outcome
 from evolink_async.requests import GenerationRequest
+from evolink_async.saving.saver import Saver
 from evolink_async.types import Task
 
 if TYPE_CHECKING:
@@ -34,68 +38,137 @@ T = TypeVar("T")
 # One generation
 
 
-def generate_one(
-    screen: Screen,
-    settings: Settings,
-    kind: str,
-    model: str,
-    prompt: str | None,
-    params: list[str],
-    timeout: float,
-    *,
-    as_json: bool,
-) -> int:
-    """Generate one and print its links. Raises `InvalidRequestError` before anything is sent."""
-    fields: dict[str, Any] = {"kind": str(kind), "model": model}
-    if prompt is not None:
-        fields["prompt"] = _standard_input() if prompt == "-" else prompt
-    for param in params:
-        name, equals, value = param.partition("=")
-        if not equals or not name:
-            raise BadInput(f"--param reads NAME=VALUE, such as size=1024x1024, got {param!r}")
-        fields[name] = convert(model, name, value)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """The options of `generate`."""
+
+    kind: str
+    model: str
+    prompt: str | None
+    params: list[str]
+    out: str | None
+    timeout: float
+    as_json: bool
+
+
+def generate_one(screen: Screen, settings: Settings, wanted: Generation) -> int:
+    """Generate one; print its links, or the paths of its files. Raises `EvoLinkError` before anything is sent."""
+    fields: dict[str, Any] = {"kind": str(wanted.kind), "model": wanted.model}
+    if wanted.prompt is not None:
+        fields["prompt"] = _standard_input() if wanted.prompt == "-" else wanted.prompt
+    fields |= parameters(wanted.model, wanted.params)
     request, warnings = request_from(fields, Defaults(lenient_hosts=settings.is_local))
     for warning in warnings:
         screen.say(f"warning: {warning}", style="yellow")
     screen.log.without.update(warnings)
-    return asyncio.run(_generated(screen, settings.client(), request, timeout, as_json=as_json))
+    return asyncio.run(_generated(screen, settings.client(), request, wanted))
+
+
+def parameters(model: str, texts: Iterable[str]) -> dict[str, Any]:
+    """What NAME=VALUE options say, as the types of the model's parameters. Raises `BadInput`.
+
+    A name that comes more than once is a list; so is one that takes a list.
+    """
+    given: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise BadInput(f"--param reads NAME=VALUE, such as size=1024x1024, got {text!r}")
+        if name in _OWN_OPTIONS:
+            raise BadInput(f"--param {name}: that is what --{name} is for" if name != "kind" else _KIND_FIRST)
+        if name in _NEVER_SENT:
+            raise BadInput(f"--param {name}: {name} belongs to a line of a file, and is never sent")
+        given.setdefault(name, []).append(value)
+    known = get_model(model)
+    fields: dict[str, Any] = {}
+    for name, values in given.items():
+        converted = [convert(model, name, value) for value in values]
+        if len(values) == 1:
+            fields[name] = converted[0]
+            continue
+        spec = None if known is None else known.params.get(name)
+        if spec is not None and "array" not in spec.types:
+            raise BadInput(f"--param {name} stands there {len(values)} times, and {name} takes one value")
+        fields[name] = [item for part in converted for item in (part if isinstance(part, list) else [part])]
+    return fields
+
+
+_OWN_OPTIONS = ("model", "prompt", "kind")
+_NEVER_SENT = ("key", "custom_id", "metadata")
+_KIND_FIRST = "--param kind: the kind stands first, such as: evolink-async generate image"
 
 
 def _standard_input() -> str:
     if sys.stdin is None or sys.stdin.closed:
         raise BadInput("standard input is closed; give the prompt as --prompt TEXT")
-    return sys.stdin.read().strip()
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        pass  # a console with a code page of its own
+    try:
+        return data.decode(sys.stdin.encoding).strip()
+    except UnicodeDecodeError:
+        raise BadInput("the prompt on standard input is not UTF-8") from None
 
 
-async def _generated(
-    screen: Screen, client: AsyncEvoLink, request: GenerationRequest, timeout: float, *, as_json: bool
-) -> int:
-    standard = screen.standard()
-
-    def take(outcome: Outcome) -> None:
-        if as_json:
-            standard.json(result_line(outcome))
-        else:
-            for url in outcome.urls:
-                standard.line(url)
-        if outcome.error is not None and outcome.status != "unfinished":
-            screen.complain(outcome.error)
+async def _generated(screen: Screen, client: AsyncEvoLink, request: GenerationRequest, wanted: Generation) -> int:
+    ended: list[Outcome] = []
 
     async def work() -> int:
-        async with client:
+        async with opened(client, screen, interrupts):
+            saver = None if wanted.out is None else Saver(client, wanted.out)
+            if saver is not None:
+                await saver.prepare()
             source = Source(iter([request]), 1)
-            ending = await run_through(client, source, take, screen, interrupts, task_timeout=timeout)
+            ending = await run_through(client, source, ended.append, screen, interrupts, task_timeout=wanted.timeout)
+            code = ending.code
+            if saver is not None and ended[0].status == "completed" and interrupts.code is None:
+                ended[0] = await _saved(saver, ended[0])
+                code = max(code, 0 if ended[0].ok else 1)
             if ending.running:
                 tell_running(screen, ending.running)
-            elif ending.code == 0:
+            elif code == 0:
                 spent, elapsed = amount(ending.stats.credits_spent), duration(ending.stats.elapsed)
                 screen.say(f"completed in {elapsed}, {spent} credits", style="green")
             if interrupts.count > 1 and interrupts.code is not None:
+                _tell_outcome(screen, ended[0], wanted)
                 leave_at_once(interrupts.code)
-        return ending.code
+        return code
 
-    with Interrupts(lambda: screen.say("stopping (once more: at once)", style="yellow")) as interrupts:
-        return await interrupts.run(work())
+    try:
+        with Interrupts(lambda: screen.say("stopping (once more: at once)", style="yellow")) as interrupts:
+            return await interrupts.run(work())
+    finally:
+        if ended:
+            _tell_outcome(screen, ended[0], wanted)
+
+
+async def _saved(saver: Saver, outcome: Outcome) -> Outcome:
+    """The outcome with its files, or with what was wrong."""
+    assert outcome.task is not None
+    try:
+        return replace(outcome, files=tuple(await saver.save_as_itself(outcome.task)))
+    except DownloadError as error:
+        return replace(outcome, files=error.files, error=error)
+
+
+def _tell_outcome(screen: Screen, outcome: Outcome, wanted: Generation) -> None:
+    standard = screen.standard()
+    if wanted.as_json:
+        standard.json(result_line(outcome))
+    elif wanted.out is None:
+        for url in outcome.urls:
+            standard.line(url)
+    else:
+        for file in outcome.files:
+            standard.line(str(file))
+    if outcome.error is not None and outcome.status != "unfinished":
+        screen.complain(outcome.error)
+    if wanted.out is not None and outcome.urls and len(outcome.files) < len(outcome.urls):
+        screen.say("its links, which live for 24 hours:")
+        for url in outcome.urls:
+            screen.verbatim(f"  {url}")
 
 
 # Tasks that exist
@@ -226,7 +299,7 @@ class _Waiting:
 
 
 def _ids(arguments: Iterable[str], *, unfinished: bool) -> list[str]:
-    """The ids, each once; `@FILE` stands for those in a file that `run` wrote."""
+    """The ids, each once; `@FILE` stands for those in a file that a command wrote, or that has one on each line."""
     ids: dict[str, None] = {}
     for argument in arguments:
         if argument.startswith("@"):
@@ -238,12 +311,27 @@ def _ids(arguments: Iterable[str], *, unfinished: bool) -> list[str]:
     return list(ids)
 
 
+def _opened(name: str) -> AbstractContextManager[IO[bytes]]:
+    """The file, or standard input for `-`."""
+    if name != "-":
+        return open(name, "rb")
+    if sys.stdin is None or sys.stdin.closed:
+        raise BadInput("standard input is closed; give a file")
+    return nullcontext(sys.stdin.buffer)
+
+
+_MAY_GO_ON = ("unfinished", "lost", "pending", "processing")
+
+
 def _ids_in(name: str, *, unfinished: bool) -> list[str]:
     ids: list[str] = []
     try:
-        with open(name, "rb") as file:
+        with _opened(name) as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
+                    continue
+                if not line.lstrip().startswith(b"{"):  # a bare id
+                    ids.append(line.decode(errors="replace").strip())
                     continue
                 try:
                     row = from_json(line, allow_inf_nan=False)
@@ -251,7 +339,7 @@ def _ids_in(name: str, *, unfinished: bool) -> list[str]:
                     raise BadInput(f"{name}, line {number} is not JSON") from None
                 about = row.get("error") or row if isinstance(row, dict) else {}
                 task_id = about.get("task_id")
-                if isinstance(task_id, str) and (not unfinished or about.get("status") in ("unfinished", "lost")):
+                if isinstance(task_id, str) and (not unfinished or about.get("status") in _MAY_GO_ON):
                     ids.append(task_id)
     except OSError as error:
         raise BadInput(f"cannot read {name}: {error.strerror or error}") from None

@@ -18,6 +18,22 @@ def clean(text: object) -> str:
     return _CONTROLS.sub(" ", _SEQUENCES.sub("", str(text)))
 
 
+def escaped(text: str) -> str:
+    """A line of JSON in which what moves the cursor or turns the reading direction is written out, as JSON may."""
+    return _CONTROLS.sub(lambda found: "".join(f"\\u{ord(character):04x}" for character in found[0]), text)
+
+
+_PLAIN = {"…": "...", "·": "-", "×": "x", "—": "-", "–": "-", "’": "'", "‘": "'", "“": '"', "”": '"', "→": "->"}
+
+
+def in_code_page(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that a console's code page lacks: a codec's error handler."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(character, "?") for character in missing), error.end
+
+
 def shortened(text: object, most: int) -> str:
     """`clean`, cut to `most` characters."""
     line = clean(text).strip()

@@ -8,16 +8,17 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from evolink_async.cli.outputs import Standard
+from evolink_async.cli.outputs import Standard, is_terminal, to_terminal
 from evolink_async.cli.text import amount, clean, counted, duration
 
 if TYPE_CHECKING:
@@ -48,14 +49,18 @@ class Screen:
     def __init__(self) -> None:
         self.console = Console(stderr=True, markup=False, emoji=False, highlight=False)
         self.log = LogLines(self)
-        self.is_live = _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+        self.is_live = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
 
     def say(self, *parts: str | Text, style: str = "") -> None:
-        """A sentence; wrapped on a terminal, one line elsewhere."""
+        """A sentence; wrapped on a terminal, where what it begins with stays indented, one line elsewhere."""
         text = Text(style=style)
         for part in parts:
             text.append(part if isinstance(part, Text) else Text(clean(part)))
-        self.show(text, soft_wrap=not self.is_live)
+        indent = len(text.plain) - len(text.plain.lstrip(" "))
+        if self.is_live and 0 < indent < len(text.plain):
+            self.show(Padding(text[indent:], (0, 0, 0, indent), expand=False))
+        else:
+            self.show(text, soft_wrap=not self.is_live)
 
     def verbatim(self, line: str) -> None:
         """A line to be copied: never wrapped by us."""
@@ -70,8 +75,8 @@ class Screen:
         return Standard(self.data if self.is_live and to_terminal() else None)
 
     def data(self, line: str) -> None:
-        """A line of data on the terminal."""
-        self.show(Text(clean(line)), soft_wrap=True)
+        """A harmless line of data on the terminal."""
+        self.show(Text(line), soft_wrap=True)
 
     def row(self, line: Text) -> None:
         """A line that is cut at the edge of a terminal."""
@@ -113,18 +118,6 @@ class Screen:
             else:
                 await asyncio.sleep(PLAIN_PAUSE)
                 self.say(line())
-
-
-def _is_terminal(stream: Any) -> bool:
-    try:
-        return stream is not None and bool(stream.isatty())
-    except ValueError:  # closed
-        return False
-
-
-def to_terminal() -> bool:
-    """Whether standard output is read by a person."""
-    return _is_terminal(sys.stdout)
 
 
 class LogLines(logging.Handler):

@@ -206,6 +206,24 @@ class LedgerJob:
 
         return await self._ledger._ask(find_row, self.name, _checked_identity(identity))
 
+    async def find_many(self, identities: Sequence[str]) -> dict[str, Row]:
+        """Those of its requests that have one of these identities."""
+        from evolink_async.ledger.reports import find_rows
+
+        return await self._ledger._ask(find_rows, self.name, [_checked_identity(identity) for identity in identities])
+
+    async def prices(self) -> dict[str, Decimal]:
+        """The credits that the service has last reserved for a request, by price class (`pool.pricing`)."""
+        from evolink_async.ledger.reports import known_prices
+
+        return await self._ledger._ask(known_prices, self.name)
+
+    async def seconds_taken(self) -> dict[str, float]:
+        """How long a task took from its submission to its known end, by model: the median of the latest."""
+        from evolink_async.ledger.reports import seconds_taken
+
+        return await self._ledger._ask(seconds_taken, self.name)
+
     async def costs(self) -> list[Cost]:
         """What the job has cost over all runs and tries, by day and model."""
         from evolink_async.ledger.reports import costs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -17,6 +18,7 @@ from evolink_async.ledger.values import PastTry, Row, to_credits
 
 PAGE = 500
 _IN_ONE_QUERY = 500
+_LATEST = 5000  # completed requests by which it is told how long a model takes
 _IN_DOUBT = (State.UNSETTLED, State.SENDING, State.REPLAYING)
 
 
@@ -166,6 +168,36 @@ def find_row(connection: sqlite3.Connection, name: str, identity: str) -> Row | 
     """One request of a job."""
     rows = read_rows(connection, "job = ? AND identity = ?", (_job(connection, name), identity))
     return rows[0] if rows else None
+
+
+def find_rows(connection: sqlite3.Connection, name: str, identities: Sequence[str]) -> dict[str, Row]:
+    """Those of the identities that the job has requests of."""
+    job = _job(connection, name)
+    found: dict[str, Row] = {}
+    for start in range(0, len(identities), _IN_ONE_QUERY):
+        some = identities[start : start + _IN_ONE_QUERY]
+        where = f"job = ? AND identity IN ({', '.join('?' * len(some))})"
+        found.update((row.identity, row) for row in read_rows(connection, where, (job, *some)))
+    return found
+
+
+def known_prices(connection: sqlite3.Connection, name: str) -> dict[str, Decimal]:
+    """The last that the service has reserved for a request of each price class."""
+    query = "SELECT class, credits FROM price WHERE job = ?"
+    return {price: to_credits(credits) for price, credits in connection.execute(query, (_job(connection, name),))}
+
+
+def seconds_taken(connection: sqlite3.Connection, name: str) -> dict[str, float]:
+    """How long a task of each model took, submission to known end: the median of the latest that completed."""
+    first, last = ids_of(_job(connection, name))
+    query = f"""
+        SELECT model, ended_at - submitted_at FROM request
+        WHERE id > ? AND id <= ? AND state = '{State.COMPLETED}' AND ended_at > submitted_at
+        ORDER BY id DESC LIMIT {_LATEST}"""
+    taken: dict[str, list[int]] = {}
+    for model, micros in connection.execute(query, (first, last)):
+        taken.setdefault(model, []).append(micros)
+    return {model: statistics.median(micros) / 1e6 for model, micros in taken.items()}
 
 
 def known_tasks(connection: sqlite3.Connection, task_ids: Sequence[str]) -> set[str]:

@@ -22,8 +22,8 @@ LONGEST_ESTIMATE = 3600.0
 PRICE = 0.3  # at an estimate of 100 s and little spread: about ten looks, and less than 3 s of delay
 
 # Where the service never gave an estimate: the vendor's own fallbacks, in seconds.
-_USUAL = {"image": 30.0, "audio": 90.0, "video": 180.0}
-_USUAL_OF_ANY = 60.0
+USUAL = {"image": 30.0, "audio": 90.0, "video": 180.0}
+USUAL_OF_ANY = 60.0
 
 # The first look comes after so much of a step; the random rest keeps tasks apart that were submitted together.
 _FIRST_STEP, _FIRST_SPREAD = 0.7, 0.1
@@ -120,7 +120,7 @@ class Schedule:
         if estimate is not None and estimate > 0:
             model.estimate = estimate = max(1.0, min(estimate, LONGEST_ESTIMATE))
         else:
-            estimate = model.estimate or _USUAL.get(kind or "", _USUAL_OF_ANY)
+            estimate = model.estimate or USUAL.get(kind or "", USUAL_OF_ANY)
         return Expectation(self._basis(model, size, estimate))
 
     def _basis(self, model: _Model, size: str | None, estimate: float) -> _Basis:

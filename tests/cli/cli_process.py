@@ -88,7 +88,7 @@ async def on_terminal(*arguments: object, columns: int = 60, **env: str) -> tupl
         await asyncio.wait_for(process.wait(), 40)
         await asyncio.wait_for(all_read.wait(), 10)
     os.close(ours)
-    return process.returncode, received.decode()
+    return process.returncode, received.decode(env.get("PYTHONIOENCODING", "utf-8"))
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -157,6 +157,16 @@ async def test_without_credits_everything_comes_back_to_be_sent_later(api_key: s
     assert again.code == 0
 
 
+async def test_that_the_account_stops_it_outranks_bad_lines_in_the_exit_code(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", {"model": "gpt-4o-image", "prompt": "a", "n": 3}, *images(6))
+    async with service(api_key, credits=6) as server:
+        options = ("--skip-bad", "--max-outstanding", 1)
+        result = await command("run", file, "--out", tmp_path / "out", *options, server=server)
+    statuses = {line["error"]["status"] for line in lines_of(tmp_path / "out/errors.jsonl")}
+    assert statuses == {"rejected", "not_submitted"}
+    assert result.code == 3
+
+
 async def test_a_refused_key_is_told_and_never_shown(emulator: Any, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "in.jsonl", *images(2))
     env = environment(emulator, EVOLINK_API_KEY="sk-another-one")
@@ -229,6 +239,23 @@ async def test_a_post_under_way_is_awaited_after_one_signal(api_key: str, tmp_pa
         assert result.code == 130
         assert line["error"]["status"] == "unfinished"
         assert line["error"]["task_id"] == posts(server)[0]["task_id"]
+
+
+async def test_what_is_still_unanswered_after_one_signal_is_told_once_and_not_waited_for_again(
+    api_key: str, tmp_path: Path
+) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(2))
+    slow = {"method": "POST", "path": "/v1/images", "delay": 60.0}
+    async with (
+        service(api_key, speed=1, faults=[slow]) as server,
+        started("run", file, "--out", tmp_path / "out", server=server) as process,
+    ):
+        await until(lambda: len(posts(server)) == 2)
+        process.send_signal(signal.SIGINT)
+        result = await ended(process)
+    assert result.code == 130
+    assert result.stderr.rstrip().endswith(f"evolink-async run {file} --out {tmp_path / 'out'}")
+    assert "cut before its answer" not in result.stderr
 
 
 async def test_two_signals_end_it_at_once_and_name_what_is_unanswered(api_key: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from pool_world import MODEL, Handler, World, answering, drain, image, images, now, response, world
+from pool_world import Handler, World, answering, drain, image, images, now, response, world
 
 from evolink_async import (
     APIStatusError,
@@ -102,8 +102,7 @@ async def test_credits_run_out_in_the_middle_of_5000_requests(api_key: str) -> N
             return answer
         return await go_on(request)
 
-    async with world(api_key, speed=20) as w:
-        w.client._memory.rates[MODEL] = 100.0
+    async with world(api_key, {"rate_limit": "100/s"}, speed=20) as w:
         async with w.pool() as probe:
             price = float((await probe.run(image())).credits or 0)
         w.emulator._world.service.account.initial = round((price * 900) * 1_000_000)
