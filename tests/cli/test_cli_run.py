@@ -254,7 +254,9 @@ async def test_what_is_still_unanswered_after_one_signal_is_told_once_and_not_wa
         process.send_signal(signal.SIGINT)
         result = await ended(process)
     assert result.code == 130
-    assert result.stderr.rstrip().endswith(f"evolink-async run {file} --out {tmp_path / 'out'}")
+    *_, resumes, report = result.stderr.splitlines()  # nothing comes after these
+    assert resumes.endswith(f"evolink-async run {file} --out {tmp_path / 'out'}")
+    assert report.endswith("report.html")
     assert "cut before its answer" not in result.stderr
 
 
