@@ -227,7 +227,8 @@ class Refusal:
     def error(self) -> BudgetExceededError:
         """The error that says it."""
         cost = "at a price that is not known yet" if self.price is None else f"which may cost {self.price:f} credits"
-        text = f"the next request, {cost}, was not sent: {self.free:f} of max_credits={self.cap:f} are left"
+        left = max(self.free, Decimal(0))  # a price that was tried may have been more than there was
+        text = f"the next request, {cost}, was not sent: {left:f} of max_credits={self.cap:f} are left"
         if self.probe is not None:
             text += (
                 f", since the rest is reserved for the request {self.probe.identity!r}, whose price is not known and "
