@@ -42,9 +42,9 @@ class _Sums:
         credits = outcome.credits
         if credits is not None and status is not OutcomeStatus.NOT_SUBMITTED:
             self.priced += 1
-            if credits:
-                self.credits += credits
-                self.squares += float(credits) ** 2
+            self.credits += credits
+            value = float(credits)
+            self.squares += value * value
         elif status in _FREE:
             self.priced += 1
 
@@ -75,9 +75,10 @@ class Tally:
         """A request came to its end."""
         self.counts[outcome.status] += 1
         if outcome.request is not None:
-            sums = self._models.get(outcome.request.model)
+            model = outcome.request.model
+            sums = self._models.get(model)
             if sums is None:
-                sums = self._models[outcome.request.model] = _Sums()
+                sums = self._models[model] = _Sums()
             sums.add(outcome)
 
     def by_model(self) -> dict[str, ModelStats]:
