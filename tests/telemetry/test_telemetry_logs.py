@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import logging
 import re
 import secrets
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 
 import evolink_async
-from evolink_async import AsyncEvoLink, EvoLinkError, ImageRequest
+from evolink_async import AsyncEvoLink, EvoLinkError, ImageRequest, RetryPolicy
 from evolink_async.emulator import Emulator
+from evolink_async.http.pace import Pace
 
 PACKAGE = Path(evolink_async.__file__).parent
 PAGE = (PACKAGE.parent / "docs" / "telemetry.md").read_text(encoding="utf-8")
@@ -125,6 +127,18 @@ async def test_a_cool_down_is_told_once_and_a_long_one_loudly(
     assert record.levelno == level
     assert vars(record)["model"] == "gpt-4o-image"
     assert vars(record)["seconds"] == pytest.approx(float(pause), rel=0.1)
+
+
+@pytest.mark.looptime
+async def test_a_volley_of_refusals_is_one_cool_down(caplog: pytest.LogCaptureFixture) -> None:
+    pace = Pace(None, 10, RetryPolicy(), {})
+    now = asyncio.get_running_loop().time()
+    for hint in (1.0, 1.5, 1.0):
+        pace.refused("m", now, now, hint)
+    assert [vars(record)["event"] for record in caplog.records] == ["cool_down"]
+    await asyncio.sleep(2)
+    pace.cool("m", now + 5)
+    assert [vars(record)["event"] for record in caplog.records] == ["cool_down"] * 2
 
 
 async def test_no_record_of_a_job_that_goes_wrong_holds_the_key_or_a_prompt(

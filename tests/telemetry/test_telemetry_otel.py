@@ -238,14 +238,17 @@ async def test_a_wait_for_a_task_of_another_process_has_a_span_but_no_duration(
 
 
 async def test_spans_stand_below_the_callers_span_also_those_of_a_pool(client: AsyncEvoLink, seen: Seen) -> None:
-    with seen.tracers.get_tracer("app").start_as_current_span("request") as mine:
+    tracer = seen.tracers.get_tracer("app")
+    with tracer.start_as_current_span("request") as mine:
         await client.images.generate(model=MODEL, prompt="p")
-        pool = await client.pool(images(3)).__aenter__()
-    _ = [outcome async for outcome in pool]
+        pool = await client.pool(images(3), max_outstanding=1).__aenter__()
+    with tracer.start_as_current_span("reader"):
+        _ = [outcome async for outcome in pool]
+        await pool.run(ImageRequest(model=MODEL, prompt="p"))
     await pool.__aexit__(None, None, None)
     ours = [span for span in seen.spans if span.name.startswith("generate_content")]
-    assert len(ours) == 4
-    assert {span.parent.span_id for span in ours if span.parent} == {mine.get_span_context().span_id}
+    assert len(ours) == 5
+    assert {span.parent and span.parent.span_id for span in ours} == {mine.get_span_context().span_id}
 
 
 async def test_leaving_a_pool_ends_the_spans_of_what_still_runs(client: AsyncEvoLink, seen: Seen) -> None:
