@@ -30,6 +30,7 @@ from evolink_async.http.keys import ApiKey, KeySource
 from evolink_async.http.rates import RateLimit
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.http.submit import checked_idempotency_key, submit_and_wait
+from evolink_async.observer import Observation
 from evolink_async.polling.endings import conclude, is_over, still_running
 from evolink_async.requests import (
     AudioRequest,
@@ -136,6 +137,7 @@ class AsyncEvoLink:
         options.http_client = _checked_http_client(http_client)
         options.allow_private_hosts = one_of(allow_private_hosts, "allow_private_hosts", (True, False))
         self._memory = Memory()
+        self._observation = Observation()
         self._warned: set[str] = set()
         self.images = Generations(self, ImageRequest)
         self.videos = Generations(self, VideoRequest)
@@ -177,7 +179,10 @@ class AsyncEvoLink:
         Cancelling it never cuts a POST in half: one under way has 5 s to be answered, then the cancellation goes on
         with the id, or failing that the idempotency key, in a note of the exception and in the log.
         """
-        return await self._submit(request, self._deadline(timeout), idempotency_key)
+        task = await self._submit(request, self._deadline(timeout), idempotency_key)
+        if self._observation.observer is not None:
+            self._observation.observer.left(task.id)
+        return task
 
     def pool(
         self,
@@ -339,7 +344,7 @@ class AsyncEvoLink:
                 self._refuse_elsewhere(session)
                 return session
             session.abandon()
-        self._session = session = Session(self._options, self._memory)
+        self._session = session = Session(self._options, self._memory, self._observation)
         return session
 
     def _refuse_elsewhere(self, session: Session) -> None:
@@ -386,7 +391,7 @@ class AsyncEvoLink:
         if text not in self._warned:
             if len(self._warned) < 1000:
                 self._warned.add(text)
-            logger.warning("%s", text)
+            logger.warning("%s", text, extra={"event": "request_doubtful"})
 
     async def _submit(self, request: GenerationRequest, deadline: float | None, key: str | None) -> Task:
         self._check(request)
@@ -403,7 +408,9 @@ class AsyncEvoLink:
             if not self._closed:
                 raise
             raise ClosedError("the client was closed before this request was sent; nothing was sent") from error
-        logger.info("task %s accepted", task.id)
+        logger.info(
+            "task %s accepted", task.id, extra={"event": "task_accepted", "task_id": task.id, "model": request.model}
+        )
         self._memory.reads.note_submitted(task)
         return task
 
@@ -451,6 +458,18 @@ class AsyncEvoLink:
             async with asyncio.timeout_at(deadline):
                 ended = await waiter.future
                 session.pace.ended(ended.id)
+                logger.info(
+                    "task %s %s",
+                    ended.id,
+                    ended.status,
+                    extra={
+                        "event": "task_ended",
+                        "task_id": ended.id,
+                        "model": ended.model,
+                        "status": str(ended.status),
+                        "code": None if ended.error is None else ended.error.code,
+                    },
+                )
                 return conclude(ended)
         except TimeoutError as error:
             if isinstance(error, EvoLinkError):

@@ -24,6 +24,7 @@ from evolink_async.http.reads import Reader
 from evolink_async.http.retry import Replays, RetryPolicy
 from evolink_async.http.submit import Submitter
 from evolink_async.http.transport import SlotTransport
+from evolink_async.observer import Observation
 from evolink_async.polling.schedule import Schedule
 from evolink_async.polling.watcher import WORKERS, Learned, Watcher
 
@@ -94,7 +95,7 @@ class Memory:
 class Session:
     """What belongs to one event loop: connections, pace, watcher. Built at the first call, dropped with its loop."""
 
-    def __init__(self, options: Options, memory: Memory) -> None:
+    def __init__(self, options: Options, memory: Memory, observation: Observation) -> None:
         self.loop = asyncio.get_running_loop()
         self.pid = os.getpid()
         self.transport = _transport(options.http_client, options.max_connections)
@@ -109,7 +110,13 @@ class Session:
         self._closed = False
         gate = self.transport.gate
         self.pace = Pace(
-            options.rate_limit, gate.lane_limit, options.retry, memory.rates, refused=memory.refused, caps=memory.caps
+            options.rate_limit,
+            gate.lane_limit,
+            options.retry,
+            memory.rates,
+            refused=memory.refused,
+            caps=memory.caps,
+            observation=observation,
         )
         self.submitter = Submitter(
             self.exchange,
@@ -119,12 +126,15 @@ class Session:
             memory.replays,
             hold=options.on_lost_response == "hold",
             request_timeout=options.request_timeout or SUBMIT_TIMEOUT,
+            observation=observation,
         )
         self.reader = Reader(
             self.exchange, options.api_key, options.retry, request_timeout=options.request_timeout or POLL_TIMEOUT
         )
         workers = min(WORKERS, gate.lane_limit)
-        self.watcher = Watcher(self.reader, memory.schedule, options.retry, memory.reads, workers=workers)
+        self.watcher = Watcher(
+            self.reader, memory.schedule, options.retry, memory.reads, workers=workers, observation=observation
+        )
 
     @property
     def downloads(self) -> SlotTransport:

@@ -183,7 +183,7 @@ class Waiter:
         try:
             self._context.run(self._on_progress, self.task)
         except Exception:
-            logger.exception("on_progress raised; the waiting goes on")
+            logger.exception("on_progress raised; the waiting goes on", extra={"event": "callback_failed"})
 
     def ended(self, task: Task) -> None:
         self._seen = task

@@ -346,6 +346,11 @@ class Task(_Read):
 
     __str__ = __repr__
 
+    def _repr_html_(self) -> str:
+        from evolink_async.html import task_html
+
+        return task_html(self)
+
 
 class TaskReading:
     """The JSON of one task, read as far as somebody asks: most looks only want to know whether it goes on."""

@@ -150,11 +150,20 @@ class CallbackReceiver:
         try:
             watcher = self._client._open().watcher
         except EvoLinkError as error:
-            logger.warning("a callback about task %s is left to polling: %s", task_id, error)
+            logger.warning(
+                "a callback about task %s is left to polling: %s",
+                task_id,
+                error,
+                extra={"event": "callback_unused", "task_id": task_id},
+            )
             return
         known_as = self._ended.get(task_id)
         if known_as is not None and known_as != name:
-            logger.warning("a callback is about task %s, which is another request's", task_id)
+            logger.warning(
+                "a callback is about task %s, which is another request's",
+                task_id,
+                extra={"event": "callback_doubtful", "task_id": task_id},
+            )
             return
         in_doubt = any(doubts.has(name) for doubts in self._open)
         if in_doubt or not watcher.follows(task_id):
@@ -177,7 +186,12 @@ class CallbackReceiver:
             self._looks[task_id] = look = _Look(self, task_id, name, watcher.follows(task_id))
             watcher.follow(TaskReading({"id": task_id}), look, stranger=True)
         else:
-            logger.warning("%d tasks are looked at after callbacks; one about %s is left to polling", LOOKS, task_id)
+            logger.warning(
+                "%d tasks are looked at after callbacks; one about %s is left to polling",
+                LOOKS,
+                task_id,
+                extra={"event": "callback_unused", "task_id": task_id},
+            )
 
     def _looked(self, look: _Look, reading: TaskReading) -> None:
         """What a callback was about, in the service's own words."""
@@ -191,15 +205,29 @@ class CallbackReceiver:
         mine = [doubts for doubts in self._open if doubts.is_open(name)]
         if look.is_others:
             if mine:
-                logger.warning("task %s settles nothing: others follow it, or were called about it", look.task_id)
+                logger.warning(
+                    "task %s settles nothing: others follow it, or were called about it",
+                    look.task_id,
+                    extra={"event": "callback_doubtful", "task_id": look.task_id},
+                )
         elif len(mine) == 1:
             mine[0].found(name, reading)
         elif mine:
-            logger.warning("task %s: %d open pools have the request that it is for", look.task_id, len(mine))
+            logger.warning(
+                "task %s: %d open pools have the request that it is for",
+                look.task_id,
+                len(mine),
+                extra={"event": "callback_doubtful", "task_id": look.task_id},
+            )
 
     def _looked_in_vain(self, look: _Look, error: BaseException) -> None:
         self._looks.pop(look.task_id, None)
-        logger.info("a callback was about task %s, of which nothing could be learned: %s", look.task_id, error)
+        logger.info(
+            "a callback was about task %s, of which nothing could be learned: %s",
+            look.task_id,
+            error,
+            extra={"event": "callback_in_vain", "task_id": look.task_id},
+        )
 
     # Telling
 
@@ -218,7 +246,7 @@ class CallbackReceiver:
                 if inspect.isawaitable(told):
                     await told
             except Exception:
-                logger.exception("on_task raised for task %s", task.id)
+                logger.exception("on_task raised for task %s", task.id, extra={"event": "callback_failed"})
 
 
 class _Look:

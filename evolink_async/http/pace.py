@@ -22,11 +22,14 @@ from aiolimiter import AsyncLimiter
 
 from evolink_async.http.rates import START_BURST, START_RATE, ModelPace, RateLimit
 from evolink_async.http.retry import RetryPolicy
+from evolink_async.observer import Observation
 
 logger = logging.getLogger("evolink_async.pace")
 
 # Timers may fire a hair early; what is due within this many seconds is due.
 _TICK = 1e-5
+
+LONG_COOL_DOWN = 60.0  # seconds; somebody may want to know
 
 # A task of whose end we are not told counts for so many times its estimate, and so many seconds at least.
 _BELIEVED, _LEAST_BELIEVED = 3.0, 60.0
@@ -114,7 +117,9 @@ class Pace:
         *,
         refused: dict[str, float] | None = None,
         caps: dict[str, float] | None = None,
+        observation: Observation | None = None,
     ) -> None:
+        self._observation = observation or Observation()
         self._limit = limit
         self._ceiling = _Ceiling(limit) if limit is not None else None
         self._wire = _Ceiling(limit) if limit is not None else None
@@ -201,7 +206,9 @@ class Pace:
         """The service answered 429."""
         self.refusals += 1
         pace = self._lane(model, now).pace
+        before = pace.cool_until
         pace.refused(now, sent_at, hint, self._retry, self._random.random())
+        self._tell_cool_down(model, pace, before, now)
         self._rates[model], self._refused[model] = pace.rate, pace.refused_rate
         self._note_cap(model, pace)
         self._notice()
@@ -209,7 +216,10 @@ class Pace:
     def cool(self, model: str, until: float) -> None:
         """Nobody asks this model before `until` (loop time)."""
         now = asyncio.get_running_loop().time()
-        self._lane(model, now).pace.cool(now, until)
+        pace = self._lane(model, now).pace
+        before = pace.cool_until
+        pace.cool(now, until)
+        self._tell_cool_down(model, pace, before, now)
         self._notice()
 
     def unreachable(self, now: float, sent_at: float) -> None:
@@ -270,6 +280,22 @@ class Pace:
             self._turns.append(model)
         return lane
 
+    def _tell_cool_down(self, model: str, pace: ModelPace, before: float, now: float) -> None:
+        """Tell of a cool-down that begins; refusals of one volley move its end, and are no news."""
+        seconds = pace.cool_until - now
+        if before > now or seconds <= 0:
+            return
+        level = logging.INFO if seconds < LONG_COOL_DOWN else logging.WARNING
+        logger.log(
+            level,
+            "%s: none is sent for %.1f s",
+            model,
+            seconds,
+            extra={"event": "cool_down", "model": model, "seconds": seconds},
+        )
+        if self._observation.observer is not None:
+            self._observation.observer.cooled(model, seconds)
+
     def _note_cap(self, model: str, pace: ModelPace) -> None:
         if not math.isinf(pace.cap):
             self._caps[model] = pace.cap
@@ -307,7 +333,7 @@ class Pace:
             # Nobody is left waiting for a turn that will not come.
             self._fail_all(error)
             if not isinstance(error, asyncio.CancelledError):
-                logger.exception("the dispatcher of submissions failed")
+                logger.exception("the dispatcher of submissions failed", extra={"event": "internal_error"})
             else:
                 raise
         finally:
@@ -346,7 +372,7 @@ class Pace:
         try:
             ticket.go()
         except Exception as error:
-            logger.exception("a submission could not be started")
+            logger.exception("a submission could not be started", extra={"event": "internal_error"})
             self._under_way -= 1
             lane.pace.landed()
             if ticket.failed is not None:

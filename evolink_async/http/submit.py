@@ -50,6 +50,7 @@ from evolink_async.http.retry import (
     may_send_again,
     next_step,
 )
+from evolink_async.observer import Observation
 from evolink_async.requests import GenerationRequest, encode_body
 from evolink_async.types import Task, TaskReading
 
@@ -203,7 +204,9 @@ class Submitter:
         *,
         hold: bool,
         request_timeout: float,
+        observation: Observation | None = None,
     ) -> None:
+        self._observation = observation or Observation()
         self._exchange = exchange
         self._api_key = api_key
         self._pace = pace
@@ -265,6 +268,11 @@ class Submitter:
             submission.ticket = None
         submission.end = self._abandoned(submission)  # from here on `_attempt` sends nothing any more
         self._live.discard(submission)
+        observer = self._observation.observer
+        if observer is not None:
+            observer.settled(submission, submission.end)
+            if submission.end.task is not None:
+                observer.left(submission.end.task.id)
         if not sent:
             if post is not None:
                 submission.listener.unsent(submission)
@@ -286,6 +294,11 @@ class Submitter:
             with anyio.CancelScope(shield=True):
                 await asyncio.wait({post}, timeout=seconds)
         return self.known(submission)
+
+    def leave_alone(self, task_id: str) -> None:
+        """Nobody is going to watch a task that was accepted."""
+        if self._observation.observer is not None:
+            self._observation.observer.left(task_id)
 
     def known(self, submission: Submission) -> Settled:
         """What is known of a submission now, for good: an answer that comes later is only logged."""
@@ -332,11 +345,15 @@ class Submitter:
             not_before,
             submission.turn_failed,
         )
+        if self._observation.observer is not None:
+            self._observation.observer.queued(submission)
         self._pace.enqueue(ticket)
 
     def _post(self, submission: Submission) -> None:
         """It is its turn."""
         submission.ticket = None
+        if self._observation.observer is not None:
+            self._observation.observer.begun(submission)
         submission.flight = flight = Flight()
         submission.post = post = self._loop.create_task(
             self._attempt(submission, flight),
@@ -355,7 +372,11 @@ class Submitter:
         if not post.cancelled():
             error = post.exception()
         elif submission.end is not None and flight.sent:
-            logger.warning("a paid POST was cut before its answer: idempotency key %s", submission.key)
+            logger.warning(
+                "a paid POST was cut before its answer: idempotency key %s",
+                submission.key,
+                extra={"event": "post_cut", "idempotency_key": submission.key, "model": submission.request.model},
+            )
         if post.cancelled() or error is not None:
             self._end_replay(submission, marked=False)
         if error is not None:
@@ -367,7 +388,12 @@ class Submitter:
     def _broken(self, submission: Submission, error: BaseException) -> None:
         """A fault of ours: the caller must hear of it, and of the money that may be spent."""
         if not isinstance(error, asyncio.CancelledError):
-            logger.error("a submission failed inside this library: %s", type(error).__name__, exc_info=error)
+            logger.error(
+                "a submission failed inside this library: %s",
+                type(error).__name__,
+                exc_info=error,
+                extra={"event": "internal_error"},
+            )
         if submission.end is None:
             end = self._abandoned(submission)
             assert end.error is not None
@@ -438,6 +464,8 @@ class Submitter:
                 submission._first_sent = begun if flight.sent_at is None else flight.sent_at
         unwritten = None
         try:
+            if self._observation.observer is not None:
+                self._observation.observer.answered(submission, judgement)
             self._tell_pace(submission.request.model, judgement, begun)
             submission.listener.answered(submission, judgement)
             if judgement.task is not None:
@@ -552,7 +580,6 @@ class Submitter:
         error = judgement.error
         if step.next is Next.ACCEPT:
             assert judgement.task is not None
-            logger.debug("task %s accepted", judgement.task.id)
             return Settled("accepted", task=judgement.task)
         if step.next is Next.REJECT:
             return Settled("rejected", error=error)
@@ -576,18 +603,20 @@ class Submitter:
 
     def _settle(self, submission: Submission, end: Settled) -> None:
         submission.end = end
+        if self._observation.observer is not None:
+            self._observation.observer.settled(submission, end)
         self._live.discard(submission)
         if not self._live:
             self._live.clear()  # gives back what it took when it was full
         try:
             submission.listener.settled(submission, end)
         except Exception as error:
-            logger.exception("a listener failed")
+            logger.exception("a listener failed", extra={"event": "internal_error"})
             submission.listener.crashed(error)
 
     def _given_up(self, submission: Submission, why: str, fatal: EvoLinkError | None = None) -> Settled:
         error = self._unknown(submission, why)
-        logger.warning("lost response, not settled: idempotency key %s", submission.key)
+        self._warn_of_loss("response_lost", "lost response, not settled: idempotency key %s", submission)
         return Settled("unknown", error=error, fatal=fatal)
 
     def _unknown(self, submission: Submission, why: str) -> SubmitOutcomeUnknownError:
@@ -624,8 +653,23 @@ class Submitter:
         """An answer after everybody stopped waiting: the id must not be lost."""
         if judgement.task is not None:
             logger.warning(
-                "task %s was accepted after its caller had gone (idempotency key %s)", judgement.task.id, submission.key
+                "task %s was accepted after its caller had gone (idempotency key %s)",
+                judgement.task.id,
+                submission.key,
+                extra={
+                    "event": "task_accepted_late",
+                    "task_id": judgement.task.id,
+                    "idempotency_key": submission.key,
+                    "model": submission.request.model,
+                },
             )
+
+    def _warn_of_loss(self, event: str, message: str, submission: Submission) -> None:
+        logger.warning(
+            message,
+            submission.key,
+            extra={"event": event, "idempotency_key": submission.key, "model": submission.request.model},
+        )
 
     # Lost responses
 
@@ -639,7 +683,9 @@ class Submitter:
         elif permission:
             submission.replays.start()
             submission._replaying, submission._replay_sent = True, False
-            logger.warning("lost response: sending again with idempotency key %s", submission.key)
+            self._warn_of_loss(
+                "response_lost_replayed", "lost response: sending again with idempotency key %s", submission
+            )
             self._queue(submission, Urgency.RETURNED, submission._replay_at - now)
         else:
             why = f"{submission.last_error} (the replays so far did not prove that the service honours keys)"
@@ -754,6 +800,8 @@ async def submit_and_wait(
             settled = submitter.known(submission)
         on_end(settled)
         _note(cancellation, submission, settled)
+        if settled.task is not None:
+            submitter.leave_alone(settled.task.id)
         raise
     if settled.task is not None:
         return settled.task.task
@@ -777,4 +825,13 @@ def _note(cancellation: BaseException, submission: Submission, settled: Settled)
     else:
         return
     cancellation.add_note(note)
-    logger.warning("cancelled while submitting: %s", note)
+    logger.warning(
+        "cancelled while submitting: %s",
+        note,
+        extra={
+            "event": "submission_cancelled",
+            "task_id": None if settled.task is None else settled.task.id,
+            "idempotency_key": submission.key,
+            "model": submission.request.model,
+        },
+    )

@@ -201,7 +201,13 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
         version = _version(connection)
         if version < VERSION:
             copy = path.with_name(f"{path.name}.v{version}")
-            logger.warning("bringing the ledger %s up to version %d; the old one is kept as %s", path, VERSION, copy)
+            logger.warning(
+                "bringing the ledger %s up to version %d; the old one is kept as %s",
+                path,
+                VERSION,
+                copy,
+                extra={"event": "ledger_upgraded"},
+            )
             _copy(path, copy)
             _bring_up(connection, version)
 

@@ -334,7 +334,13 @@ class JobLedger:
         first = self._apply(rules.accepted, row, self._account, task_id, told, number, at)
         if not first:
             other = row.task_id or "that of another try"
-            logger.warning("request %s was paid for twice: task %s besides %s", row.identity, task_id, other)
+            logger.warning(
+                "request %s was paid for twice: task %s besides %s",
+                row.identity,
+                task_id,
+                other,
+                extra={"event": "paid_twice", "identity": row.identity, "task_id": task_id},
+            )
         self._note_price(row)
         return self._written(row, first, loss=f"task {task_id} was accepted for request {row.identity}")
 

@@ -237,7 +237,10 @@ def _learned(connection: sqlite3.Connection, job: int) -> str | None:
             text = bytes(value).decode()
             json.loads(text)
         except (ValueError, RecursionError):
-            logger.warning("what the ledger's job has learned cannot be read; it begins anew")
+            logger.warning(
+                "what the ledger's job has learned cannot be read; it begins anew",
+                extra={"event": "learned_unreadable"},
+            )
             return None
         return text
     return None

@@ -264,7 +264,7 @@ class Turns:
 
     def _succeed(self, turn: _Turn, found: Found) -> None:
         if turn.batch.job is not None and self.broken is not None:
-            logger.warning("the ledger can be written again")
+            logger.warning("the ledger can be written again", extra={"event": "ledger_recovered"})
             self.broken, self._pause = None, _FIRST_PAUSE
         for row, past in turn.rows.items():
             row._past_written = past
@@ -282,14 +282,16 @@ class Turns:
                 if waiting.undo is not None:
                     waiting.undo()
             if self.broken is None:
-                logger.error("%s; what has happened is kept, and written again", error)
+                logger.error(
+                    "%s; what has happened is kept, and written again", error, extra={"event": "ledger_unwritten"}
+                )
             self.broken = error
             if not self._closing:
                 self._timer = self._loop.call_later(self._pause, self._soon)
                 self._pause = min(_LONGEST_PAUSE, self._pause * 2)
         for waiting in turn.waiting:
             if waiting.loss is not None:
-                logger.error("%s, and that is not in the ledger yet", waiting.loss)
+                logger.error("%s, and that is not in the ledger yet", waiting.loss, extra={"event": "ledger_behind"})
             _refuse(waiting.future, error)
         for reading in turn.reading:
             _refuse(reading.future, error)
@@ -317,7 +319,7 @@ def _unless_it_fails(reading: _Reading, step: Callable[[T], None], value: T) -> 
 def _as_ledger_error(error: BaseException) -> LedgerError:
     if isinstance(error, LedgerError):
         return error
-    logger.error("the ledger failed inside this library", exc_info=error)
+    logger.error("the ledger failed inside this library", exc_info=error, extra={"event": "internal_error"})
     fault = LedgerError(f"the ledger failed inside this library: {type(error).__name__}")
     fault.__cause__ = error
     return fault

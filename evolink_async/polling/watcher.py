@@ -34,6 +34,7 @@ from evolink_async.errors import (
 from evolink_async.http.answers import Answer, hint_of, read_json, read_task, status_error
 from evolink_async.http.reads import Reader
 from evolink_async.http.retry import RetryPolicy
+from evolink_async.observer import Observation
 from evolink_async.polling.endings import has_result
 from evolink_async.polling.price import price_for
 from evolink_async.polling.schedule import PRICE, SHORTEST, Expectation, Schedule, class_of, may_be_early
@@ -133,7 +134,11 @@ class Learned:
 
     def _no_batches(self, why: str) -> None:
         if self.batches is not False:
-            logger.info("status in batches is not available (%s): asking for each task by itself", why)
+            logger.info(
+                "status in batches is not available (%s): asking for each task by itself",
+                why,
+                extra={"event": "batches_unavailable"},
+            )
         self.batches = False
 
     def note_status(self, word: str) -> None:
@@ -141,7 +146,10 @@ class Learned:
         if word in self.odd_words or len(self.odd_words) >= _MOST_WORDS:
             return
         self.odd_words.add(word)
-        logger.warning("unknown task status %r: taken as not finished", word[:64])
+        word = word[:64]
+        logger.warning(
+            "unknown task status %r: taken as not finished", word, extra={"event": "unknown_status", "status": word}
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -218,7 +226,9 @@ class Watcher:
         *,
         workers: int = WORKERS,
         requests_per_second: float = REQUESTS_PER_SECOND,
+        observation: Observation | None = None,
     ) -> None:
+        self._observation = observation or Observation()
         self._reader = reader
         self._schedule = schedule
         self._retry = retry
@@ -265,6 +275,8 @@ class Watcher:
             if not stranger:
                 self._strangers.discard(task.id)
             return
+        if self._observation.observer is not None:
+            self._observation.observer.followed(task)
         now = self._loop.time()
         if task.created is None and task.id in self._learned.submitted:
             task = TaskReading.of(self._learned.submitted[task.id])
@@ -292,10 +304,12 @@ class Watcher:
         """Stop telling `follower`; the last one to go ends the looks."""
         watched = self._watched.get(task_id)
         if watched is None:
+            self._tell_left(task_id)
             return
         watched.followers = [other for other in watched.followers if other is not follower]
         if watched.follower is None:
             self._forget(watched)
+            self._tell_left(task_id)
 
     def notify(self, task_id: str) -> None:
         """A hint that the task may have ended: look now, at most once per task and second."""
@@ -449,10 +463,11 @@ class Watcher:
 
     def _crash(self, error: BaseException) -> None:
         """A fault of ours: every follower hears of it, none hangs."""
-        logger.error("the watcher failed", exc_info=error)
+        logger.error("the watcher failed", exc_info=error, extra={"event": "internal_error"})
         for watched in list(self._watched.values()):
             followers, watched.followers = watched.followers, ()
             self._forget(watched)
+            self._tell_left(watched.id)
             for follower in followers:
                 self._tell(follower, follower.crashed, error)
 
@@ -519,9 +534,11 @@ class Watcher:
         self.polls += len(group)
         if len(group) == 1:
             answer = await self._ask("GET", f"/v1/tasks/{quote(group[0].id, safe='')}")
+            self._tell_looked(group, answer)
             self._take_answer(group[0], answer, asked_at)
         else:
             answer = await self._ask("POST", BATCH_PATH, {"task_ids": [watched.id for watched in group]})
+            self._tell_looked(group, answer)
             self._take_batch(group, answer, asked_at)
 
     async def _ask(self, method: str, path: str, json: Any = None) -> Answer | EvoLinkError:
@@ -605,6 +622,8 @@ class Watcher:
             return
         followers, watched.followers = watched.followers, ()
         self._forget(watched)
+        if self._observation.observer is not None:
+            self._observation.observer.ended(task)
         for follower in followers:
             self._tell(follower, follower.ended, task)
 
@@ -642,6 +661,7 @@ class Watcher:
             self._tell_lost(watched, TaskLostError("the service knows no such task", task=Task(id=watched.id)))
         elif trouble.missing >= _LOST_LOOKS and now - trouble.missing_since >= _LOST_AFTER - _TICK:
             message = f"the service no longer knows the task: 404 {trouble.missing} times over {_LOST_AFTER:g} s"
+            logger.warning("task %s: %s", watched.id, message, extra={"event": "task_lost", "task_id": watched.id})
             self._tell_lost(watched, TaskLostError(message, task=Task(id=watched.id)))
         else:
             watched.alone = True
@@ -677,12 +697,24 @@ class Watcher:
             refused = min(learned.requests_per_second, self._most_requests)
             learned.requests_per_second = max(_FEWEST_REQUESTS, _REFUSED_SHARE * refused)
         pause = self._retry.delay(max(1, self._refusals), hint, self._random.random())
+        if self._paused_until <= now:
+            logger.info("no task is looked at for %.1f s", pause, extra={"event": "polls_paused", "seconds": pause})
         self._paused_until = max(self._paused_until, now + pause)
         self._next_request_at = max(self._next_request_at, self._paused_until)  # and then one by one
 
     # Telling
 
+    def _tell_looked(self, group: list[_Watched], answer: Answer | EvoLinkError) -> None:
+        if self._observation.observer is not None:
+            self._observation.observer.looked([watched.id for watched in group], answer)
+
+    def _tell_left(self, task_id: str) -> None:
+        if self._observation.observer is not None:
+            self._observation.observer.left(task_id)
+
     def _tell_seen(self, watched: _Watched, reading: TaskReading) -> None:
+        if self._observation.observer is not None:
+            self._observation.observer.seen(reading)
         for follower in watched.followers:
             if not self._tell(follower, follower.seen, reading):
                 self.unfollow(watched.id, follower)
@@ -690,6 +722,8 @@ class Watcher:
     def _tell_lost(self, watched: _Watched, error: EvoLinkError) -> None:
         followers, watched.followers = watched.followers, ()
         self._forget(watched)
+        if self._observation.observer is not None:
+            self._observation.observer.lost(watched.id, error)
         for follower in followers:
             # Each its own: an exception raised in two tasks collects the tracebacks and notes of both.
             self._tell(follower, follower.lost, copy.copy(error))
@@ -699,7 +733,7 @@ class Watcher:
         try:
             how(what)
         except Exception as error:
-            logger.exception("a follower of a task failed")
+            logger.exception("a follower of a task failed", extra={"event": "internal_error"})
             if how != follower.crashed:
                 self._tell(follower, follower.crashed, error)
             return False

@@ -152,7 +152,12 @@ class Doubts:
             try:
                 await self._settle(name, record, reading)
             except EvoLinkError as error:
-                logger.warning("request %s could not be settled by a callback: %s", record.identity, error)
+                logger.warning(
+                    "request %s could not be settled by a callback: %s",
+                    record.identity,
+                    error,
+                    extra={"event": "callback_doubtful", "task_id": reading.id},
+                )
             except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the pool's reason)
                 self._pool._crashed(record, error)
 
@@ -170,10 +175,16 @@ class Doubts:
                 record.identity,
                 task_id,
                 why,
+                extra={"event": "callback_doubtful", "task_id": task_id},
             )
             self.receiver._forget(name)
             return
-        logger.info("a callback has settled request %s: task %s", record.identity, task_id)
+        logger.info(
+            "a callback has settled request %s: task %s",
+            record.identity,
+            task_id,
+            extra={"event": "callback_settled", "identity": record.identity, "task_id": task_id},
+        )
         self.receiver._forget(name)
         self._unknown.pop(name, None)
         await self._pool._adopt(record, reading)

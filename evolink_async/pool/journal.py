@@ -196,7 +196,7 @@ class Journal:
         try:
             schedule.restore(json.loads(self._job.learned))
         except ValueError as error:
-            logger.warning("%s", error)
+            logger.warning("%s", error, extra={"event": "learned_unreadable"})
 
     def remember(self, schedule: Schedule) -> None:
         """Keep what was learned for the next run."""

@@ -72,6 +72,28 @@ class Outcome:
         assert self.task is not None
         return self.task
 
+    def _repr_html_(self) -> str:
+        from evolink_async.html import outcome_html
+
+        return outcome_html(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStats:
+    """What became of the requests for one model so far.
+
+    requests: outcomes, of which so many completed and failed. priced: those of which is known what they cost (failed
+    and rejected ones: nothing). credits: what they cost together, what stays reserved included. deviation: of what one
+    costs, the standard deviation.
+    """
+
+    requests: int = 0
+    completed: int = 0
+    failed: int = 0
+    priced: int = 0
+    credits: Decimal = Decimal(0)
+    deviation: float = 0.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStats:
@@ -83,7 +105,8 @@ class PoolStats:
     ended. posts: POSTs sent. polls: looks at this pool's tasks. status_requests: requests for them, a batch being one,
     those of other pools and waits of the client included. rate_limited: 429 answers to this pool. rate: submissions per
     second allowed now, None while unlimited. eta: seconds until all is done at the present pace, None if unknown.
-    elapsed: seconds since the block was entered.
+    elapsed: seconds since the block was entered. timed: tasks that were sent and ended in this run; task_seconds: what
+    they took together. models: what became of the requests so far, by model.
     """
 
     total: int | None
@@ -101,6 +124,9 @@ class PoolStats:
     rate: float | None = None
     eta: float | None = None
     elapsed: float = 0.0
+    timed: int = 0
+    task_seconds: float = 0.0
+    models: Mapping[str, ModelStats] = field(default_factory=dict)
 
     @property
     def finished(self) -> int:
@@ -116,3 +142,8 @@ class PoolStats:
     def failed(self) -> int:
         """Outcomes with status failed."""
         return self.counts.get(OutcomeStatus.FAILED, 0)
+
+    def _repr_html_(self) -> str:
+        from evolink_async.html import stats_html
+
+        return stats_html(self)

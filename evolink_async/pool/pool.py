@@ -47,7 +47,7 @@ from evolink_async.pool.journal import Journal
 from evolink_async.pool.options import MOST, refuse_unknown
 from evolink_async.pool.outcome import Outcome, OutcomeStatus, PoolStats
 from evolink_async.pool.pricing import Prices, checked_credits, checked_prices
-from evolink_async.pool.progress import Progress, Tally
+from evolink_async.pool.progress import Progress, Tally, log_outcome
 from evolink_async.pool.record import Record, State
 from evolink_async.pool.savings import Savings
 from evolink_async.pool.sources import Sources
@@ -308,6 +308,9 @@ class TaskPool:
             rate=rate,
             eta=eta,
             elapsed=elapsed,
+            timed=tally.timed,
+            task_seconds=tally.seconds,
+            models=tally.by_model(),
         )
 
     @property
@@ -323,12 +326,20 @@ class TaskPool:
         known = sources.pulled if sources.exhausted else sources.total
         return None if known is None else known + self._given
 
+    @property
+    def _state(self) -> str:
+        return "left" if self._left else "stopped" if self._stopped else "open" if self._entered else "not entered"
+
+    def _repr_html_(self) -> str:
+        from evolink_async.html import pool_html
+
+        return pool_html(self._state, self.stats, self._reason, len(self._leftovers))
+
     def __repr__(self) -> str:
-        state = "left" if self._left else "stopped" if self._stopped else "open" if self._entered else "not entered"
         outstanding = self._places_held() - len(self._unsent)
         return (
-            f"<TaskPool {state}: {self._waiting()} waiting, {outstanding} outstanding, {len(self._untaken)} untaken, "
-            f"{self._tally.finished} finished>"
+            f"<TaskPool {self._state}: {self._waiting()} waiting, {outstanding} outstanding, "
+            f"{len(self._untaken)} untaken, {self._tally.finished} finished>"
         )
 
     # The block
@@ -346,6 +357,8 @@ class TaskPool:
         )
         self._journal.start_warm(self._client._memory.schedule)
         self._entered = True
+        if self._client._observation.observer is not None:
+            self._client._observation.observer.pool_entered(self)
         self._entered_at, self._entered_on = session.loop.time(), clock.now()
         if self._doubts is not None:
             self._doubts.open()
@@ -431,6 +444,7 @@ class TaskPool:
             logger.warning(
                 "%d requests and no ledger: the ids of tasks that are paid for live in this process only",
                 WARN_WITHOUT_LEDGER_AT,
+                extra={"event": "pool_without_ledger"},
             )
         request = item if isinstance(item, GenerationRequest) else None
         record = Record(self, index, request, waiter)
@@ -786,7 +800,12 @@ class TaskPool:
 
     def _accepted(self, record: Record, task: TaskReading) -> None:
         """The step into `outstanding`."""
-        logger.info("task %s accepted for request %s", task.id, record.identity)
+        logger.info(
+            "task %s accepted for request %s",
+            task.id,
+            record.identity,
+            extra={"event": "task_accepted", "task_id": task.id, "identity": record.identity, "model": record.model},
+        )
         self._take_task(record, task if record.task_id == task.id else _by_id(record.task_id or task.id), 0.0)
 
     def _take_task(self, record: Record, task: TaskReading, age: float | None) -> None:
@@ -818,7 +837,7 @@ class TaskPool:
         for place, outcome in enumerate(self._untaken):
             if outcome.index == record.index and outcome.status is OutcomeStatus.UNKNOWN:
                 del self._untaken[place]
-                self._tally.counts[OutcomeStatus.UNKNOWN] -= 1
+                self._tally.outcome(outcome, -1)
                 self._unfinished += 1
                 record.from_ledger = False
                 return True
@@ -900,7 +919,17 @@ class TaskPool:
 
     def _try_again(self, record: Record) -> None:
         """Its task failed for a passing reason: back to `pulled`, for a new one."""
-        logger.info("task %s failed; request %s is generated once more", record.task_id, record.identity)
+        logger.info(
+            "task %s failed; request %s is generated once more",
+            record.task_id,
+            record.identity,
+            extra={
+                "event": "task_retried",
+                "task_id": record.task_id,
+                "identity": record.identity,
+                "model": record.model,
+            },
+        )
         self._no_longer_outstanding(record)
         self._release_files(record)
         record.again()
@@ -968,7 +997,8 @@ class TaskPool:
             self._no_longer_outstanding(record)
             self._time(record)
         self._release_files(record, keep=status in (OutcomeStatus.UNKNOWN, OutcomeStatus.UNFINISHED))
-        self._tally.counts[status] += 1
+        self._tally.outcome(outcome)
+        log_outcome(outcome)
         if record.waiter is None:
             self._unfinished -= 1
             self._untaken.append(outcome)
@@ -1003,13 +1033,17 @@ class TaskPool:
 
     def _source_failed(self, error: BaseException) -> None:
         if self._left and self._reason is None:
-            logger.warning("an iterable of requests failed in its clean-up: %s", type(error).__name__)
+            logger.warning(
+                "an iterable of requests failed in its clean-up: %s",
+                type(error).__name__,
+                extra={"event": "source_failed"},
+            )
             self._reason = error
         self._end_early(error)
 
     def _crashed(self, record: Record, error: BaseException) -> None:
         """A worker failed over this record: that is the reason, and nothing of this pool is trusted any more."""
-        logger.error("a worker of the pool failed: %r", error)
+        logger.error("a worker of the pool failed: %r", error, extra={"event": "internal_error"})
         self._break_down(error)
         self._give_up(record, error)
 
@@ -1028,7 +1062,8 @@ class TaskPool:
     def _end_early(self, reason: BaseException) -> None:
         if self._reason is None and not self._left:
             self._reason = reason
-            logger.warning("the pool ends early: %s", type(reason).__name__)
+            name = type(reason).__name__
+            logger.warning("the pool ends early: %s", name, extra={"event": "pool_ended_early", "reason": name})
             self._close_sources()
             self._withdraw_unsent(reason)
 
@@ -1144,7 +1179,11 @@ class TaskPool:
         if self._savings is not None:
             await self._savings.aclose()
         if self._sources.tasks():
-            logger.warning("an iterable of requests takes longer than %g s to clean up; it goes on alone", GRACE)
+            logger.warning(
+                "an iterable of requests takes longer than %g s to clean up; it goes on alone",
+                GRACE,
+                extra={"event": "source_slow"},
+            )
 
     async def _close_ledger(self) -> None:
         """Write what is unwritten, and let go of the job."""
@@ -1152,7 +1191,7 @@ class TaskPool:
         try:
             await self._journal.aclose()
         except LedgerError as error:  # it names the tasks that the ledger does not know
-            logger.error("%s", error)
+            logger.error("%s", error, extra={"event": "ledger_unwritten"})
             if self._reason is None or isinstance(self._reason, LedgerError):
                 self._reason = error
         census = self.census
@@ -1162,6 +1201,7 @@ class TaskPool:
                 self._job_name,
                 census.changed,
                 census.gone,
+                extra={"event": "job_differs", "changed": census.changed, "gone": census.gone},
             )
 
     def _collect_leftovers(self) -> None:
@@ -1181,7 +1221,10 @@ class TaskPool:
         if self._leftovers:
             running = sum(outcome.status is OutcomeStatus.UNFINISHED for outcome in self._leftovers)
             logger.warning(
-                "left a pool with %d outcomes not handed over, %d still running", len(self._leftovers), running
+                "left a pool with %d outcomes not handed over, %d still running",
+                len(self._leftovers),
+                running,
+                extra={"event": "pool_left", "leftovers": len(self._leftovers), "running": running},
             )
 
     async def _desert(

@@ -7,12 +7,58 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
 
-from evolink_async.pool.outcome import PoolStats
+from evolink_async.pool.outcome import ModelStats, Outcome, OutcomeStatus, PoolStats
 
 logger = logging.getLogger("evolink_async.pool")
 
 PAUSE = 1.0
+
+
+# What they cost is known, although nothing may be told of it.
+_FREE = frozenset({OutcomeStatus.FAILED, OutcomeStatus.REJECTED})
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Of the outcomes of one model."""
+
+    requests: int = 0
+    completed: int = 0
+    failed: int = 0
+    priced: int = 0
+    credits: Decimal = Decimal(0)
+    squares: float = 0.0
+
+    def add(self, outcome: Outcome, times: int) -> None:
+        status = outcome.status
+        self.requests += times
+        if status is OutcomeStatus.COMPLETED:
+            self.completed += times
+        elif status is OutcomeStatus.FAILED:
+            self.failed += times
+        credits = outcome.credits
+        if credits is not None and status is not OutcomeStatus.NOT_SUBMITTED:
+            self.priced += times
+            self.credits += credits * times
+            value = float(credits)
+            self.squares += value * value * times
+        elif status in _FREE:
+            self.priced += times
+
+    def stats(self) -> ModelStats:
+        mean = float(self.credits) / self.priced if self.priced else 0.0
+        variance = self.squares / self.priced - mean * mean if self.priced else 0.0
+        return ModelStats(
+            requests=self.requests,
+            completed=self.completed,
+            failed=self.failed,
+            priced=self.priced,
+            credits=self.credits,
+            deviation=math.sqrt(variance) if variance > 1e-9 * mean * mean else 0.0,
+        )
 
 
 class Tally:
@@ -21,13 +67,27 @@ class Tally:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.posts = self.polls = self.rate_limited = 0
-        self._seconds = 0.0
-        self._timed = 0
+        self.seconds = 0.0
+        self.timed = 0
+        self._models: dict[str, _Sums] = {}
+
+    def outcome(self, outcome: Outcome, times: int = 1) -> None:
+        """A request came to its end; -1 times: it has not, after all."""
+        self.counts[outcome.status] += times
+        if outcome.request is not None:
+            model = outcome.request.model
+            sums = self._models.get(model)
+            if sums is None:
+                sums = self._models[model] = _Sums()
+            sums.add(outcome, times)
+
+    def by_model(self) -> dict[str, ModelStats]:
+        return {model: sums.stats() for model, sums in self._models.items()}
 
     def ended(self, seconds: float) -> None:
         """A task that was sent in this run came to its end, so many seconds later."""
-        self._seconds += max(0.0, seconds)
-        self._timed += 1
+        self.seconds += max(0.0, seconds)
+        self.timed += 1
 
     @property
     def finished(self) -> int:
@@ -38,9 +98,9 @@ class Tally:
         more usual duration for the last of them. None while no task has ended."""
         if not to_send and not running:
             return 0.0
-        if not self._timed:
+        if not self.timed:
             return None
-        usual = self._seconds / self._timed
+        usual = self.seconds / self.timed
         return max(to_send / rate if rate else 0.0, to_send / places * usual) + usual
 
 
@@ -74,4 +134,27 @@ class Progress:
         try:
             self._tell(self._stats())
         except Exception:
-            logger.exception("on_progress raised; the pool goes on")
+            logger.exception("on_progress raised; the pool goes on", extra={"event": "callback_failed"})
+
+
+def log_outcome(outcome: Outcome) -> None:
+    """Say what became of a request."""
+    if not logger.isEnabledFor(logging.INFO):
+        return  # one of a million
+    request, task, error = outcome.request, outcome.task, outcome.error
+    logger.info(
+        "request %s: %s",
+        outcome.identity,
+        outcome.status,
+        extra={
+            "event": "outcome",
+            "identity": outcome.identity,
+            "status": str(outcome.status),
+            "task_id": None if task is None else task.id,
+            "model": None if request is None else request.model,
+            "credits": None if outcome.credits is None else float(outcome.credits),
+            "error": None if error is None else type(error).__name__,
+            "code": None if error is None else error.code,
+            "attempts": outcome.attempts,
+        },
+    )

@@ -349,7 +349,7 @@ class Attachments:
         try:
             quota = await self._service.quota(ASK_SECONDS)
         except EvoLinkError as error:  # the endpoint isn't documented: an upload will tell
-            logger.info("how many files the account may have is not known: %s", error)
+            logger.info("how many files the account may have is not known: %s", error, extra={"event": "quota_unknown"})
         before = len(self._line)
         if quota is not None:
             self._limit = quota.limit
@@ -372,6 +372,7 @@ class Attachments:
                 "the account's places for files%s are taken by files that are not of this client's requests; requests "
                 "with local files wait: remove some with client.files.delete; each ends 72 hours after its upload",
                 "" if self._limit is None else f" ({self._limit})",
+                extra={"event": "quota_full"},
             )
 
     # Uploading and removing
@@ -426,7 +427,9 @@ class Attachments:
         try:
             await self._service.delete(stored.file.id, REMOVAL_SECONDS)
         except Exception as error:  # noqa: BLE001  (it costs nobody anything but a place for a while)
-            logger.info("%s is not removed, it ends by itself: %s", stored.file.name, error)
+            logger.info(
+                "%s is not removed, it ends by itself: %s", stored.file.name, error, extra={"event": "upload_left"}
+            )
         else:
             self._place_is_free()
 
@@ -550,7 +553,12 @@ def _of_parameter(error: EvoLinkError, attachment: Attachment, digest: str) -> E
 def _ours(trouble: Exception) -> EvoLinkError:
     if isinstance(trouble, EvoLinkError):
         return trouble
-    logger.error("local files failed inside this library: %s", type(trouble).__name__, exc_info=trouble)
+    logger.error(
+        "local files failed inside this library: %s",
+        type(trouble).__name__,
+        exc_info=trouble,
+        extra={"event": "internal_error"},
+    )
     fault = EvoLinkError(f"a fault of this client in handling local files: {trouble!r}; nothing was sent")
     fault.__cause__ = trouble
     return fault

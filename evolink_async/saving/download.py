@@ -150,7 +150,13 @@ class Download:
                 pause = self._retry.delay(tries, hint, random.random())
                 if tries >= TRIES or loop.time() + pause > since + RETRY_SECONDS:
                     raise DownloadError(f"{describe(self._link)} could not be fetched: {trouble}") from trouble
-                logger.info("%s: %s; again in %.1f s", describe(self._link), trouble, pause)
+                logger.info(
+                    "%s: %s; again in %.1f s",
+                    describe(self._link),
+                    trouble,
+                    pause,
+                    extra={"event": "download_retried", "seconds": pause},
+                )
                 await asyncio.sleep(pause)
 
     async def _attempt(self) -> str:
@@ -254,7 +260,12 @@ class Download:
         """
         size = self._part.size
         if may_be_odd and self._doubted == size:
-            logger.warning("%s: the %s has no proper end; kept as the server has it", describe(self._link), ending)
+            logger.warning(
+                "%s: the %s has no proper end; kept as the server has it",
+                describe(self._link),
+                ending,
+                extra={"event": "file_odd"},
+            )
             return
         self._doubted = size
         await in_thread(self._part.restart)

@@ -249,7 +249,7 @@ class FilesService:
                     pause = self._options.retry.delay(tries, hint, random.random())
                     if deadline is not None and loop.time() + pause >= deadline:
                         raise last
-                    logger.info("files: %s; again in %.1f s", last, pause)
+                    logger.info("files: %s; again in %.1f s", last, pause, extra={"event": "files_retried"})
                     await asyncio.sleep(pause)
         except TimeoutError:
             raise (last or ConnectionFailedError(f"no answer of the files service within {seconds:g} s")) from None

@@ -214,7 +214,12 @@ class _TaskSaving:
             try:
                 self._fresh = await self._ask()
             except EvoLinkError as error:
-                logger.info("task %s could not be looked up for fresh links: %s", self._task.id, error)
+                logger.info(
+                    "task %s could not be looked up for fresh links: %s",
+                    self._task.id,
+                    error,
+                    extra={"event": "links_not_renewed", "task_id": self._task.id},
+                )
                 self._fresh = self._task
         return self._fresh if self._fresh.succeeded else None
 
@@ -277,7 +282,21 @@ class _LinkSaving:
         finally:
             if not handed_over:
                 part.discard()
-        logger.debug("saved %s as %s (%d bytes)", describe(self._link), path, part.size)
+        logger.debug(
+            "saved %s as %s (%d bytes)",
+            describe(self._link),
+            path,
+            part.size,
+            extra={
+                "event": "saved",
+                "task_id": None if self._task is None else self._task.id,
+                "path": str(path),
+                "size": part.size,
+            },
+        )
+        observer = self._client._observation.observer
+        if observer is not None:
+            observer.downloaded(part.size)
         return path
 
     def _begin(self, part: PartFile) -> tuple[SavedPath | None, str]:

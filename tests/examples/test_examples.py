@@ -112,11 +112,13 @@ async def test_the_callback_backend_streams_progress_and_keeps_what_it_was_calle
     assert done.stdout == f"{post['task_id']} completed 1 links\n"
 
 
-async def test_the_notebook_runs_from_top_to_bottom(emulator: Any) -> None:
-    done = await run_program([sys.executable, "-c", RUN_NOTEBOOK, str(EXAMPLES / "notebook.ipynb")], emulator)
+async def test_the_notebook_runs_from_top_to_bottom(emulator: Any, tmp_path: Path) -> None:
+    notebook = str(EXAMPLES / "notebook.ipynb")
+    done = await run_program([sys.executable, "-c", RUN_NOTEBOOK, notebook], emulator, cwd=tmp_path)
     assert done.code == 0, done.stderr
     assert done.stdout.count("completed") >= 5
     assert len(emulator.emulator.book()["posts"]) == 7
+    assert len(list((tmp_path / "out").iterdir())) == 5
 
 
 async def test_the_tests_of_the_example_project_pass_and_reach_no_other_service(emulator: Any) -> None:

@@ -1,0 +1,70 @@
+"""Where telemetry looks into a client: one place, told synchronously what happens, and nothing while nobody looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evolink_async.errors import EvoLinkError
+    from evolink_async.http.answers import Answer, Judgement
+    from evolink_async.http.submit import Settled, Submission
+    from evolink_async.types import Task, TaskReading
+
+
+class Observer:
+    """What happens in a client. Every method returns at once and raises nothing."""
+
+    def pool_entered(self, pool: object) -> None:
+        """The block of a pool was entered; submissions name the pool as their party."""
+
+    def queued(self, submission: Submission) -> None:
+        """A submission waits for its turn, for the first time or again."""
+
+    def begun(self, submission: Submission) -> None:
+        """It is its turn: it is posted now."""
+
+    def answered(self, submission: Submission, judgement: Judgement) -> None:
+        """What became of one POST."""
+
+    def settled(self, submission: Submission, end: Settled) -> None:
+        """The end of a submission. One that was accepted is followed now, or `left`."""
+
+    def cooled(self, model: str, seconds: float) -> None:
+        """The service said that this model must not be asked for so long."""
+
+    def followed(self, task: TaskReading) -> None:
+        """A task is watched from now on."""
+
+    def looked(self, task_ids: Sequence[str], answer: Answer | EvoLinkError) -> None:
+        """One status request, for these tasks, and what came of it."""
+
+    def seen(self, reading: TaskReading) -> None:
+        """A look that found a task running."""
+
+    def ended(self, task: Task) -> None:
+        """The first terminal status of a watched task."""
+
+    def lost(self, task_id: str, error: EvoLinkError) -> None:
+        """A task is watched no more: the service doesn't know it, or lets nobody look."""
+
+    def left(self, task_id: str) -> None:
+        """Nobody watches the task any more, which goes on."""
+
+    def downloaded(self, size: int) -> None:
+        """A result of so many bytes was fetched."""
+
+    def close(self) -> None:
+        """Nothing more is told."""
+
+
+class Observation:
+    """Holds the observer of a client, if there is one; it outlives a loop."""
+
+    __slots__ = ("observer",)
+
+    def __init__(self) -> None:
+        self.observer: Observer | None = None
+
+    def __repr__(self) -> str:
+        return f"<Observation {self.observer!r}>"
