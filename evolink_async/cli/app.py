@@ -89,7 +89,7 @@ def _flush() -> None:
 
 def _finish(ctx: typer.Context, work: Callable[[Screen], int]) -> NoReturn:
     """Do a command's work: whatever it raises becomes one sentence and an exit code, never a traceback."""
-    from evolink_async.cli.inputs import BadInput
+    from evolink_async.cli.entries import BadInput
     from evolink_async.cli.outputs import silence_stdout, stopped_by_account
     from evolink_async.cli.view import Screen
     from evolink_async.errors import (

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from evolink_async import AsyncEvoLink, AudioRequest, GenerationRequest, ImageRequest, VideoRequest
 from evolink_async.catalog import get_model
-from evolink_async.cli.inputs import BadInput
+from evolink_async.cli.entries import BadInput
 from evolink_async.cli.outputs import OutputFolder
 from evolink_async.cli.progress import ProgressRecord
 from evolink_async.cli.report import report_at_the_end

@@ -12,7 +12,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evolink_async.cli.inputs import SHOWN, BadInput, Defaults, Input, Report, open_input
+from evolink_async.cli.entries import BadInput, Defaults
+from evolink_async.cli.inputs import SHOWN, Input, Report, open_input
 from evolink_async.cli.outputs import (
     OutputFolder,
     bad_line,

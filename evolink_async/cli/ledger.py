@@ -23,7 +23,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from evolink_async.cli.inputs import BadInput
+from evolink_async.cli.entries import BadInput
 from evolink_async.cli.outputs import Standard, as_number, stopped_by_account, to_terminal
 from evolink_async.cli.text import amount, clean, counted, shortened
 from evolink_async.errors import (

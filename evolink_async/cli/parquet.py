@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from evolink_async.catalog import get_model
-from evolink_async.cli.inputs import BadInput, Defaults, Entry, columns_of, convert, is_column, json_or, request_from
+from evolink_async.cli.entries import BadInput, Defaults, Entry, columns_of, convert, is_column, json_or, request_from
 from evolink_async.errors import EvoLinkError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from evolink_async.catalog import get_model
-from evolink_async.cli.inputs import BadInput, Defaults, convert, request_from
+from evolink_async.cli.entries import BadInput, Defaults, convert, request_from
 from evolink_async.cli.job import tell_running
 from evolink_async.cli.outputs import Standard, result_line, stopped_by_account, task_line, to_terminal
 from evolink_async.cli.running import Source, leave_at_once, opened, run_through

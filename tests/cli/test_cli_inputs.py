@@ -12,7 +12,8 @@ import pytest
 from pydantic_core import to_json
 
 from evolink_async.cli import inputs
-from evolink_async.cli.inputs import BadInput, Defaults, Entry, convert, open_input
+from evolink_async.cli.entries import BadInput, Defaults, Entry, convert
+from evolink_async.cli.inputs import open_input
 from evolink_async.cli.outputs import request_line
 
 MODEL = "krea-2-turbo"

@@ -14,7 +14,8 @@ import pyarrow.parquet
 import pytest
 from cli_process import command, lines_of, write_lines
 
-from evolink_async.cli.inputs import BadInput, Defaults, Entry, open_input
+from evolink_async.cli.entries import BadInput, Defaults, Entry
+from evolink_async.cli.inputs import open_input
 
 MODEL = "krea-2-turbo"
 

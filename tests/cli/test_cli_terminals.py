@@ -15,7 +15,7 @@ from cli_process import COMMAND, command, environment, images, lines_of, on_term
 from pydantic_core import from_json
 
 from evolink_async import cli
-from evolink_async.cli.inputs import BadInput
+from evolink_async.cli.entries import BadInput
 from evolink_async.cli.single import parameters
 from evolink_async.cli.text import escaped, in_code_page
 
