@@ -34,23 +34,23 @@ async def wiretap(upstream: str) -> AsyncIterator[Wiretap]:
         running.add(task)
         said = bytearray()
         tap.said.append(said)
+        sides = [writer]
+        back: asyncio.Task[None] | None = None
         try:
             far_reader, far_writer = await asyncio.open_connection(host, port)
-        except OSError:
-            writer.transport.abort()
-            running.discard(task)
-            return
-        back = asyncio.create_task(_pump(far_reader, writer, None))
-        try:
+            sides.append(far_writer)
+            back = asyncio.create_task(_pump(far_reader, writer, None))
+            running.add(back)
+            back.add_done_callback(running.discard)
             await _pump(reader, far_writer, said)
             await back
-        except asyncio.CancelledError:
+        except (OSError, asyncio.CancelledError):
             pass
         finally:
-            back.cancel()
-            await asyncio.gather(back, return_exceptions=True)
-            for side in (writer, far_writer):
+            for side in sides:  # without an await before it: this may be cancelled once more
                 side.transport.abort()
+            if back is not None:
+                back.cancel()
             running.discard(task)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
