@@ -202,7 +202,7 @@ async def test_a_429_is_an_event_of_the_span_a_post_and_a_cool_down(api_key: str
     assert named(span)["http.request.resend_count"] == 1
     [cool_down] = seen.points("evolink.ratelimit.cooldown")
     assert (cool_down.count, cool_down.sum) == (1, pytest.approx(1, abs=0.01))
-    assert seen.points("evolink.ratelimit.wait")[0].sum >= 1
+    assert seen.points("evolink.ratelimit.wait")[0].sum >= 0.95  # it begins a moment after the pause does
     seen.close()
 
 
