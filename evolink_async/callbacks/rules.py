@@ -14,7 +14,6 @@ from __future__ import annotations
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import OrderedDict
-from ipaddress import ip_address
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
@@ -22,6 +21,7 @@ from pydantic_core import from_json
 
 from evolink_async.checks import checked_id
 from evolink_async.errors import ConfigurationError, InvalidRequestError
+from evolink_async.http.addresses import is_loopback
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -149,22 +149,13 @@ def checked_public_url(url: str) -> str:
         raise ConfigurationError("public_url must have no user, query or fragment")
     if parts.scheme not in ("https", "http") or not host or port == 0:
         raise ConfigurationError(f"public_url must begin with https:// and a host, got {url[:100]!r}")
-    if parts.scheme == "http" and not _is_loopback(host):
+    if parts.scheme == "http" and not is_loopback(host):
         message = "public_url must be https: the service calls no other (http is for a loopback host and an emulator)"
         raise ConfigurationError(f"{message}, got {url[:100]!r}")
     root = url.rstrip("/")
     if len(root) + 1 + _TOKEN > LONGEST_URL:
         raise ConfigurationError(f"public_url is too long: with its token it may have {LONGEST_URL} characters")
     return root
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _digest(key: bytes, text: bytes) -> bytes:

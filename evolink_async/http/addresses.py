@@ -1,4 +1,4 @@
-"""Which network addresses a stranger's link may lead to. Pure: addresses in, a reason or None out."""
+"""Which network addresses a stranger's link may lead to, and which are this machine. Pure."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ _NOT_FOR_US = tuple(
     ip_network(network)
     for network in ("0.0.0.0/8", "192.0.0.0/24", "192.88.99.0/24", "100.64.0.0/10", "240.0.0.0/4", "2001::/23")
 )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as it stands in a URL, is this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def refusal(text: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import platform
 import re
@@ -16,6 +15,7 @@ import httpx
 
 from evolink_async._version import __version__
 from evolink_async.errors import ConfigurationError
+from evolink_async.http.addresses import is_loopback
 from evolink_async.http.answers import Answer, excerpt
 from evolink_async.http.foreign import ForeignTransport, HttpxCaller, HttpxTransport
 from evolink_async.http.gate import Lane
@@ -92,21 +92,12 @@ def checked_base_url(url: str, name: str) -> str:
         raise ConfigurationError(f"{name} has no usable host and port: {url!r}")
     if parsed.scheme not in ("https", "http"):
         raise ConfigurationError(f"{name} must begin with https://, got {url!r}")
-    if parsed.scheme == "http" and not _is_loopback(parsed.host):
+    if parsed.scheme == "http" and not is_loopback(parsed.host):
         raise ConfigurationError(
             f"{name} must be https (plain http is for loopback hosts only), got {url!r}: the API key would be readable"
         )
     root = str(parsed.copy_with(query=None, fragment=None))
     return root.rstrip("/").removesuffix("/v1").rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Exchange:
