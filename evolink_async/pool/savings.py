@@ -1,17 +1,13 @@
-"""Completed tasks whose results are being saved: a queue, and a fixed number of workers while there is any."""
+"""Completed tasks whose results are being saved, by a fixed number of workers."""
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-from collections import deque
 from collections.abc import Callable
 from pathlib import PurePath
 
-import anyio
-
 from evolink_async.errors import DownloadError
 from evolink_async.pool.record import Record
+from evolink_async.saving.crew import Crew
 from evolink_async.saving.saver import Saver
 
 WORKERS = 32  # the saver has fewer connections than that
@@ -32,8 +28,7 @@ class Savings:
         self._saver = saver
         self._saved = saved
         self._crashed = crashed
-        self._waiting: deque[Record] = deque()
-        self._workers: set[asyncio.Task[None]] = set()
+        self._crew = Crew("evolink saving", WORKERS, self._work)
 
     async def prepare(self) -> None:
         """Make the folder. Raises `ConfigurationError` if nothing can be saved there."""
@@ -41,29 +36,17 @@ class Savings:
 
     def put(self, record: Record) -> None:
         """Save the results of its task."""
-        self._waiting.append(record)
-        if len(self._workers) < WORKERS:
-            loop = asyncio.get_running_loop()
-            worker = loop.create_task(self._work(), name="evolink saving", context=contextvars.Context())
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+        self._crew.put(record)
 
     async def aclose(self) -> None:
         """Stop. What is not saved by now is not saved; nothing is left half written under its name."""
-        self._waiting.clear()
-        for worker in self._workers:
-            worker.cancel()
-        if self._workers:
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait(self._workers)
+        await self._crew.aclose()
 
-    async def _work(self) -> None:
-        while self._waiting:
-            record = self._waiting.popleft()
-            try:
-                await self._save(record)
-            except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
-                self._crashed(record, error)
+    async def _work(self, record: Record) -> None:
+        try:
+            await self._save(record)
+        except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
+            self._crashed(record, error)
 
     async def _save(self, record: Record) -> None:
         task, row = record.task, record.row

@@ -19,18 +19,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import copy
 import dataclasses
 import logging
 import math
 import re
 import secrets
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -39,6 +38,7 @@ from evolink_async.http.submit import Settled
 from evolink_async.polling.endings import is_over
 from evolink_async.requests import GenerationRequest, LocalFile, encode_body, local_files
 from evolink_async.saving.content import kind_of
+from evolink_async.saving.crew import Crew
 from evolink_async.saving.files import FileQuota, Files, FilesService, UploadedFile, lifetime_of, named
 from evolink_async.saving.folder import in_thread
 from evolink_async.saving.upload import Content, MultipartBody, SourceFile, unique_name
@@ -59,7 +59,6 @@ GRACE = 5.0  # at the client's end, for what is to be removed
 _WORTH_USING = timedelta(hours=24)  # so long a link of the caller's own upload must live: the request may have to wait
 _FULL = "40003"
 
-T = TypeVar("T")
 Told = Callable[[EvoLinkError | None], None]
 
 
@@ -126,10 +125,10 @@ class Attachments:
         self._timer: asyncio.TimerHandle | None = None
         self._asking = self._warned = self._closed = False
         at_once = max(1, min(UPLOADS_AT_ONCE, session.transport.gate.lane_limit // 2))
-        self._looks = _Crew("evolink file look", LOOKS_AT_ONCE, self._look)
-        self._uploads = _Crew("evolink upload", at_once, self._upload)
-        self._removals = _Crew("evolink removal", REMOVALS_AT_ONCE, self._remove)
-        self._questions = _Crew("evolink file quota", 1, self._ask)
+        self._looks = Crew("evolink file look", LOOKS_AT_ONCE, self._look)
+        self._uploads = Crew("evolink upload", at_once, self._upload)
+        self._removals = Crew("evolink removal", REMOVALS_AT_ONCE, self._remove)
+        self._questions = Crew("evolink file quota", 1, self._ask)
 
     # For calls and pools
 
@@ -466,47 +465,6 @@ class _Borrower:
 
     def crashed(self, error: BaseException) -> None:
         self._home.release(self._attachment, keep=True)
-
-
-class _Crew(Generic[T]):
-    """A queue, and a fixed number of asyncio tasks while there is something in it. `work` must not raise."""
-
-    def __init__(self, name: str, size: int, work: Callable[[T], Awaitable[None]]) -> None:
-        self._name = name
-        self._size = size
-        self._work = work
-        self._waiting: deque[T] = deque()
-        self._closed = False
-        self._workers: set[asyncio.Task[None]] = set()
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._workers)
-
-    def put(self, item: T) -> None:
-        if self._closed:
-            return
-        self._waiting.append(item)
-        if len(self._workers) < self._size:
-            worker = asyncio.get_running_loop().create_task(self._run(), name=self._name, context=contextvars.Context())
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
-
-    async def aclose(self, seconds: float = 0.0) -> None:
-        """Stop. What is under way or waits has so many seconds to end."""
-        with anyio.CancelScope(shield=True):
-            if self._workers and seconds:
-                await asyncio.wait(self._workers, timeout=seconds)
-            self._closed = True
-            self._waiting.clear()
-            for worker in self._workers:
-                worker.cancel()
-            if self._workers:
-                await asyncio.wait(self._workers)
-
-    async def _run(self) -> None:
-        while self._waiting:
-            await self._work(self._waiting.popleft())
 
 
 def _looked_at(place: str, source: LocalFile) -> Content:
