@@ -59,6 +59,8 @@ _STATUS_BY_WORD: dict[str, TaskStatus] = {status.value: status for status in Tas
 
 def _number(value: object) -> float | int | None:
     """A finite number from whatever the wire holds; None for anything else."""
+    if type(value) is int:  # nearly always
+        return value if -_ABSURD < value < _ABSURD else None
     if isinstance(value, str):
         try:
             value = float(value)
@@ -90,13 +92,14 @@ def _credits(value: object) -> Decimal | None:
             return None
     if isinstance(value, Decimal):
         return value if value.is_finite() and abs(value) < _ABSURD else None
-    return None if _number(value) is None else _decimal(str(value))
+    number = _number(value)
+    return None if number is None else _decimal(number)
 
 
 # The same few prices come again and again, and each task keeps one.
 @lru_cache(maxsize=1024)
-def _decimal(text: str) -> Decimal:
-    return Decimal(text)
+def _decimal(number: float) -> Decimal:
+    return Decimal(str(number))
 
 
 def _text(value: object) -> str | None:

@@ -31,6 +31,7 @@ _SCORE_RATE, _SCORE_BOUND, _SCORE_LEAST, _KEPT = 1 / 16, 4.0, -0.25, 0.5
 
 _BEYOND = 1.15  # where no law reaches, the gaps grow with the age
 _TINY = 1e-12
+_UNBELIEVED = 1e-6  # of the tasks end there: what is believed says nothing about where among them
 _NO_NEWS = 0.99  # of the tasks end there anyway
 _LEAST_SHARE = 1e-4  # nothing is quite impossible
 _FIRST_LOOKS = 64  # prices of which the first look is remembered
@@ -39,10 +40,11 @@ _FIRST_LOOKS = 64  # prices of which the first look is remembered
 class DurationLaw:
     """The law of durations in units of a scale. Learns each observation in time that doesn't grow with their number."""
 
-    __slots__ = ("_believed", "_effort", "_first_looks", "_fresh", "_learned", "_score", "_survival", "_unit")
+    __slots__ = ("_believed", "_effort", "_first_looks", "_fresh", "_learned", "_score", "_spans", "_survival", "_unit")
 
     def __init__(self, learned: Iterable[float] = (0.0,) * BINS) -> None:
-        self._learned = array("d", learned)  # observations by bin, in _unit
+        self._learned = array("d", learned)  # observations by bin, in _unit; what `_spans` holds comes on top
+        self._spans = [0.0] * BINS  # by bin, how much more weight lies on it than on the one before
         self._unit = 1.0  # grows, instead of everything learned fading
         self._believed = sum(self._learned)  # observations that count
         self._fresh = 0.0
@@ -50,7 +52,7 @@ class DurationLaw:
         self._survival: array[float]  # at the edges
         self._effort: array[float]  # the root hazard, added up to the edges
         self._first_looks: dict[float, float]  # by price: where an early look pays before the first, else infinite
-        self._rebuild()
+        self._bring_up_to_date()
 
     def survival(self, age: float) -> float:
         """The share of tasks that take longer than `age`."""
@@ -118,7 +120,7 @@ class DurationLaw:
         self._unit *= 1 / (1 - 1 / _MEMORY)
         self._believed += 1 - self._believed / _MEMORY
         self._fresh += 1
-        if first == last or share < _TINY:
+        if first == last or share < _UNBELIEVED:
             self._learned[last] += self._unit
         else:
             self._spread(first, last, unfinished, left, self._unit / share)
@@ -128,12 +130,24 @@ class DurationLaw:
             self._rebuild()
 
     def _spread(self, first: int, last: int, unfinished: float, left: float, weight: float) -> None:
-        """One observation over the bins that it may belong to, as far as each is believed."""
+        """One observation over the bins that it may belong to, as far as each is believed.
+
+        Those between the first and the last get all that each is believed to hold, times the weight. What is believed
+        stays as it is until `_settle`, so until then it is enough to know where the weight begins and where it ends.
+        """
         learned, survival = self._learned, self._survival
         learned[first] += weight * (unfinished - survival[first + 1])
-        for k in range(first + 1, last):
-            learned[k] += weight * (survival[k] - survival[k + 1])
         learned[last] += weight * (survival[last] - left)
+        self._spans[first + 1] += weight
+        self._spans[last] -= weight
+
+    def _settle(self) -> None:
+        """Put what lies on spans of bins into each of them."""
+        learned, survival, weight = self._learned, self._survival, 0.0
+        for k, more in enumerate(self._spans):
+            weight += more
+            learned[k] += max(0.0, weight) * (survival[k] - survival[k + 1])  # sums of floats may end below zero
+        self._spans = [0.0] * BINS
 
     def _note(self, share: float, prior_share: float) -> None:
         gain = math.log(max(share, _TINY) / max(prior_share, _TINY))
@@ -146,10 +160,15 @@ class DurationLaw:
         self._rebuild()
 
     def _rebuild(self) -> None:
+        self._settle()
         unit = self._unit
         self._learned = array("d", [mass / unit for mass in self._learned])
         self._unit = 1.0
         self._fresh = 0.0
+        self._bring_up_to_date()
+
+    def _bring_up_to_date(self) -> None:
+        """What is believed, from what was learned."""
         weight = _PRIOR_WEIGHT / (1 + self._believed / _PRIOR_HALVED)
         belief = [weight * prior + mass for prior, mass in zip(_PRIOR, self._learned, strict=True)]
         for _ in range(next(passes for below, passes in _SMOOTHING if self._believed < below)):
@@ -160,11 +179,13 @@ class DurationLaw:
 
     def heir(self, observations: float) -> DurationLaw:
         """A new law that starts from what this one has learned, as if from at most so many observations."""
+        self._settle()
         kept = min(1.0, observations / self._believed) / self._unit if self._believed else 0.0
         return DurationLaw([mass * kept for mass in self._learned])
 
     def export(self) -> list[float]:
         """What was learned, for `DurationLaw` again: observations by bin, to four decimals."""
+        self._settle()
         return [round(mass / self._unit, 4) for mass in self._learned]
 
 
