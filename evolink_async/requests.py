@@ -63,12 +63,12 @@ class GenerationRequest(BaseModel):
 
     def params(self) -> dict[str, Any]:
         """Every parameter that is sent, without the model."""
-        prompt = {} if self.prompt is None else {"prompt": self.prompt}
-        return prompt | (self.__pydantic_extra__ or {})
+        extra = self.__pydantic_extra__ or {}
+        return dict(extra) if self.prompt is None else {"prompt": self.prompt, **extra}
 
     def body(self) -> dict[str, Any]:
         """The JSON object to send. A local file stands in it as it was given: its link is known when it is uploaded."""
-        return {"model": self.model} | self.params()
+        return {"model": self.model, **self.params()}
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
@@ -207,7 +207,8 @@ def encode_body(
     for name, value in body.items():
         if not name.isascii():
             _check_text(name, ascii(name))
-        _check_json(value, name, 0)
+        if not (isinstance(value, str) and value.isascii()):  # nearly all are
+            _check_json(value, name, 0)
     return _encode(body)
 
 

@@ -104,6 +104,7 @@ class Exchange:
     """Makes single calls to one host over a transport."""
 
     def __init__(self, transport: SlotTransport | HttpxTransport, base_url: str) -> None:
+        self._loop = asyncio.get_running_loop()
         self._transport = transport
         self._caller: Caller = transport if isinstance(transport, SlotTransport) else HttpxCaller(transport)
         url = httpx.URL(base_url)
@@ -135,7 +136,7 @@ class Exchange:
 
         def first_byte() -> None:
             flight.sent = True
-            flight.sent_at = asyncio.get_running_loop().time()
+            flight.sent_at = self._loop.time()
 
         trouble: BaseException
         flight.connecting = True

@@ -120,6 +120,7 @@ class Pace:
         observation: Observation | None = None,
     ) -> None:
         self._observation = observation or Observation()
+        self._loop = asyncio.get_running_loop()
         self._limit = limit
         self._ceiling = _Ceiling(limit) if limit is not None else None
         self._wire = _Ceiling(limit) if limit is not None else None
@@ -144,14 +145,14 @@ class Pace:
 
     def enqueue(self, ticket: Ticket) -> None:
         """Queue a ticket; `ticket.go` is called when it is its turn."""
-        loop = asyncio.get_running_loop()
-        if ticket.not_before > loop.time():
+        now = self._loop.time()
+        if ticket.not_before > now:
             heapq.heappush(self._later, (ticket.not_before, next(self._numbers), ticket))
         else:
-            self._lane(ticket.model, loop.time()).put(ticket, next(self._numbers))
+            self._lane(ticket.model, now).put(ticket, next(self._numbers))
         if self._task is None:
             self._wake = asyncio.Event()
-            self._task = loop.create_task(self._dispatch(), name="evolink pace", context=contextvars.Context())
+            self._task = self._loop.create_task(self._dispatch(), name="evolink pace", context=contextvars.Context())
         else:
             self._notice()
 
@@ -161,7 +162,7 @@ class Pace:
         Time has passed since it was let go, more for one request than for another, and may have brought several of them
         together. False: its model was given a cool-down meanwhile, so it has to be queued again.
         """
-        now = asyncio.get_running_loop().time
+        now = self._loop.time
         if self._wire is not None:
             while not self._wire.is_open():  # noqa: ASYNC110  (it is time that is waited for)
                 await asyncio.sleep(self._wire.opens_at(now()) - now())
@@ -195,7 +196,7 @@ class Pace:
 
     def ended(self, task_id: str) -> None:
         """A task has ended, so that another one may run. One that is not known is nothing to us."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         for model, lane in self._lanes.items():
             if lane.pace.ended(task_id, now):
                 self._note_cap(model, lane.pace)
@@ -215,7 +216,7 @@ class Pace:
 
     def cool(self, model: str, until: float) -> None:
         """Nobody asks this model before `until` (loop time)."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         pace = self._lane(model, now).pace
         before = pace.cool_until
         pace.cool(now, until)
@@ -341,7 +342,7 @@ class Pace:
                 self._task = self._wake = None
 
     async def _let_all_go(self, wake: asyncio.Event) -> None:
-        now = asyncio.get_running_loop().time
+        now = self._loop.time
         while True:
             wake.clear()
             lane, ready = self._choose(now())

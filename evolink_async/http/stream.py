@@ -140,6 +140,10 @@ class SocketStream(asyncio.Protocol):
         self._untouched = False  # nothing of the current request is written yet
         self._on_first_byte: Callable[[], object] | None = None
 
+    def loop_time(self) -> float:
+        """The time of its event loop."""
+        return self._loop.time()
+
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

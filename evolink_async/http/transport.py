@@ -410,7 +410,7 @@ class SlotTransport(httpx.AsyncBaseTransport):
                 call.on_slot()
             loop = asyncio.get_running_loop()
             began = loop.time()
-            slot = lease.slot = self._reuse(call.origin) or await self._open(call)
+            slot = lease.slot = self._reuse(call.origin, began) or await self._open(call)
             if call.seconds is not None:
                 lease.timer = loop.call_at(began + call.seconds, slot.stream.expire, call.seconds)
             head = await slot.send(call)
@@ -446,19 +446,19 @@ class SlotTransport(httpx.AsyncBaseTransport):
         if self._closed:
             slot.abort()
             return
-        slot.idle_since = asyncio.get_running_loop().time()
+        slot.idle_since = slot.stream.loop_time()
         self._idle.push(slot)
 
-    def _reuse(self, origin: Origin) -> _Slot | None:
-        self._drop_expired()
+    def _reuse(self, origin: Origin, now: float) -> _Slot | None:
+        self._drop_expired(now)
         while (slot := self._idle.pop_newest(origin)) is not None:
             if not slot.is_stale():
                 return slot
             slot.abort()
         return None
 
-    def _drop_expired(self) -> None:
-        limit = asyncio.get_running_loop().time() - self._keepalive_expiry
+    def _drop_expired(self, now: float) -> None:
+        limit = now - self._keepalive_expiry
         while (slot := self._idle.oldest()) is not None and slot.idle_since < limit:
             self._idle.pop_oldest().abort()
 

@@ -12,6 +12,7 @@ import asyncio
 import functools
 import logging
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import Executor
@@ -44,6 +45,17 @@ logger = logging.getLogger("evolink_async.ledger")
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+_process = object()  # another one in a forked child
+
+
+def _begin_process() -> None:
+    global _process
+    _process = object()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_process)
 
 _KNOWN_LONGER = 10_000  # requests with a key that a ledger in memory knows after they were let go
 _COUNTED = 10_000  # contents of which is remembered how often they came in this run; a store knows the others
@@ -103,7 +115,8 @@ class JobLedger:
         self.interrupted = opened.interrupted
         self.learned = opened.learned
         self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
+        self._thread = threading.get_ident()
+        self._process = _process
         self._account = opened.account
         self._turns: Turns | None = None
         if store is not None:
@@ -568,9 +581,10 @@ class JobLedger:
         )
 
     def _check(self) -> None:
-        if asyncio._get_running_loop() is not self._loop:  # nor is it in a forked child, where none runs
-            if self._pid != os.getpid():
-                raise ConfigurationError("a ledger cannot be used in a forked process; open it there")
+        # To ask for the running loop would be a system call each time; where ours runs in this thread, it is that one.
+        if self._process is not _process:
+            raise ConfigurationError("a ledger cannot be used in a forked process; open it there")
+        if threading.get_ident() != self._thread or not self._loop.is_running():
             raise ConfigurationError("a ledger belongs to the event loop that it was opened in")
         if self._closed:
             raise ClosedError(f"the ledger of job {self.name!r} is closed")

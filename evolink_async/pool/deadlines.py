@@ -22,9 +22,9 @@ class _Group(Generic[T]):
 
 
 class Deadlines(Generic[T]):
-    """Calls `expired(thing)` `seconds` after `start(thing)` (0.1 % later at most), unless the thing is over by then.
+    """Calls `expired(thing)` `seconds` after `start(thing, loop)` (0.1 % later at most), unless it is over by then.
 
-    seconds None: never. is_over: whether a thing needs no deadline any more. Each is started once.
+    seconds None: never. is_over: whether a thing needs no deadline any more. Each is started once, on one loop.
     """
 
     def __init__(self, seconds: float | None, expired: Callable[[T], None], is_over: Callable[[T], bool]) -> None:
@@ -35,10 +35,10 @@ class Deadlines(Generic[T]):
         self._held = self._over = 0  # things in there, and how many of them are over, at most
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self, thing: T) -> None:
+    def start(self, thing: T, loop: asyncio.AbstractEventLoop) -> None:
         if self._seconds is None:
             return
-        now = asyncio.get_running_loop().time()
+        now = loop.time()
         if self._groups and now - self._groups[-1].began <= _TOGETHER * self._seconds:
             group = self._groups[-1]
             group.ends = now + self._seconds
@@ -47,7 +47,7 @@ class Deadlines(Generic[T]):
             self._groups.append(_Group(now, now + self._seconds, [thing]))
         self._held += 1
         if self._timer is None:
-            self._set_timer()
+            self._set_timer(loop)
 
     def note_end(self) -> None:
         """One of the things is over: they must not pile up until their time comes."""
@@ -66,17 +66,17 @@ class Deadlines(Generic[T]):
             self._timer.cancel()
             self._timer = None
 
-    def _set_timer(self) -> None:
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._groups:
-            self._timer = asyncio.get_running_loop().call_at(self._groups[0].ends, self._look)
+            self._timer = loop.call_at(self._groups[0].ends, self._look, loop)
 
-    def _look(self) -> None:
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
-        now = asyncio.get_running_loop().time()
+        now = loop.time()
         while self._groups and self._groups[0].ends <= now + 1e-5:
             group = self._groups.popleft()
             self._held -= len(group.things)
             for thing in group.things:
                 if not self._is_over(thing):
                     self._expired(thing)
-        self._set_timer()
+        self._set_timer(loop)

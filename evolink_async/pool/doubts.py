@@ -203,7 +203,7 @@ class Doubts:
         pool = self._pool
         if pool._session.watcher.follows(task_id) or task_id in pool._client._memory.reads.submitted:
             return "it is followed already"
-        if any(other.task_id == task_id for other in pool._under_way()):
+        if any(other.task_id == task_id for other in pool._stages.under_way()):
             return "another request of this pool has it"
         return None
 

@@ -10,8 +10,7 @@ import asyncio
 import logging
 import math
 import os
-from collections import Counter, deque
-from collections.abc import AsyncIterable, Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from decimal import Decimal
 from pathlib import PurePath
 from types import TracebackType
@@ -51,7 +50,7 @@ from evolink_async.pool.progress import Progress, Tally, log_outcome
 from evolink_async.pool.record import Record, State
 from evolink_async.pool.savings import Savings
 from evolink_async.pool.sources import Sources
-from evolink_async.pool.waiting import Waiting
+from evolink_async.pool.stages import Stages
 from evolink_async.requests import GenerationRequest, has_local_files, media_links
 from evolink_async.saving.saver import Saver
 from evolink_async.session import POLL_TIMEOUT
@@ -128,7 +127,7 @@ class TaskPool:
         refuse_unknown(unknown)
         self._client = client
         self._max = checked_count(max_outstanding, "max_outstanding", 1, MOST)
-        self._half = max(1, self._max // 2)
+        self._stages = Stages(self._max)
         self._ledger = ledger
         self._job_name = job
         self._max_credits = checked_credits(max_credits, "max_credits")
@@ -143,7 +142,8 @@ class TaskPool:
         self._savings = None
         if save_to is not None:
             self._savings = Savings(_saver(client, save_to), self._saved, self._crashed)
-        self._sources = Sources(self._has_room, self._take, self._source_failed, self._break_down, self._wake_reader)
+        has_room = self._stages.has_room
+        self._sources = Sources(has_room, self._take, self._source_failed, self._break_down, self._wake_reader)
         self._has_sources = False
         self._entered = self._stopped = self._left = False
         self._reason: BaseException | None = None
@@ -151,18 +151,8 @@ class TaskPool:
         self._refusals = Refusals(stop_after_rejections)
         self._block = Block()
 
-        self._entering: dict[Record, None] = {}
-        self._sharing: dict[Row, list[Record]] = {}  # of `_entering` those whose request is on its way already
-        self._pulled = Waiting(self._may_have_place)  # wait for a place
-        self._runs = Waiting(self._may_have_place)  # the same, and somebody awaits them: these go first
-        # What holds a place is in one of the next two. (A dict that was large stays so until it is cleared.)
-        self._sending: dict[Record, None] = {}
-        self._outstanding: dict[Hashable, Record] = {}  # by the task's id
-        self._unsent: dict[Record, None] = {}  # of `_sending` those from sources whose first POST is still to come
-        self._sending_of: Counter[str] = Counter()  # those of `_sending`, by line
+        self._sharing: dict[Row, list[Record]] = {}  # entering, and their request is on its way already
         self._probe: Record | None = None  # finds out a price, and nothing else is sent before
-        self._saving: dict[Record, None] = {}
-        self._untaken: deque[Outcome] = deque()
         self._leftovers: list[Outcome] = []
         self._unfinished = 0  # requests of the sources, and attached tasks, without an outcome
         self._filling = False
@@ -209,11 +199,11 @@ class TaskPool:
             raise InvalidRequestError(f"no task ids: {task_ids!r}", param="task_ids")
         ids = [task_ids] if isinstance(task_ids, str) else list(task_ids)
         for task_id in [checked_id(task_id) for task_id in ids]:
-            if task_id not in self._outstanding:
+            if task_id not in self._stages.outstanding:
                 record = Record(self, None, None, attached=task_id)
                 self._unfinished += 1
                 self._given += 1
-                self._outstanding[task_id] = record
+                self._stages.hold(record, task_id)
                 if self._entered:
                     self._follow(record, _by_id(task_id), None)
 
@@ -246,7 +236,7 @@ class TaskPool:
     def notify(self, task_id_or_body: str | Mapping[str, Any]) -> None:
         """A hint, e.g. from a callback, that a task may have ended: it is looked at now. Never believed."""
         task_id = task_id_or_body.get("id") if isinstance(task_id_or_body, Mapping) else task_id_or_body
-        if isinstance(task_id, str) and task_id in self._outstanding and self._entered and not self._left:
+        if isinstance(task_id, str) and task_id in self._stages.outstanding and self._entered and not self._left:
             self._session.watcher.notify(task_id)
 
     def _heed(self, receiver: Receiver) -> None:
@@ -266,7 +256,7 @@ class TaskPool:
     @property
     def outstanding(self) -> tuple[str, ...]:
         """The ids of the tasks that run now."""
-        return tuple(record.task_id for record in self._outstanding.values() if record.task_id is not None)
+        return tuple(record.task_id for record in self._stages.outstanding.values() if record.task_id is not None)
 
     @property
     def leftovers(self) -> list[Outcome]:
@@ -282,7 +272,7 @@ class TaskPool:
         if self._last_stats is not None:
             return self._last_stats
         tally = self._tally
-        outstanding = self._places_held() - len(self._unsent)
+        outstanding = self._stages.places_held - len(self._stages.unsent)
         rate, requests, elapsed, eta = None, 0, 0.0, None
         total = self._total()
         if self._entered:
@@ -295,9 +285,9 @@ class TaskPool:
         return PoolStats(
             total=total,
             pulled=self._next_index,
-            waiting=self._waiting(),
+            waiting=self._stages.waiting,
             outstanding=outstanding,
-            untaken=len(self._untaken),
+            untaken=len(self._stages.untaken),
             counts={str(status): count for status, count in tally.counts.items()},
             credits_reserved=self._journal.job.reserved if self._entered else Decimal(0),
             credits_spent=self._journal.spent if self._entered else Decimal(0),
@@ -318,9 +308,6 @@ class TaskPool:
         """How the requests pulled so far compare with those of earlier runs; None without a ledger."""
         return self._journal.job.census if self._entered and self._journal.durable else None
 
-    def _waiting(self) -> int:
-        return len(self._entering) + len(self._pulled) + len(self._runs) + len(self._unsent)
-
     def _total(self) -> int | None:
         sources = self._sources
         known = sources.pulled if sources.exhausted else sources.total
@@ -336,10 +323,10 @@ class TaskPool:
         return pool_html(self._state, self.stats, self._reason, len(self._leftovers))
 
     def __repr__(self) -> str:
-        outstanding = self._places_held() - len(self._unsent)
+        outstanding = self._stages.places_held - len(self._stages.unsent)
         return (
-            f"<TaskPool {self._state}: {self._waiting()} waiting, {outstanding} outstanding, "
-            f"{len(self._untaken)} untaken, {self._tally.finished} finished>"
+            f"<TaskPool {self._state}: {self._stages.waiting} waiting, {outstanding} outstanding, "
+            f"{len(self._stages.untaken)} untaken, {self._tally.finished} finished>"
         )
 
     # The block
@@ -363,7 +350,7 @@ class TaskPool:
         if self._doubts is not None:
             self._doubts.open()
         self._requests_before = self._session.watcher.requests
-        for record in list(self._outstanding.values()):
+        for record in list(self._stages.outstanding.values()):
             self._follow(record, _by_id(record.identity), None)
         self._sources.start()
         return self
@@ -388,14 +375,14 @@ class TaskPool:
     async def __anext__(self) -> Outcome:
         self._refuse_if_over("iterating")
         self._refuse_if_not_entered()
-        while not self._untaken:
+        while not self._stages.untaken:
             if self._sources.exhausted and not self._unfinished:
                 raise StopAsyncIteration
             self._changed.clear()
             await self._changed.wait()
             self._refuse_if_over("iterating")
         # No await from here on: an outcome that is taken is handed over.
-        outcome = self._untaken.popleft()
+        outcome = self._stages.untaken.popleft()
         self._sources.notice_room()
         return outcome
 
@@ -414,28 +401,11 @@ class TaskPool:
 
     # Pulling
 
-    def _has_room(self) -> bool:
-        waiting = len(self._entering) + len(self._pulled)
-        return self._places_held() + waiting + len(self._saving) + len(self._untaken) < self._max
-
-    def _places_held(self) -> int:
-        return len(self._sending) + len(self._outstanding)
-
-    def _holders(self) -> list[Record]:
-        return [*self._sending, *self._outstanding.values()]
-
     def _take(self, item: Any) -> str | None:
         """An item was pulled from a source. Gives the line for whose sake that source is not to be read on for now."""
         self._unfinished += 1
         record = self._new_record(item, None)
-        return None if record.request is None or self._may_wait(record.line) else record.line
-
-    def _may_wait(self, line: str) -> bool:
-        """Whether one more request of this line may be pulled: half of the places are left to the others."""
-        return self._sending_of[line] + self._pulled.of(line) < self._half
-
-    def _may_have_place(self, line: str) -> bool:
-        return self._sending_of[line] < self._half
+        return None if record.request is None or self._stages.may_wait(record.line) else record.line
 
     def _new_record(self, item: Any, waiter: asyncio.Future[Outcome] | None) -> Record:
         index = self._next_index
@@ -466,12 +436,11 @@ class TaskPool:
         if not self._entered:
             self._not_sent(record, self._reason or ClosedError("the pool was stopped"))
             return
-        self._entering[record] = None
+        self._stages.enter(record)
         if has_local_files(record.request):
             attachments = self._client._attachments(self._session)
-            record.attachment = attachments.look(
-                record.request, lambda error: self._guarded(self._looked_at, record, error)
-            )
+            looking = attachments.look(record.request, lambda error: self._guarded(self._looked_at, record, error))
+            record.attach(looking)
         else:
             self._enter(record)
 
@@ -519,7 +488,9 @@ class TaskPool:
             self._finish(record, OutcomeStatus.REJECTED, _other_body(record))
             return
         record.row = known.row
-        if todo is Todo.SHARE and any(other.row is known.row for other in self._under_way() if other is not record):
+        if todo is Todo.SHARE and any(
+            other.row is known.row for other in self._stages.under_way() if other is not record
+        ):
             self._sharing.setdefault(known.row, []).append(record)
         elif todo in (Todo.SHARE, Todo.DELIVER, Todo.HOLD):
             record.from_ledger = True
@@ -536,27 +507,16 @@ class TaskPool:
                     return
             self._wait_for_place(record)
 
-    def _under_way(self) -> Iterator[Record]:
-        """All records with a request that have no outcome yet."""
-        holders = (self._sending, self._outstanding.values(), self._saving)
-        for records in (self._entering, self._pulled, self._runs, *holders):
-            yield from records
-
     def _wait_for_place(self, record: Record, *, first: bool = False) -> None:
         """The step into `pulled`."""
-        self._entering.pop(record, None)
-        record.state = State.PULLED
-        self._line_of(record).put(record, first=first)
+        self._stages.pull(record, first=first)
         if self._stopped or self._reason is not None:
             self._withdraw_unsent(self._reason or ClosedError("the pool was stopped"))
         self._fill()
 
-    def _line_of(self, record: Record) -> Waiting:
-        return self._pulled if record.waiter is None else self._runs
-
     def _read_on(self, line: str) -> None:
         """Fewer of this line wait now, perhaps."""
-        if self._may_wait(line):
+        if self._stages.may_wait(line):
             self._sources.release(line)
 
     # Sending
@@ -565,7 +525,7 @@ class TaskPool:
         """Give free places to requests that wait for one: those awaited first."""
         if self._filling:  # called by a step of the loop below, which goes on by itself
             return
-        if not self._pulled and not self._runs:
+        if not self._stages.pulled and not self._stages.runs:
             return
         self._filling = True
         try:
@@ -580,13 +540,14 @@ class TaskPool:
     def _next_to_send(self) -> Record | None:
         if self._probe is not None and self._is_probing(self._probe):
             return None
-        record = self._runs.next()
-        if record is not None and (self._places_held() < self._max or self._displace()):
-            self._runs.remove(record)
+        stages = self._stages
+        record = stages.runs.next()
+        if record is not None and (stages.has_place() or self._displace()):
+            stages.runs.remove(record)
             return record
-        record = self._pulled.next() if self._places_held() < self._max else None
+        record = stages.pulled.next() if stages.has_place() else None
         if record is not None:
-            self._pulled.remove(record)
+            stages.pulled.remove(record)
         return record
 
     def _is_probing(self, record: Record) -> bool:
@@ -600,15 +561,14 @@ class TaskPool:
 
     def _displace(self) -> bool:
         """Only what is really outstanding keeps a run waiting: the last of the others goes back to the pulled ones."""
-        for record in reversed(self._unsent):
+        for record in reversed(self._stages.unsent):
             submission = record.submission
             # Without a ticket its POST has begun; without its bytes it is to be uploaded first.
             if submission is not None and (submission.ticket is not None or self._is_uploading(record)):
                 self._session.submitter.withdraw(submission)
-                self._no_longer_sending(record)
                 self._release_files(record)
-                record.submission, record.state = None, State.PULLED
-                self._pulled.put(record, first=True)
+                record.submission = None
+                self._stages.pull(record, first=True)
                 return True
         return False
 
@@ -628,7 +588,7 @@ class TaskPool:
         if reason is not None:
             self._return(record, reason)
             return
-        record.state = State.SENDING
+        self._stages.send(record)
         record.submission = submission = Submission(
             request,
             self._key_of(record, row),
@@ -642,11 +602,7 @@ class TaskPool:
             self._resume(submission, row)
         if self._doubts is not None:
             submission.callback_url = self._doubts.send(record)
-        self._sending[record] = None
-        self._sending_of[record.line] += 1
         self._models.add(request.model)
-        if record.waiter is None:
-            self._unsent[record] = None
         if not self._journal.has_price(request):
             self._probe = record
         if self._is_uploading(record):
@@ -724,15 +680,9 @@ class TaskPool:
     def _age_of(self, row: Row) -> float | None:
         return None if row.submitted_at is None else max(0.0, (clock.now() - row.submitted_at).total_seconds())
 
-    def _no_longer_sending(self, record: Record) -> None:
-        if record in self._sending:
-            _drop(self._sending, record)
-            _drop(self._unsent, record)
-            self._sending_of[record.line] -= 1
-
     def _posting(self, record: Record) -> None:
         """A POST is about to be made."""
-        _drop(self._unsent, record)
+        self._stages.posting(record)
         self._note_progress()
 
     def _posted(self, record: Record) -> None:
@@ -786,10 +736,10 @@ class TaskPool:
             self._not_sent(record, None)
             return
         probe = self._journal.job.probe
-        finder = next((other for other in self._holders() if other.row is probe), None) if probe is not None else None
+        holders = [] if probe is None else self._stages.holders()
+        finder = next((other for other in holders if other.row is probe), None)
         if probe is None or finder is not None:
             self._probe = finder
-            self._no_longer_sending(record)
             self._release_files(record)
             record.submission = None
             self._wait_for_place(record, first=True)
@@ -809,7 +759,6 @@ class TaskPool:
         self._take_task(record, task if record.task_id == task.id else _by_id(record.task_id or task.id), 0.0)
 
     def _take_task(self, record: Record, task: TaskReading, age: float | None) -> None:
-        self._no_longer_sending(record)
         record.submission = None  # with the bytes that were sent
         record.progress = task.progress
         if self._doubts is not None:
@@ -834,9 +783,9 @@ class TaskPool:
 
     def _take_back_unknown(self, record: Record) -> bool:
         """Take the outcome `unknown` of a request from those that wait for the reader, if it is still there."""
-        for place, outcome in enumerate(self._untaken):
+        for place, outcome in enumerate(self._stages.untaken):
             if outcome.index == record.index and outcome.status is OutcomeStatus.UNKNOWN:
-                del self._untaken[place]
+                del self._stages.untaken[place]
                 self._tally.outcome(outcome, -1)
                 self._unfinished += 1
                 record.from_ledger = False
@@ -844,8 +793,7 @@ class TaskPool:
         return False
 
     def _hold(self, record: Record, task: TaskReading, age: float | None) -> None:
-        # The service may give two requests the same task.
-        self._outstanding[(task.id, record.index) if task.id in self._outstanding else task.id] = record
+        self._stages.hold(record, task.id)
         self._follow(record, task, age)
         self._fill()
         self._read_on(record.line)
@@ -854,7 +802,6 @@ class TaskPool:
     # Watching
 
     def _follow(self, record: Record, task: TaskReading, age: float | None) -> None:
-        record.state = State.OUTSTANDING
         if task.is_terminal:
             record.task = task.task
             if is_over(record.task):
@@ -864,7 +811,7 @@ class TaskPool:
             self._give_up(record, self._broken)
             return
         self._session.watcher.follow(task, record, age=age)
-        self._timeouts.start(record)
+        self._timeouts.start(record, self._session.loop)
 
     def _seen(self, record: Record) -> None:
         self._tally.polls += 1
@@ -898,12 +845,10 @@ class TaskPool:
             self._finish(record, status, error)
             return
         if record.state is State.OUTSTANDING:
-            self._no_longer_outstanding(record)
+            self._no_longer_watched(record)
             self._time(record)
-        self._entering.pop(record, None)
         self._release_files(record)
-        record.state = State.SAVING
-        self._saving[record] = None
+        self._stages.save(record)
         self._savings.put(record)
         self._fill()
         self._sources.notice_room()
@@ -930,7 +875,7 @@ class TaskPool:
                 "model": record.model,
             },
         )
-        self._no_longer_outstanding(record)
+        self._no_longer_watched(record)
         self._release_files(record)
         record.again()
         self._wait_for_place(record, first=True)
@@ -954,7 +899,7 @@ class TaskPool:
             # Not one look was answered: it gets one now, and the time that takes.
             self._overdue.add(record)
             self._session.watcher.notify(record.task_id)
-            self._last_looks.start(record)
+            self._last_looks.start(record, self._session.loop)
 
     def _give_up_watching(self, record: Record) -> None:
         task = record.known_task()
@@ -986,22 +931,18 @@ class TaskPool:
         """The step into `untaken`: for the reader, or the caller of `run`, or who looks at the leftovers."""
         finished_at = clock.now()
         outcome = record.outcome(status, error, finished_at)
-        was_outstanding = record.state is State.OUTSTANDING
-        record.state = State.UNTAKEN
-        self._entering.pop(record, None)
-        self._saving.pop(record, None)
-        self._no_longer_sending(record)
+        if record.state is State.OUTSTANDING:
+            self._no_longer_watched(record)
+            self._time(record)
+        self._stages.close(record)
         if self._doubts is not None:
             self._doubts.over(record)
-        if was_outstanding:
-            self._no_longer_outstanding(record)
-            self._time(record)
         self._release_files(record, keep=status in (OutcomeStatus.UNKNOWN, OutcomeStatus.UNFINISHED))
         self._tally.outcome(outcome)
         log_outcome(outcome)
         if record.waiter is None:
             self._unfinished -= 1
-            self._untaken.append(outcome)
+            self._stages.untaken.append(outcome)
             self._wake_reader()
         elif not record.waiter.done():
             record.waiter.set_result(outcome)
@@ -1019,9 +960,7 @@ class TaskPool:
         if sent_at is not None and sent_at >= self._entered_on:
             self._tally.ended((clock.now() - sent_at).total_seconds())
 
-    def _no_longer_outstanding(self, record: Record) -> None:
-        shared = self._outstanding.get(record.task_id) is not record
-        self._outstanding.pop((record.task_id, record.index) if shared else record.task_id, None)
+    def _no_longer_watched(self, record: Record) -> None:
         self._timeouts.note_end()
         self._overdue.discard(record)
 
@@ -1055,7 +994,7 @@ class TaskPool:
         """Everything outstanding comes back with its id now, what is on the wire as soon as it is answered."""
         self._broken = self._broken or error
         self._end_early(error)
-        for record in list(self._outstanding.values()):
+        for record in list(self._stages.outstanding.values()):
             if record.state is State.OUTSTANDING:
                 self._give_up(record, error)
 
@@ -1093,12 +1032,12 @@ class TaskPool:
 
     def _withdraw_unsent(self, reason: BaseException) -> None:
         """Nothing more is sent: what waits comes back."""
-        for record in [*self._runs.take_all(), *self._pulled.take_all()]:
+        for record in [*self._stages.runs.take_all(), *self._stages.pulled.take_all()]:
             if record.row is not None and record.row.state is Known.ACCEPTED and not self._left:
-                self._line_of(record).put(record)  # it is outstanding
+                self._stages.pull(record)  # it is outstanding
             else:
                 self._return(record, reason)
-        for record in list(self._sending):
+        for record in list(self._stages.sending):
             if record.state is not State.SENDING:
                 continue
             settled = self._take_back(record)
@@ -1171,7 +1110,8 @@ class TaskPool:
         if self._doubts is not None:
             await self._doubts.aclose()
         self._withdraw_unsent(ClosedError("the pool's block was left"))
-        posts = {record.submission.post for record in self._sending if record.submission and record.submission.post}
+        sending = [record.submission for record in self._stages.sending]
+        posts = {submission.post for submission in sending if submission is not None and submission.post is not None}
         tasks = posts | self._sources.tasks()
         if tasks:
             with anyio.CancelScope(shield=True):
@@ -1206,13 +1146,13 @@ class TaskPool:
 
     def _collect_leftovers(self) -> None:
         left = ClosedError("the pool's block was left; the task goes on: wait for it with its id")
-        for record in [*self._holders(), *self._saving]:
+        for record in [*self._stages.holders(), *self._stages.saving]:
             self._give_up(record, left)
-        self._entering.clear()
+        self._stages.entering.clear()
         self._sharing.clear()
-        for outcome in self._untaken:
+        for outcome in self._stages.untaken:
             self._leave_behind(outcome)
-        self._untaken.clear()
+        self._stages.untaken.clear()
         self._timeouts.close()
         self._last_looks.close()
         if self._entered:
@@ -1238,7 +1178,7 @@ class TaskPool:
                 self._sharing[record.row].remove(record)
                 record.row = None
             self._not_sent(record, None)
-        elif self._runs.remove(record):
+        elif self._stages.runs.remove(record):
             self._return(record, None)
         elif record.state is State.SENDING and record.submission is not None:
             submission = record.submission
@@ -1270,12 +1210,6 @@ def _saver(client: AsyncEvoLink, save_to: str | os.PathLike[str]) -> Saver:
         return Saver(client, save_to)
     except ConfigurationError as error:
         raise ConfigurationError(f"save_to: {error.message}") from None
-
-
-def _drop(records: dict[Record, None], record: Record) -> None:
-    records.pop(record, None)
-    if not records:
-        records.clear()  # gives back what it took when it was full
 
 
 def _not_submitted(reason: BaseException | None) -> NotSubmittedError:

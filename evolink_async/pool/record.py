@@ -32,9 +32,9 @@ what failed and may be tried again; and from untaken, where it is `unknown`, bac
 shown its task. When the block is left, what was sent and is not handed over goes to `leftovers`, and what was not sent
 is dropped.
 
-Each move is one synchronous step and is made in one place: entering `TaskPool._begin`, pulled `_wait_for_place`,
-sending `_send`, outstanding `_follow`, untaken `_close`. What the ledger has to know of it goes through the
-`Journal`: durable before the first byte of a POST, and before anyone sees an id.
+Each move is one synchronous step of `Stages`, and is made in one place: entering `TaskPool._begin`, pulled
+`_wait_for_place`, sending `_send`, outstanding `_hold`, saving `_conclude_as`, untaken `_close`. What the ledger has to
+know of it goes through the `Journal`: durable before the first byte of a POST, and before anyone sees an id.
 """
 
 from __future__ import annotations
@@ -118,7 +118,17 @@ class Record:
     progress: int = 0
     files: tuple[PurePath, ...] = ()  # that hold its results
     from_ledger: bool = False  # how it ended was known before this run
+    line: str = ""  # what it waits among: requests of its model, which may wait for the service's sake
     attachment: Attachment | None = None  # its local files, if it has any
+
+    def __post_init__(self) -> None:
+        if self.request is not None:
+            self.line = self.request.model
+
+    def attach(self, attachment: Attachment) -> None:
+        """It has local files: requests with some wait among themselves, for places at the files service."""
+        self.attachment = attachment
+        self.line = f"{self.model} with files"
 
     @property
     def identity(self) -> str:
@@ -133,12 +143,6 @@ class Record:
         """The model it asks for."""
         assert self.request is not None
         return self.request.model
-
-    @property
-    def line(self) -> str:
-        """What it waits among: requests of its model, which may wait for the service's sake; those with local files,
-        which may wait for places at the files service, by themselves."""
-        return self.model if self.attachment is None else f"{self.model} with files"
 
     @property
     def number(self) -> int:

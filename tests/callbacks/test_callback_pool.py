@@ -297,7 +297,7 @@ async def in_doubt(w: World, ledger: Path | None, *more: Any) -> Any:
 
 async def still_unknown(pool: TaskPool, identity: str = "k0") -> bool:
     await asyncio.sleep(30)
-    return any(outcome.key == identity and outcome.status == "unknown" for outcome in pool._untaken)
+    return any(outcome.key == identity and outcome.status == "unknown" for outcome in pool._stages.untaken)
 
 
 async def test_a_task_of_another_request_is_not_taken(api_key: str, ledger: Path) -> None:

@@ -118,12 +118,12 @@ async def test_deadlines_expire_in_time_and_never_early() -> None:
     ends: list[tuple[float, float]] = []
     deadlines: Deadlines[float] = Deadlines(100, lambda began: ends.append((began, now())), lambda _: False)
     for _ in range(50):
-        deadlines.start(now())
+        deadlines.start(now(), asyncio.get_running_loop())
         await asyncio.sleep(0.03)
     await asyncio.sleep(110)
     assert len(ends) == 50
     assert all(began + 100 <= end + 1e-4 <= began + 100.2 for began, end in ends)
-    deadlines.start(now())
+    deadlines.start(now(), asyncio.get_running_loop())
     await asyncio.sleep(101)
     assert len(ends) == 51, "after a rest as well"
 
@@ -136,18 +136,18 @@ async def test_what_is_over_does_not_expire_and_is_let_go_long_before_its_time()
     for _ in range(20):
         things = [Thing() for _ in range(1000)]
         for thing in things:
-            deadlines.start(thing)
+            deadlines.start(thing, asyncio.get_running_loop())
             await asyncio.sleep(0.002)
         for thing in things:
             thing.over = True
             deadlines.note_end()
     for thing in last:
-        deadlines.start(thing)
+        deadlines.start(thing, asyncio.get_running_loop())
     assert sum(len(group.things) for group in deadlines._groups) < 200
     await asyncio.sleep(1001)
     assert expired == last
     assert not deadlines._groups
-    deadlines.start(last[0])
+    deadlines.start(last[0], asyncio.get_running_loop())
     deadlines.close()
     await asyncio.sleep(1001)
     assert expired == last
