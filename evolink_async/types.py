@@ -90,16 +90,16 @@ def _credits(value: object) -> Decimal | None:
             value = Decimal(value)
         except InvalidOperation:
             return None
-    if isinstance(value, Decimal):
-        return value if value.is_finite() and abs(value) < _ABSURD else None
-    number = _number(value)
-    return None if number is None else _decimal(number)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _credits_of(value)
+    return value if isinstance(value, Decimal) and value.is_finite() and abs(value) < _ABSURD else None
 
 
 # The same few prices come again and again, and each task keeps one.
 @lru_cache(maxsize=1024)
-def _decimal(number: float) -> Decimal:
-    return Decimal(str(number))
+def _credits_of(value: float) -> Decimal | None:
+    number = _number(value)
+    return None if number is None else Decimal(str(number))
 
 
 def _text(value: object) -> str | None:

@@ -37,6 +37,7 @@ _PLACES_KEPT = 0.9
 _LEAST_PLACES_PATIENCE = 10.0
 _LONGEST_PROBE = 2.0  # seconds for which the others wait for the answer to the first after a pause
 _LATE = 0.01  # seconds by which a timer may be late
+_TOGETHER = 1.0  # seconds
 
 _PER_WORD = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 _LIMIT_TEXT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:/|per)\s*([a-z]+)\s*", re.I | re.A)
@@ -136,6 +137,7 @@ class ModelPace:
         "_rate",
         "_refusals",
         "_running",
+        "_shared_until",
         "_since",
         "_taken",
         "_trials",
@@ -174,6 +176,7 @@ class ModelPace:
         # The tasks that are believed to run, and until when; `_believed_until` is no later than the first of these.
         self._running: dict[str, float] = {}
         self._believed_until = math.inf
+        self._shared_until = -math.inf
         self._flying = 0
         # What is measured since the last refusal.
         self._since = self._asked_at = now
@@ -238,8 +241,11 @@ class ModelPace:
         `task_id`: the task that runs now; who is not told of its end believes that it runs `until` then.
         """
         if task_id is not None:
-            self._running[task_id] = until
-            self._believed_until = min(self._believed_until, until)
+            # There may be many: those that are believed in about as long share the moment.
+            if not 0 <= until - self._shared_until < _TOGETHER:
+                self._shared_until = until
+            self._running[task_id] = self._shared_until
+            self._believed_until = min(self._believed_until, self._shared_until)
         self._refusals = 0
         if now >= self.cool_until:  # else it was sent before the pause
             self._probing = False

@@ -192,7 +192,7 @@ class _Watched:
         self.others = tuple(followers[1:])
 
     def __lt__(self, other: _Watched) -> bool:
-        """Only ever asked of two with the same id, of which one was forgotten: the heap needs some answer."""
+        """Asked of two that are due at the same moment: the heap needs some answer."""
         return False
 
     def in_trouble(self) -> _Trouble:
@@ -238,7 +238,7 @@ class Watcher:
         self._loop = asyncio.get_running_loop()
         self._random = random.Random()
         self._watched: dict[str, _Watched] = {}
-        self._heap: list[tuple[float, str, _Watched]] = []  # due; the id, so that no two are equal
+        self._heap: list[tuple[float, _Watched]] = []  # by when they are due
         self._hastened: OrderedDict[str, float] = OrderedDict()  # by id, the loop time of the latest hint
         self._look_again: set[str] = set()  # somebody asked for a look while one was under way
         self._strangers: set[str] = set()  # followed ids that only a stranger has told
@@ -358,10 +358,10 @@ class Watcher:
         watched.due = self._loop.time() + delay
         if len(self._heap) > 2 * len(self._watched) + BATCH_SIZE:
             # Entries of those who went early, or were hastened: they must not pile up until their time comes.
-            self._heap = [entry for entry in self._heap if entry[0] == entry[2].due]
+            self._heap = [entry for entry in self._heap if entry[0] == entry[1].due]
             heapq.heapify(self._heap)
-        heapq.heappush(self._heap, (watched.due, watched.id, watched))
-        if self._heap[0][2] is watched:
+        heapq.heappush(self._heap, (watched.due, watched))
+        if self._heap[0][1] is watched:
             self._set_timer()
 
     def _price_looks(self) -> None:
@@ -378,7 +378,7 @@ class Watcher:
         sample = self._random.choices(self._heap, k=min(_SAMPLE, len(self._heap)))
         urgencies = [
             watched.expectation.urgency(max(0.0, now - watched.started))
-            for _, _, watched in sample
+            for _, watched in sample
             if watched.expectation is not None
         ]
         price = price_for(urgencies, len(self._watched), _USED_SHARE * looks) if urgencies else 0.0
@@ -512,14 +512,14 @@ class Watcher:
     def _first(self) -> _Watched | None:
         """Who is looked at next; entries of those planned anew or finished are dropped."""
         while self._heap:
-            moment, _, watched = self._heap[0]
+            moment, watched = self._heap[0]
             if watched.due == moment:
                 return watched
             heapq.heappop(self._heap)
         return None
 
     def _pop(self) -> _Watched:
-        watched = heapq.heappop(self._heap)[2]
+        watched = heapq.heappop(self._heap)[1]
         watched.looking, watched.due = True, math.inf
         return watched
 

@@ -151,6 +151,10 @@ class Journal:
         job, error = self._job, judgement.error
         if job.is_closed:
             return
+        if judgement.replayed or judgement.verdict is Verdict.IN_PROGRESS:
+            self._tell(job.keys_are_honoured())
+        if judgement.verdict is Verdict.ACCEPTED:
+            return  # `accepted` tells it
         code, text = (None, "") if error is None else (error.code, str(error))
         match judgement.verdict:
             case Verdict.UNSENT:
@@ -163,8 +167,6 @@ class Journal:
                 self._tell(job.unsettled(row, code=code, error=text))
             case Verdict.IN_PROGRESS:
                 self._tell(job.unsettled(row, code=code, error=text, lost=False))
-        if judgement.replayed or judgement.verdict is Verdict.IN_PROGRESS:
-            self._tell(job.keys_are_honoured())
 
     async def accepted(self, row: Row, task: TaskReading) -> EvoLinkError | None:
         """An id is known. Returns once it is durable, or with the reason why it isn't."""

@@ -25,6 +25,8 @@ class Waiting:
 
     def next(self) -> Record | None:
         """The oldest one whose model may have a place; it stays here."""
+        if not self._queues:
+            return None
         oldest = None
         for model, queue in self._queues.items():
             record = next(iter(queue))
