@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Observer:
     """What happens in a client. Every method returns at once and raises nothing."""
 
-    def pool_entered(self, pool: object) -> None:
-        """The block of a pool was entered; submissions name the pool as their party."""
+    def pool_entered(self, party: Hashable) -> None:
+        """The block of a pool was entered, whose submissions name this party."""
 
     def queued(self, submission: Submission) -> None:
         """A submission waits for its turn, for the first time or again."""

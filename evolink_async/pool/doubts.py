@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import os
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -28,7 +29,7 @@ from evolink_async.types import Task, TaskReading
 
 if TYPE_CHECKING:
     from evolink_async.client import AsyncEvoLink
-    from evolink_async.pool.pool import TaskPool
+    from evolink_async.pool.engine import Engine
 
 logger = logging.getLogger("evolink_async.pool")
 
@@ -61,12 +62,16 @@ def checked_receiver(callbacks: object, client: AsyncEvoLink) -> Receiver:
 class Doubts:
     """The requests of an open pool that are sending or unknown, by the name that tokens have for them.
 
-    fills: whether the pool's requests get their `callback_url` from the receiver.
+    job, ledger: the pool's options. fills: whether its requests get their `callback_url` from the receiver.
     """
 
-    def __init__(self, pool: TaskPool, receiver: Receiver, *, fills: bool) -> None:
+    def __init__(
+        self, engine: Engine, receiver: Receiver, *, job: str, ledger: str | os.PathLike[str] | None, fills: bool
+    ) -> None:
         self.receiver = receiver
-        self._pool = pool
+        self._engine = engine
+        self._job_name = job
+        self._ledger = ledger
         self._fills = fills
         self._names: dict[Record, bytes] = {}  # of those that are sending
         self._sending: dict[bytes, Record] = {}
@@ -121,7 +126,7 @@ class Doubts:
 
     def notify(self, task_id: str) -> None:
         """A hint for the pool: this task may have ended."""
-        self._pool.notify(task_id)
+        self._engine.notify(task_id)
 
     def has(self, name: bytes) -> bool:
         """Whether a request of this name is sending or unknown."""
@@ -159,7 +164,7 @@ class Doubts:
                     extra={"event": "callback_doubtful", "task_id": reading.id},
                 )
             except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the pool's reason)
-                self._pool._crashed(record, error)
+                self._engine.crashed(record, error)
 
     async def _settle(self, name: bytes, record: Record, reading: TaskReading) -> None:
         task_id: str = reading.id
@@ -187,23 +192,22 @@ class Doubts:
         )
         self.receiver._forget(name)
         self._unknown.pop(name, None)
-        await self._pool._adopt(record, reading)
+        await self._engine.adopt(record, reading)
 
     async def _whose(self, record: Record, task_id: str) -> str | None:
         """Whose task it is, as far as anybody in the ledger can tell; None: nobody's."""
-        pool = self._pool
-        if pool._ledger is None:
+        if self._ledger is None:
             return None
-        await pool._journal.job.find(record.identity)  # what was told before is in the file then
-        async with open_ledger(pool._ledger) as ledger:
+        await self._engine.journal.job.find(record.identity)  # what was told before is in the file then
+        async with open_ledger(self._ledger) as ledger:
             known = await ledger.knows([task_id])
         return "another request in the ledger has it, or a former try had it" if known else None
 
     def _who_follows(self, task_id: str) -> str | None:
-        pool = self._pool
-        if pool._session.watcher.follows(task_id) or task_id in pool._client._memory.reads.submitted:
+        engine = self._engine
+        if engine.session.watcher.follows(task_id) or task_id in engine.client._memory.reads.submitted:
             return "it is followed already"
-        if any(other.task_id == task_id for other in pool._stages.under_way()):
+        if any(other.task_id == task_id for other in engine.stages.under_way()):
             return "another request of this pool has it"
         return None
 
@@ -211,7 +215,7 @@ class Doubts:
         return self._sending.get(name) or self._unknown.get(name)
 
     def _name(self, record: Record) -> bytes:
-        return self.receiver._name_of(self._pool._job_name, record.identity)
+        return self.receiver._name_of(self._job_name, record.identity)
 
 
 def _why_not(record: Record, task: Task) -> str | None:

@@ -32,7 +32,7 @@ what failed and may be tried again; and from untaken, where it is `unknown`, bac
 shown its task. When the block is left, what was sent and is not handed over goes to `leftovers`, and what was not sent
 is dropped.
 
-Each move is one synchronous step of `Stages`, and is made in one place: entering `TaskPool._begin`, pulled
+Each move is one synchronous step of `Stages`, and is made in one place: entering `Engine._begin`, pulled
 `_wait_for_place`, sending `_send`, outstanding `_hold`, saving `_conclude_as`, untaken `_close`. What the ledger has to
 know of it goes through the `Journal`: durable before the first byte of a POST, and before anyone sees an id.
 """
@@ -86,16 +86,16 @@ class Home(Protocol):
     """What a record tells its pool."""
 
     @property
-    def _journal(self) -> Journal: ...
-    def _posting(self, record: Record) -> None: ...
-    def _posted(self, record: Record) -> None: ...
-    def _held(self, record: Record, error: EvoLinkError) -> None: ...
-    def _settled(self, record: Record, settled: Settled) -> None: ...
-    def _seen(self, record: Record) -> None: ...
-    def _ended(self, record: Record, task: Task) -> None: ...
-    def _lost(self, record: Record, error: EvoLinkError) -> None: ...
-    def _crashed(self, record: Record, error: BaseException) -> None: ...
-    def _unwatched(self, error: BaseException) -> None: ...
+    def journal(self) -> Journal: ...
+    def posting(self, record: Record) -> None: ...
+    def posted(self, record: Record) -> None: ...
+    def held(self, record: Record, error: EvoLinkError) -> None: ...
+    def settled(self, record: Record, settled: Settled) -> None: ...
+    def seen(self, record: Record) -> None: ...
+    def ended(self, record: Record, task: Task) -> None: ...
+    def lost(self, record: Record, error: EvoLinkError) -> None: ...
+    def crashed(self, record: Record, error: BaseException) -> None: ...
+    def unwatched(self, error: BaseException) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -195,30 +195,30 @@ class Record:
     async def intend(self, submission: Submission, fingerprint: str) -> Settled | None:
         assert self.row is not None
         if submission is self.submission:
-            self.home._posting(self)
-        return await self.home._journal.intend(self.row, submission, fingerprint)
+            self.home.posting(self)
+        return await self.home.journal.intend(self.row, submission, fingerprint)
 
     def unsent(self, submission: Submission) -> None:
         assert self.row is not None
-        self.home._journal.unsent(self.row)
+        self.home.journal.unsent(self.row)
 
     def answered(self, submission: Submission, judgement: Judgement) -> None:
         assert self.row is not None
         if submission is self.submission and judgement.verdict is not Verdict.UNSENT:
-            self.home._posted(self)
-        self.home._journal.answered(self.row, judgement)
+            self.home.posted(self)
+        self.home.journal.answered(self.row, judgement)
 
     async def accepted(self, submission: Submission, task: TaskReading) -> EvoLinkError | None:
         assert self.row is not None
-        return await self.home._journal.accepted(self.row, task)
+        return await self.home.journal.accepted(self.row, task)
 
     def held(self, submission: Submission, error: EvoLinkError) -> None:
         if submission is self.submission:
-            self.home._held(self, error)
+            self.home.held(self, error)
 
     def settled(self, submission: Submission, settled: Settled) -> None:
         if submission is self.submission:
-            self.home._settled(self, settled)
+            self.home.settled(self, settled)
 
     # As a follower of its task. A fault in here would take the watcher down, and with it everybody's tasks.
 
@@ -227,30 +227,30 @@ class Record:
         if reading.is_terminal:  # only its links are awaited
             self.task = reading.task
         try:
-            self.home._seen(self)
+            self.home.seen(self)
         except Exception as error:  # noqa: BLE001  (it becomes the pool's reason)
-            self.home._crashed(self, error)
+            self.home.crashed(self, error)
 
     def ended(self, task: Task) -> None:
         self.task = task
-        self._tell(self.home._ended, self, task)
+        self._tell(self.home.ended, self, task)
 
     def lost(self, error: EvoLinkError) -> None:
         if isinstance(error, TaskError):
             error.task = self.known_task() or error.task
-        self._tell(self.home._lost, self, error)
+        self._tell(self.home.lost, self, error)
 
     def crashed(self, error: BaseException) -> None:
         if self.state is State.OUTSTANDING:
-            self.home._unwatched(error)
+            self.home.unwatched(error)
         else:
-            self.home._crashed(self, error)
+            self.home.crashed(self, error)
 
     def _tell(self, step: Callable[..., None], *args: Any) -> None:
         try:
             step(*args)
         except Exception as error:  # noqa: BLE001  (it becomes the pool's reason)
-            self.home._crashed(self, error)
+            self.home.crashed(self, error)
 
     # Its end
 

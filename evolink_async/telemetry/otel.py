@@ -139,8 +139,8 @@ class Telemetry(Observer):
     # Submitting
 
     @_careful
-    def pool_entered(self, pool: Any) -> None:
-        self._pools[pool] = context.get_current()
+    def pool_entered(self, party: Hashable) -> None:
+        self._pools[party] = context.get_current()
 
     @_careful
     def queued(self, submission: Submission) -> None:

@@ -297,7 +297,7 @@ async def in_doubt(w: World, ledger: Path | None, *more: Any) -> Any:
 
 async def still_unknown(pool: TaskPool, identity: str = "k0") -> bool:
     await asyncio.sleep(30)
-    return any(outcome.key == identity and outcome.status == "unknown" for outcome in pool._stages.untaken)
+    return any(outcome.key == identity and outcome.status == "unknown" for outcome in pool._engine.stages.untaken)
 
 
 async def test_a_task_of_another_request_is_not_taken(api_key: str, ledger: Path) -> None:
@@ -438,7 +438,7 @@ async def test_nothing_is_kept_of_requests_that_have_ended(api_key: str, post: P
         receiver = post.receiver = w.receiver()
         async with w.client.pool(images(300), callbacks=receiver) as pool:
             assert all(outcome.ok for outcome in await drain(pool))
-            doubts = pool._doubts
+            doubts = pool._engine.doubts
             assert doubts is not None
             assert not doubts._names
             assert not doubts._sending

@@ -49,7 +49,7 @@ class Watched(httpx.AsyncBaseTransport):
         account = self._emulator.book()["account"]
         held = [Decimal(str(account["reserved"])) + Decimal(str(account["spent"]))]
         if self.pool is not None and self.pool.reason is None:
-            job = self.pool._journal.job
+            job = self.pool._engine.journal.job
             held.append(job.reserved + job.spent)
         self.looks += 1
         self.most = max(self.most, *held)

@@ -33,6 +33,7 @@ from evolink_async.polling import watcher
 from evolink_async.polling.schedule import Expectation
 from evolink_async.polling.watcher import Watcher
 from evolink_async.pool import TaskPool
+from evolink_async.pool.engine import Engine
 from evolink_async.pool.record import Record
 from evolink_async.pool.sources import Sources
 
@@ -247,8 +248,8 @@ def break_once(monkeypatch: pytest.MonkeyPatch, cls: Any, name: str, at: int) ->
 def moments_of_the_end(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """When pools are told to end early."""
     moments: list[float] = []
-    end_early = TaskPool._end_early
-    monkeypatch.setattr(TaskPool, "_end_early", lambda self, error: (moments.append(now()), end_early(self, error)))
+    end_early = Engine.end_early
+    monkeypatch.setattr(Engine, "end_early", lambda self, error: (moments.append(now()), end_early(self, error)))
     return moments
 
 
@@ -267,14 +268,14 @@ def accounted(w: World, pool: TaskPool, outcomes: list[Outcome]) -> None:
         (submit, "judge_submission"),
         (Exchange, "send"),
         (Submitter, "start"),
-        (TaskPool, "_posting"),
-        (TaskPool, "_settled"),
-        (TaskPool, "_accepted"),
-        (TaskPool, "_follow"),
-        (TaskPool, "_begin"),
-        (TaskPool, "_send"),
-        (TaskPool, "_conclude"),
-        (TaskPool, "_seen"),
+        (Engine, "posting"),
+        (Engine, "settled"),
+        (Engine, "_accepted"),
+        (Engine, "_follow"),
+        (Engine, "_begin"),
+        (Engine, "_send"),
+        (Engine, "_conclude"),
+        (Engine, "seen"),
         (Record, "outcome"),
         (AsyncEvoLink, "_check"),
         (Watcher, "follow"),
@@ -329,7 +330,7 @@ async def test_a_crash_of_the_feeder_gives_back_at_once_what_is_running(
 async def test_a_crash_in_one_pool_does_not_touch_another(api_key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with world(api_key) as w, w.pool(images(10)) as fine:
         broken = w.pool(images(10, start=10))
-        monkeypatch.setattr(broken, "_conclude", lambda *_: 1 / 0)
+        monkeypatch.setattr(broken._engine, "_conclude", lambda *_: 1 / 0)
         await until_it_ends(broken, ZeroDivisionError)
         outcomes = await drain(fine)
     assert all(outcome.ok for outcome in outcomes)

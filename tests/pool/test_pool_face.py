@@ -104,13 +104,16 @@ async def test_stop_submits_nothing_more_and_finishes_what_is_outstanding(api_ke
         assert pool.leftovers == []
 
 
-async def test_stop_before_entering_gives_single_requests_back(api_key: str) -> None:
+@pytest.mark.parametrize("count", [1, 150])
+async def test_stop_before_entering_gives_single_requests_back(api_key: str, count: int) -> None:
     async with world(api_key) as w:
-        pool = w.pool(image())
+        pool = w.pool()
+        for number in range(count):
+            pool.add(image(number))
         pool.stop()
         async with pool:
-            (outcome,) = await drain(pool)
-    assert outcome.status == "not_submitted"
+            outcomes = await drain(pool)
+    assert [outcome.status for outcome in outcomes] == ["not_submitted"] * count
 
 
 async def test_attached_tasks_are_followed_and_unknown_ids_are_lost_after_a_minute(api_key: str) -> None:

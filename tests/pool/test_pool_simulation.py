@@ -95,7 +95,7 @@ class Life:
         """Somebody else uses the pool meanwhile."""
         for number in range(self.chance.randrange(12)):
             await asyncio.sleep(self.chance.expovariate(0.1))
-            if pool._left or pool._stopped:
+            if pool._engine.left or pool._engine.stopped:
                 return
             what = self.chance.random()
             if what < 0.6:
@@ -131,7 +131,7 @@ class Life:
                 async for outcome in pool:
                     self.taken.append(outcome)
                     assert len(pool.outstanding) <= self.most
-                    if chance.random() < 0.1 and not pool._stopped:
+                    if chance.random() < 0.1 and not pool._engine.stopped:
                         self.start_run(pool, f"inner{len(self.taken)}")
                     if slow:
                         await asyncio.sleep(chance.uniform(0, slow))
@@ -189,7 +189,7 @@ class Life:
 
     def finished(self, pool: TaskPool) -> bool:
         """Whether the iteration came to its own end."""
-        return pool._sources.exhausted and len(self.taken) == pool._sources.pulled
+        return pool._engine.sources.exhausted and len(self.taken) == pool._engine.sources.pulled
 
 
 async def one_life(api_key: str, seed: int) -> Counter[str]:

@@ -185,7 +185,7 @@ async def test_nothing_hangs_that_waits_for_a_full_quota(api_key: str, how: str)
                 try:
                     outcomes = await drain(pool)
                 finally:
-                    pool._reason = None
+                    pool._engine.reason = None
                 assert {outcome.status for outcome in outcomes} == {"not_submitted"}
                 assert isinstance(outcomes[0].error, NotSubmittedError)
         assert pool.leftovers == []
@@ -522,7 +522,7 @@ async def test_the_budget_holds_for_requests_with_files(api_key: str, tmp_path: 
             (edit(picture(n), n) for n in range(40)), ledger=tmp_path / "job.db", max_credits=100
         ) as pool:
             outcomes = await drain(pool)
-            pool._reason = None
+            pool._engine.reason = None
         counts = Counter(outcome.status for outcome in outcomes)
         assert counts["completed"] > 2
         assert sum(outcome.credits or 0 for outcome in outcomes) <= 100
@@ -582,7 +582,7 @@ async def test_closing_the_client_removes_no_file_of_a_task_that_goes_on(api_key
             await asyncio.sleep(3)
             await client.aclose()
             outcomes = await drain(pool)
-            pool._reason = None
+            pool._engine.reason = None
         assert {outcome.status for outcome in outcomes} == {"unfinished"}
         await asyncio.sleep(100)
         assert seen.stored == len(w.book) == 3

@@ -1,0 +1,1075 @@
+"""What a pool does: every move of a request from its source to its outcome, and the end of them all.
+
+The states of a request and who moves it are in `record`. Everything here is synchronous but for the leaving of the
+block and for whoever stops waiting for a `run`; the asyncio tasks are the sources', submitter's and watcher's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from evolink_async.errors import (
+    BudgetExceededError,
+    ClosedError,
+    ConfigurationError,
+    DownloadError,
+    EvoLinkError,
+    InvalidRequestError,
+    LedgerError,
+    NotSubmittedError,
+    RateLimitError,
+    TaskLostError,
+)
+from evolink_async.http.answers import is_account_error
+from evolink_async.http.pace import Urgency
+from evolink_async.http.submit import GRACE, Settled, Submission, new_idempotency_key
+from evolink_async.ledger import Census, Entered, Row, Todo, may_try_again, what_to_do
+from evolink_async.ledger import State as Known
+from evolink_async.polling.endings import failure_of, is_over, still_running
+from evolink_async.pool import clock
+from evolink_async.pool.brakes import LONGEST_COOL_DOWN, Block, Refusals
+from evolink_async.pool.deadlines import Deadlines
+from evolink_async.pool.doubts import Doubts
+from evolink_async.pool.identity import content_hash
+from evolink_async.pool.journal import Journal
+from evolink_async.pool.outcome import Outcome, OutcomeStatus, PoolStats
+from evolink_async.pool.progress import Progress, Tally, log_outcome
+from evolink_async.pool.record import Record, State
+from evolink_async.pool.savings import Savings
+from evolink_async.pool.sources import Sources
+from evolink_async.pool.stages import Stages
+from evolink_async.requests import GenerationRequest, has_local_files, media_links
+from evolink_async.saving.saver import Saver
+from evolink_async.session import POLL_TIMEOUT, Session
+from evolink_async.types import Task, TaskReading, TaskStatus
+
+if TYPE_CHECKING:
+    from evolink_async.client import AsyncEvoLink
+
+logger = logging.getLogger("evolink_async.pool")
+
+WARN_WITHOUT_LEDGER_AT = 100
+_REMEMBERED_EVERY = 250  # outcomes, what was learned of durations is written down
+_DIGITS = 8  # of an idempotency key: the request's number in the pool; 24 are random
+
+
+class Engine:
+    """Moves the requests of one pool. The options are those of `TaskPool`, checked; most: `max_outstanding`.
+
+    session and journal are there once it has started.
+    """
+
+    session: Session
+    journal: Journal
+
+    def __init__(
+        self,
+        client: AsyncEvoLink,
+        *,
+        most: int,
+        saver: Saver | None,
+        task_timeout: float | None,
+        retry_failed: int,
+        stop_after_rejections: int | None,
+        on_progress: Callable[[PoolStats], object] | None,
+    ) -> None:
+        self.client = client
+        self._most = most
+        self.stages = Stages(most)
+        self._task_timeout = task_timeout
+        self._retry_failed = retry_failed
+        self.doubts: Doubts | None = None
+        self._savings = None if saver is None else Savings(saver, self._saved, self.crashed)
+        has_room = self.stages.has_room
+        self.sources = Sources(has_room, self._take, self._source_failed, self._break_down, self._wake_reader)
+        self._has_sources = False
+        self.entered = self.stopped = self.left = False
+        self.reason: BaseException | None = None
+        self._broken: BaseException | None = None  # a fault of ours
+        self._refusals = Refusals(stop_after_rejections)
+        self._block = Block()
+
+        self._sharing: dict[Row, list[Record]] = {}  # entering, and their request is on its way already
+        self._probe: Record | None = None  # finds out a price, and nothing else is sent before
+        self.leftovers: list[Outcome] = []
+        self._unfinished = 0  # requests of the sources, and attached tasks, without an outcome
+        self._filling = False
+        self.changed = asyncio.Event()  # for the reader
+        self._timeouts: Deadlines[Record] = Deadlines(task_timeout, self._time_is_over, Record.is_over)
+        self._last_looks: Deadlines[Record] = Deadlines(
+            client._options.request_timeout or POLL_TIMEOUT, self._give_up_watching, Record.is_over
+        )
+        self._overdue: set[Record] = set()  # their time is over, they only get one last look
+
+        self._key_prefix = new_idempotency_key()[:-_DIGITS]
+        self._next_index = 0
+        self._given = 0  # requests that did not come from the sources: runs and attached tasks
+        self._tally = Tally()
+        self._models: set[str] = set()
+        self._progress = Progress(on_progress, self.stats)
+        self._last_stats: PoolStats | None = None
+
+    # What the caller asks for
+
+    async def prepare(self) -> None:
+        """What may take a while before the block can be entered. Raises `ConfigurationError`."""
+        if self._savings is not None:
+            await self._savings.prepare()
+
+    def start(self, session: Session, journal: Journal) -> None:
+        """The block is entered: follow what was attached before, and begin to pull."""
+        self.session, self.journal = session, journal
+        self.entered = True
+        self._entered_at, self._entered_on = session.loop.time(), clock.now()
+        self._requests_before = session.watcher.requests
+        if self.client._observation.observer is not None:
+            self.client._observation.observer.pool_entered(self)
+        if self.doubts is not None:
+            self.doubts.open()
+        for record in list(self.stages.outstanding.values()):
+            self._follow(record, _by_id(record.identity), None)
+        self.sources.start()
+
+    def add(self, more: Any) -> None:
+        """Another source."""
+        self.sources.add(more)
+        self._has_sources = True
+        self._block.end()  # with sources it is an answer to one of them that decides
+        if self.reason is not None:
+            self._return_singles()
+
+    def attach(self, task_id: str) -> None:
+        """Follow a task that exists already."""
+        if task_id not in self.stages.outstanding:
+            record = Record(self, None, None, attached=task_id)
+            self._unfinished += 1
+            self._given += 1
+            self.stages.hold(record, task_id)
+            if self.entered:
+                self._follow(record, _by_id(task_id), None)
+
+    def give(self, request: GenerationRequest, waiter: asyncio.Future[Outcome]) -> Record:
+        """A request whose outcome somebody awaits."""
+        self._given += 1
+        return self._new_record(request, waiter)
+
+    def stop(self) -> None:
+        """Submit nothing more."""
+        if not self.stopped:
+            self.stopped = True
+            self._close_sources()
+            self._withdraw_unsent(ClosedError("the pool was stopped"))
+
+    def notify(self, task_id: str) -> None:
+        """A hint that a task may have ended."""
+        if task_id in self.stages.outstanding and self.entered and not self.left:
+            self.session.watcher.notify(task_id)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left to pull, and an outcome for all that was pulled."""
+        return self.sources.exhausted and not self._unfinished
+
+    def census(self) -> Census | None:
+        """How the requests compare with those of earlier runs; None without a ledger."""
+        return self.journal.job.census if self.entered and self.journal.durable else None
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that are submitted or being submitted, and have not ended."""
+        return self.stages.places_held - len(self.stages.unsent)
+
+    @property
+    def finished(self) -> int:
+        """Outcomes so far."""
+        return self._tally.finished
+
+    def stats(self) -> PoolStats:
+        """How the pool is doing now; after the block, how it did."""
+        if self._last_stats is not None:
+            return self._last_stats
+        tally, stages = self._tally, self.stages
+        rate, requests, elapsed, eta = None, 0, 0.0, None
+        total = self._total()
+        if self.entered:
+            session = self.session
+            rate = session.pace.rate_of(self._models) if self._models else None
+            requests = session.watcher.requests - self._requests_before
+            elapsed = session.loop.time() - self._entered_at
+            if total is not None:
+                to_send = max(0, total - tally.finished - self.outstanding)
+                eta = tally.eta(to_send, self.outstanding, rate, self._most)
+        return PoolStats(
+            total=total,
+            pulled=self._next_index,
+            waiting=stages.waiting,
+            outstanding=self.outstanding,
+            untaken=len(stages.untaken),
+            counts={str(status): count for status, count in tally.counts.items()},
+            credits_reserved=self.journal.job.reserved if self.entered else Decimal(0),
+            credits_spent=self.journal.spent if self.entered else Decimal(0),
+            posts=tally.posts,
+            polls=tally.polls,
+            status_requests=requests,
+            rate_limited=tally.rate_limited,
+            rate=rate,
+            eta=eta,
+            elapsed=elapsed,
+            timed=tally.timed,
+            task_seconds=tally.seconds,
+            models=tally.by_model(),
+        )
+
+    def _total(self) -> int | None:
+        sources = self.sources
+        known = sources.pulled if sources.exhausted else sources.total
+        return None if known is None else known + self._given
+
+    def _wake_reader(self) -> None:
+        self.changed.set()
+
+    # Pulling
+
+    def _take(self, item: Any) -> str | None:
+        """An item was pulled from a source. Gives the line for whose sake that source is not to be read on for now."""
+        self._unfinished += 1
+        record = self._new_record(item, None)
+        return None if record.request is None or self.stages.may_wait(record.line) else record.line
+
+    def _new_record(self, item: Any, waiter: asyncio.Future[Outcome] | None) -> Record:
+        index = self._next_index
+        self._next_index += 1
+        if self._next_index == WARN_WITHOUT_LEDGER_AT and self.entered and not self.journal.durable:
+            logger.warning(
+                "%d requests and no ledger: the ids of tasks that are paid for live in this process only",
+                WARN_WITHOUT_LEDGER_AT,
+                extra={"event": "pool_without_ledger"},
+            )
+        request = item if isinstance(item, GenerationRequest) else None
+        record = Record(self, index, request, waiter)
+        try:
+            self._begin(record, item)
+        except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
+            self.crashed(record, error)
+        return record
+
+    def _begin(self, record: Record, item: Any) -> None:
+        """The step into `entering`."""
+        if record.request is None:
+            error = InvalidRequestError(
+                f"item {record.index} is no request but {type(item).__name__}; "
+                "make a request out of a dict with GenerationRequest.from_dict"
+            )
+            self._finish(record, OutcomeStatus.REJECTED, error)
+            return
+        if not self.entered:
+            self._not_sent(record, self.reason or ClosedError("the pool was stopped"))
+            return
+        self.stages.enter(record)
+        if has_local_files(record.request):
+            attachments = self.client._attachments(self.session)
+            looking = attachments.look(record.request, lambda error: self._guarded(self._looked_at, record, error))
+            record.attach(looking)
+        else:
+            self._enter(record)
+
+    def _looked_at(self, record: Record, error: EvoLinkError | None) -> None:
+        """What its local files hold is known, and with it what the request is."""
+        if record.state is not State.ENTERING:
+            return  # it has its outcome already
+        if error is None:
+            self._enter(record)
+        elif isinstance(error, InvalidRequestError):
+            self._finish(record, OutcomeStatus.REJECTED, error)
+        else:
+            self._not_sent(record, error)
+            self.end_early(error)
+
+    def _enter(self, record: Record) -> None:
+        request, attachment = record.request, record.attachment
+        assert request is not None
+        names = {} if attachment is None else attachment.names()
+        uploads = self.client._memory.uploads
+        if uploads:
+            names |= {place: uploads[link] for place, link in media_links(request).items() if link in uploads}
+        content = content_hash(request, names) if names else None
+        try:
+            self.journal.enter(request, lambda known: self._guarded(self._looked_up, record, known), content)
+        except InvalidRequestError as error:
+            self._finish(record, OutcomeStatus.REJECTED, error)
+
+    def _guarded(self, step: Callable[[Record, Any], None], record: Record, known: Any) -> None:
+        try:
+            step(record, known)
+        except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
+            self.crashed(record, error)
+
+    def _looked_up(self, record: Record, known: Entered | EvoLinkError) -> None:
+        """What the ledger knows of a request decides what becomes of it."""
+        if record.state is not State.ENTERING:
+            return  # it has its outcome already
+        if isinstance(known, EvoLinkError):
+            self.end_early(known)
+            self._not_sent(record, known)
+            return
+        todo = what_to_do(known, retry_failed=self._retry_failed)
+        if todo is Todo.REFUSE:
+            self._finish(record, OutcomeStatus.REJECTED, _other_body(record))
+            return
+        record.row = known.row
+        if todo is Todo.SHARE and any(
+            other.row is known.row for other in self.stages.under_way() if other is not record
+        ):
+            self._sharing.setdefault(known.row, []).append(record)
+        elif todo in (Todo.SHARE, Todo.DELIVER, Todo.HOLD):
+            record.from_ledger = True
+            self._conclude_as(record, *record.known_ending())
+        else:
+            if todo is Todo.SUBMIT:
+                assert record.request is not None
+                try:
+                    self.client._check(record.request)
+                    self.journal.check_price(record.request)
+                except InvalidRequestError as error:
+                    self.journal.refused(known.row, error)
+                    self._finish(record, OutcomeStatus.REJECTED, error)
+                    return
+            self._wait_for_place(record)
+
+    def _wait_for_place(self, record: Record, *, first: bool = False) -> None:
+        """The step into `pulled`."""
+        self.stages.pull(record, first=first)
+        if self.stopped or self.reason is not None:
+            self._withdraw_unsent(self.reason or ClosedError("the pool was stopped"))
+        self._fill()
+
+    def _read_on(self, line: str) -> None:
+        """Fewer of this line wait now, perhaps."""
+        if self.stages.may_wait(line):
+            self.sources.release(line)
+
+    # Sending
+
+    def _fill(self) -> None:
+        """Give free places to requests that wait for one: those awaited first."""
+        if self._filling:  # called by a step of the loop below, which goes on by itself
+            return
+        if not self.stages.pulled and not self.stages.runs:
+            return
+        self._filling = True
+        try:
+            while (record := self._next_to_send()) is not None:
+                try:
+                    self._send(record)
+                except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
+                    self.crashed(record, error)
+        finally:
+            self._filling = False
+
+    def _next_to_send(self) -> Record | None:
+        if self._probe is not None and self._is_probing(self._probe):
+            return None
+        stages = self.stages
+        record = stages.runs.next()
+        if record is not None and (stages.has_place() or self._displace()):
+            stages.runs.remove(record)
+            return record
+        record = stages.pulled.next() if stages.has_place() else None
+        if record is not None:
+            stages.pulled.remove(record)
+        return record
+
+    def _is_probing(self, record: Record) -> bool:
+        """Whether the price of this request is still being found out."""
+        probing = record.state is State.SENDING or (
+            record.state is State.OUTSTANDING and self.journal.job.probe is record.row
+        )
+        if not probing:
+            self._probe = None
+        return probing
+
+    def _displace(self) -> bool:
+        """Only what is really outstanding keeps a run waiting: the last of the others goes back to the pulled ones."""
+        for record in reversed(self.stages.unsent):
+            submission = record.submission
+            # Without a ticket its POST has begun; without its bytes it is to be uploaded first.
+            if submission is not None and (submission.ticket is not None or self._is_uploading(record)):
+                self.session.submitter.withdraw(submission)
+                self._release_files(record)
+                record.submission = None
+                self.stages.pull(record, first=True)
+                return True
+        return False
+
+    def _send(self, record: Record) -> None:
+        """The step into `sending`; or into `outstanding`, if an earlier run has made the task."""
+        request, row = record.request, record.row
+        assert request is not None
+        assert row is not None
+        if self.client._closed:
+            self.end_early(_client_closed())
+        if row.state is Known.ACCEPTED:
+            self._go_on_with(record, row)
+            return
+        reason = self.reason
+        if reason is None and self._block.holds(self.session.loop.time()):
+            reason = self._block.error
+        if reason is not None:
+            self._return(record, reason)
+            return
+        self.stages.send(record)
+        record.submission = submission = Submission(
+            request,
+            self._key_of(record, row),
+            self,
+            Urgency.SOURCE if record.waiter is None else Urgency.CALLER,
+            record,
+            self.client._options.retry.unreachable_for,
+            self.journal.replays,
+        )
+        if row.state is Known.UNSETTLED:
+            self._resume(submission, row)
+        if self.doubts is not None:
+            submission.callback_url = self.doubts.send(record)
+        self._models.add(request.model)
+        if not self.journal.has_price(request):
+            self._probe = record
+        if self._is_uploading(record):
+            self._upload(record, submission)
+        else:
+            self._start(record, submission)
+
+    def _start(self, record: Record, submission: Submission) -> None:
+        try:
+            self.session.submitter.start(submission)
+        except InvalidRequestError as error:
+            assert record.row is not None
+            self.journal.refused(record.row, error)
+            self._finish(record, OutcomeStatus.REJECTED, error)
+
+    def _is_uploading(self, record: Record) -> bool:
+        """Whether its local files have to be uploaded before it can be sent."""
+        return record.attachment is not None and record.submission is not None and not record.submission.content
+
+    def _upload(self, record: Record, submission: Submission) -> None:
+        def uploaded(error: EvoLinkError | None) -> None:
+            self._guarded(self._uploaded, record, error)
+
+        assert record.attachment is not None
+        patience = self.client._options.retry.unreachable_for
+        self.client._attachments(self.session).attach(record.attachment, uploaded, patience)
+
+    def _uploaded(self, record: Record, error: EvoLinkError | None) -> None:
+        """Its local files are at the service; or it cannot be sent without them."""
+        submission, row = record.submission, record.row
+        assert submission is not None
+        assert record.attachment is not None
+        if error is None:
+            submission.content = record.attachment.encoded(submission.callback_url)
+            self._start(record, submission)
+        elif is_account_error(error) or isinstance(error, ConfigurationError):
+            self.settled(record, Settled("not_submitted", error=error, fatal=error))
+        elif isinstance(error, ClosedError):
+            self.settled(record, Settled("not_submitted", error=error))
+        else:
+            assert row is not None
+            self.journal.refused(row, error)
+            self.settled(record, Settled("rejected", error=error))
+
+    def _release_files(self, record: Record, *, keep: bool = False) -> None:
+        """Its local files are not needed at the service any more. keep: a task may need them whose end we don't see."""
+        attachments = self.session.attachments if self.entered else None
+        if record.attachment is not None and attachments is not None:
+            attachments.release(record.attachment, keep=keep)
+
+    def _resume(self, submission: Submission, row: Row) -> None:
+        """An earlier run has sent it."""
+        age = (clock.now() - row.submitted_at).total_seconds() if row.submitted_at is not None else math.inf
+        submission.resume(
+            content=row.body or b"",
+            fingerprint=row.fingerprint,
+            sent_at=self.session.loop.time() - (age if age >= 0 else math.inf),  # a clock that was set back
+            error=EvoLinkError(row.error or "no answer came in an earlier run", code=row.error_code),
+            lost=row.losses > 0,
+        )
+
+    def _key_of(self, record: Record, row: Row) -> str:
+        """The idempotency key of a request: random, but for the last digits."""
+        if row.state is Known.UNSETTLED and row.idempotency_key is not None:
+            return row.idempotency_key
+        if row.state is Known.FAILED:
+            return new_idempotency_key()
+        return f"{self._key_prefix}{record.index:0{_DIGITS}x}"
+
+    def _go_on_with(self, record: Record, row: Row) -> None:
+        """The step into `outstanding` of a task that an earlier run has made."""
+        reading = TaskReading({"id": row.task_id, "model": row.model, "kind": record.request and record.request.kind})
+        self._hold(record, reading, self._age_of(row))
+
+    def _age_of(self, row: Row) -> float | None:
+        return None if row.submitted_at is None else max(0.0, (clock.now() - row.submitted_at).total_seconds())
+
+    def posting(self, record: Record) -> None:
+        """A POST is about to be made."""
+        self.stages.posting(record)
+        self._note_progress()
+
+    def posted(self, record: Record) -> None:
+        self._tally.posts += 1
+        if self.doubts is not None:
+            self.doubts.answered(record)
+
+    def held(self, record: Record, error: EvoLinkError) -> None:
+        """A POST was in vain and the request is in the queue again."""
+        submission = record.submission
+        assert submission is not None
+        if isinstance(error, RateLimitError):
+            self._tally.rate_limited += 1
+        if not submission.was_sent and record.deserted:
+            self.session.submitter.withdraw(submission)
+            self._finish(record, OutcomeStatus.NOT_SUBMITTED, _not_submitted(None))
+        self._mind_cool_down(record, error)
+        self._note_progress()
+
+    def settled(self, record: Record, settled: Settled) -> None:
+        if record.state is not State.SENDING:
+            return  # it has its outcome already
+        assert record.request is not None
+        error = settled.error
+        if settled.task is not None:
+            self._refusals.accepted()
+            self._block.end()
+            self._accepted(record, settled.task)
+        elif settled.ending == "deferred":
+            self._defer(record, settled)
+            return
+        elif settled.ending == "not_submitted":
+            self._not_sent(record, error)
+        else:
+            self._finish(record, OutcomeStatus(settled.ending), error)
+        if settled.ending == "rejected" and self._refusals.too_many(error, record.request.model):
+            assert error is not None
+            self.end_early(error)
+        if self.client._closed:
+            self.end_early(_client_closed())
+        elif isinstance(settled.fatal, LedgerError | BudgetExceededError):
+            self.end_early(settled.fatal)
+        elif settled.fatal is not None:
+            self._no_access(settled.fatal)
+        if error is not None:
+            self._mind_cool_down(record, error)
+
+    def _defer(self, record: Record, settled: Settled) -> None:
+        """There are no credits until a price is known: back to `pulled`, if one of ours finds it out."""
+        if record.deserted:
+            self._not_sent(record, None)
+            return
+        probe = self.journal.job.probe
+        holders = [] if probe is None else self.stages.holders()
+        finder = next((other for other in holders if other.row is probe), None)
+        if probe is None or finder is not None:
+            self._probe = finder
+            self._release_files(record)
+            record.submission = None
+            self._wait_for_place(record, first=True)
+        else:
+            self._not_sent(record, settled.error)
+            assert settled.error is not None
+            self.end_early(settled.error)
+
+    def _accepted(self, record: Record, task: TaskReading) -> None:
+        """The step into `outstanding`."""
+        logger.info(
+            "task %s accepted for request %s",
+            task.id,
+            record.identity,
+            extra={"event": "task_accepted", "task_id": task.id, "identity": record.identity, "model": record.model},
+        )
+        self._take_task(record, task if record.task_id == task.id else _by_id(record.task_id or task.id), 0.0)
+
+    def _take_task(self, record: Record, task: TaskReading, age: float | None) -> None:
+        record.submission = None  # with the bytes that were sent
+        record.progress = task.progress
+        if self.doubts is not None:
+            self.doubts.over(record)
+        self._hold(record, task, age)
+
+    async def adopt(self, record: Record, task: TaskReading) -> None:
+        """A callback has shown the task of a request that nobody knew the outcome of."""
+        row = record.row
+        assert row is not None
+        submission = record.submission
+        if record.state is State.SENDING and submission is not None:
+            submission.task = task
+            self.session.submitter.withdraw(submission)  # it is not sent again
+        unwritten = await self.journal.accepted(row, task)
+        if record.state is State.SENDING or self._take_back_unknown(record):
+            self._take_task(record, task, self._age_of(row))
+        elif task.is_terminal and record.state is State.UNTAKEN:
+            self.journal.ended(row, task.task)
+        if unwritten is not None:
+            self.end_early(unwritten)
+
+    def _take_back_unknown(self, record: Record) -> bool:
+        """Take the outcome `unknown` of a request from those that wait for the reader, if it is still there."""
+        for place, outcome in enumerate(self.stages.untaken):
+            if outcome.index == record.index and outcome.status is OutcomeStatus.UNKNOWN:
+                del self.stages.untaken[place]
+                self._tally.outcome(outcome, -1)
+                self._unfinished += 1
+                record.from_ledger = False
+                return True
+        return False
+
+    def _hold(self, record: Record, task: TaskReading, age: float | None) -> None:
+        self.stages.hold(record, task.id)
+        self._follow(record, task, age)
+        self._fill()
+        self._read_on(record.line)
+        self._note_progress()
+
+    # Watching
+
+    def _follow(self, record: Record, task: TaskReading, age: float | None) -> None:
+        if task.is_terminal:
+            record.task = task.task
+            if is_over(record.task):
+                self._conclude(record, record.task)
+                return
+        if self._broken is not None:
+            self._give_up(record, self._broken)
+            return
+        self.session.watcher.follow(task, record, age=age)
+        self._timeouts.start(record, self.session.loop)
+
+    def seen(self, record: Record) -> None:
+        self._tally.polls += 1
+        if record in self._overdue:
+            self._give_up_watching(record)
+
+    def ended(self, record: Record, task: Task) -> None:
+        self._tally.polls += 1
+        self._conclude(record, task)
+
+    def _conclude(self, record: Record, task: Task) -> None:
+        self.session.pace.ended(task.id)
+        row = record.row
+        if row is not None:
+            self.journal.ended(row, task)
+            if self._tally.finished % _REMEMBERED_EVERY == 0:
+                self.journal.remember(self.client._memory.schedule)
+            goes_on = self.reason is None and not (self.stopped or self.left or record.deserted)
+            if goes_on and may_try_again(row, self._retry_failed):
+                self._try_again(record)
+                return
+        error = failure_of(task)
+        status = OutcomeStatus.COMPLETED
+        if error is not None:
+            status = OutcomeStatus.CANCELLED if task.status == TaskStatus.CANCELLED else OutcomeStatus.FAILED
+        self._conclude_as(record, status, error)
+
+    def _conclude_as(self, record: Record, status: OutcomeStatus, error: EvoLinkError | None) -> None:
+        """How it ended is known: its results are saved, if there are any and somebody wants them."""
+        if status is not OutcomeStatus.COMPLETED or self._savings is None or self.left:
+            self._finish(record, status, error)
+            return
+        if record.state is State.OUTSTANDING:
+            self._no_longer_watched(record)
+            self._time(record)
+        self._release_files(record)
+        self.stages.save(record)
+        self._savings.put(record)
+        self._fill()
+        self.sources.notice_room()
+        self._note_progress()
+
+    def _saved(self, record: Record, files: tuple[PurePath, ...], error: DownloadError | None) -> None:
+        if record.state is not State.SAVING:
+            return  # it has its outcome already
+        record.files = files
+        if record.row is not None and files and tuple(map(str, files)) != record.row.files:
+            self.journal.saved(record.row, files)
+        self._finish(record, OutcomeStatus.COMPLETED, error)
+
+    def _try_again(self, record: Record) -> None:
+        """Its task failed for a passing reason: back to `pulled`, for a new one."""
+        logger.info(
+            "task %s failed; request %s is generated once more",
+            record.task_id,
+            record.identity,
+            extra={
+                "event": "task_retried",
+                "task_id": record.task_id,
+                "identity": record.identity,
+                "model": record.model,
+            },
+        )
+        self._no_longer_watched(record)
+        self._release_files(record)
+        record.again()
+        self._wait_for_place(record, first=True)
+
+    def lost(self, record: Record, error: EvoLinkError) -> None:
+        lost = isinstance(error, TaskLostError)
+        if lost and record.task_id is not None:
+            self.session.pace.ended(record.task_id)
+        if isinstance(error, TaskLostError) and record.row is not None:
+            self.journal.lost(record.row, error)
+        self._finish(record, OutcomeStatus.LOST if lost else OutcomeStatus.UNFINISHED, error)
+        if isinstance(error, ClosedError):
+            self.end_early(error)
+        elif is_account_error(error):
+            self._no_access(error)
+
+    def _time_is_over(self, record: Record) -> None:
+        if record.status is not None:
+            self._give_up_watching(record)
+        elif record.task_id is not None:
+            # Not one look was answered: it gets one now, and the time that takes.
+            self._overdue.add(record)
+            self.session.watcher.notify(record.task_id)
+            self._last_looks.start(record, self.session.loop)
+
+    def _give_up_watching(self, record: Record) -> None:
+        task = record.known_task()
+        if record.state is State.OUTSTANDING and task is not None:
+            self.session.watcher.unfollow(task.id, record)
+            if task.is_terminal:  # only its links were still awaited
+                self._conclude(record, task)
+            else:
+                self._finish(record, OutcomeStatus.UNFINISHED, still_running(task, self._task_timeout))
+
+    # Ending one
+
+    def _finish(self, record: Record, status: OutcomeStatus, error: EvoLinkError | None) -> None:
+        """Give a request its outcome, and its place to the next one."""
+        if record.state is State.UNTAKEN:
+            return
+        self._close(record, status, error)
+        self._fill()
+        self.sources.notice_room()
+        if record.request is not None:
+            self._read_on(record.line)
+        self._note_progress()
+
+    def _not_sent(self, record: Record, reason: BaseException | None) -> None:
+        error = reason if isinstance(reason, NotSubmittedError) else _not_submitted(reason)
+        self._finish(record, OutcomeStatus.NOT_SUBMITTED, error)
+
+    def _close(self, record: Record, status: OutcomeStatus, error: EvoLinkError | None) -> None:
+        """The step into `untaken`: for the reader, or the caller of `run`, or who looks at the leftovers."""
+        finished_at = clock.now()
+        outcome = record.outcome(status, error, finished_at)
+        if record.state is State.OUTSTANDING:
+            self._no_longer_watched(record)
+            self._time(record)
+        self.stages.close(record)
+        if self.doubts is not None:
+            self.doubts.over(record)
+        self._release_files(record, keep=status in (OutcomeStatus.UNKNOWN, OutcomeStatus.UNFINISHED))
+        self._tally.outcome(outcome)
+        log_outcome(outcome)
+        if record.waiter is None:
+            self._unfinished -= 1
+            self.stages.untaken.append(outcome)
+            self._wake_reader()
+        elif not record.waiter.done():
+            record.waiter.set_result(outcome)
+        else:
+            self._leave_behind(outcome)
+        if record.row is not None:
+            self.journal.let_go(record.row)
+            for other in self._sharing.pop(record.row, ()):
+                other.task, other.files = record.task, record.files
+                self._finish(other, status, error)
+
+    def _time(self, record: Record) -> None:
+        """Its task has ended: how long it took, if this run has sent it."""
+        sent_at = None if record.row is None else record.row.submitted_at
+        if sent_at is not None and sent_at >= self._entered_on:
+            self._tally.ended((clock.now() - sent_at).total_seconds())
+
+    def _no_longer_watched(self, record: Record) -> None:
+        self._timeouts.note_end()
+        self._overdue.discard(record)
+
+    def _leave_behind(self, outcome: Outcome) -> None:
+        if outcome.attempts or outcome.task is not None:
+            self.leftovers.append(outcome)
+
+    # Ending all
+
+    def _source_failed(self, error: BaseException) -> None:
+        if self.left and self.reason is None:
+            logger.warning(
+                "an iterable of requests failed in its clean-up: %s",
+                type(error).__name__,
+                extra={"event": "source_failed"},
+            )
+            self.reason = error
+        self.end_early(error)
+
+    def crashed(self, record: Record, error: BaseException) -> None:
+        """A worker failed over this record: that is the reason, and nothing of this pool is trusted any more."""
+        logger.error("a worker of the pool failed: %r", error, extra={"event": "internal_error"})
+        self._break_down(error)
+        self._give_up(record, error)
+
+    def unwatched(self, error: BaseException) -> None:
+        """The watcher failed."""
+        self._break_down(error)
+
+    def _break_down(self, error: BaseException) -> None:
+        """Everything outstanding comes back with its id now, what is on the wire as soon as it is answered."""
+        self._broken = self._broken or error
+        self.end_early(error)
+        for record in list(self.stages.outstanding.values()):
+            if record.state is State.OUTSTANDING:
+                self._give_up(record, error)
+
+    def end_early(self, reason: BaseException) -> None:
+        if self.reason is None and not self.left:
+            self.reason = reason
+            name = type(reason).__name__
+            logger.warning("the pool ends early: %s", name, extra={"event": "pool_ended_early", "reason": name})
+            self._close_sources()
+            self._withdraw_unsent(reason)
+
+    def _no_access(self, error: EvoLinkError) -> None:
+        """The account can't be used: that ends a pool with sources. Without, whoever waits hears of it at once."""
+        if self._has_sources:
+            self.end_early(error)
+        else:
+            self._block.begin(error, self.session.loop.time())
+            self._withdraw_unsent(error)
+
+    def _mind_cool_down(self, record: Record, error: EvoLinkError) -> None:
+        assert record.request is not None
+        cool_down = self.session.pace.cool_down_of(record.request.model, self.session.loop.time())
+        if cool_down > LONGEST_COOL_DOWN:
+            self.end_early(error)
+
+    def _close_sources(self) -> None:
+        self.sources.close_iterables()
+        self._return_singles()
+        self._wake_reader()
+
+    def _return_singles(self) -> None:
+        """Single requests that nobody will pull any more come back."""
+        for request in self.sources.take_singles():
+            self._take(request)
+
+    def _withdraw_unsent(self, reason: BaseException) -> None:
+        """Nothing more is sent: what waits comes back."""
+        for record in [*self.stages.runs.take_all(), *self.stages.pulled.take_all()]:
+            if record.row is not None and record.row.state is Known.ACCEPTED and not self.left:
+                self.stages.pull(record)  # it is outstanding
+            else:
+                self._return(record, reason)
+        for record in list(self.stages.sending):
+            if record.state is not State.SENDING:
+                continue
+            settled = self._take_back(record)
+            if settled is not None:  # if it is, its answer is awaited
+                self._finish_as(record, settled, reason)
+
+    def _return(self, record: Record, reason: BaseException | None) -> None:
+        """Nothing is sent in this run: not for a fresh request, and what is known of another is its outcome."""
+        row = record.row
+        if row is None or row.state in (Known.ENTERED, Known.REJECTED):
+            self._not_sent(record, reason)
+        else:
+            record.from_ledger = row.state is not Known.FAILED
+            self._finish(record, *record.known_ending())
+
+    def _take_back(self, record: Record) -> Settled | None:
+        """Stop a request that is sending, and say what is known of it. None: its POST is on the wire, the answer tells.
+
+        In no case is it sent again.
+        """
+        submission = record.submission
+        assert submission is not None
+        submission.last_try = True
+        # What has its credits reserved already is not kept back because those of another one are refused.
+        goes_on = submission.flight is not None and (
+            submission.flight.sent or isinstance(self.reason, BudgetExceededError)
+        )
+        if submission.end is None and goes_on:
+            return None
+        return self.session.submitter.withdraw(submission)
+
+    def _finish_as(self, record: Record, settled: Settled, why: BaseException | None) -> None:
+        """Give a request that will not be sent again the outcome that is known of its submission."""
+        submission = record.submission
+        if submission is not None:
+            self._tally.posts += submission.flight is not None and submission.flight.sent
+        if settled.task is not None:
+            record.task = settled.task.task
+            self._finish(record, OutcomeStatus.UNFINISHED, still_running(record.task, None))
+        elif settled.ending == "not_submitted":
+            self._not_sent(record, why)
+        else:
+            self._finish(record, OutcomeStatus(settled.ending), settled.error)
+
+    def _give_up(self, record: Record, why: BaseException | None) -> None:
+        """Give a request that is under way the outcome that is known by now."""
+        task = record.known_task()
+        if record.state is State.OUTSTANDING and task is not None:
+            self.session.watcher.unfollow(task.id, record)
+            running = still_running(task, None)
+            running.__cause__ = why
+            self._finish(record, OutcomeStatus.UNFINISHED, running)
+        elif record.state is State.SENDING and record.submission is not None:
+            self._finish_as(record, self.session.submitter.known(record.submission), why)
+        elif record.state is State.SAVING:
+            unsaved = DownloadError("its results were not saved; it is done and paid: fetch them with its links")
+            unsaved.__cause__ = why
+            self._finish(record, OutcomeStatus.COMPLETED, unsaved)
+        else:
+            self._return(record, why)
+
+    # Leaving
+
+    async def aclose(self) -> None:
+        """The block is left: what was sent and not handed over becomes a leftover."""
+        self.left = True
+        self._wake_reader()
+        try:
+            if self.entered:
+                await self._leave()
+        finally:
+            self._collect_leftovers()
+            if self.entered:
+                await self._close_ledger()
+
+    async def _leave(self) -> None:
+        """Stop everything of ours; POSTs under way get their grace, so that ids that are paid for become known."""
+        self.sources.close_iterables()
+        self.sources.take_singles()
+        if self.doubts is not None:
+            await self.doubts.aclose()
+        self._withdraw_unsent(ClosedError("the pool's block was left"))
+        sending = [record.submission for record in self.stages.sending]
+        posts = {submission.post for submission in sending if submission is not None and submission.post is not None}
+        tasks = posts | self.sources.tasks()
+        if tasks:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait(tasks, timeout=GRACE)
+        if self._savings is not None:
+            await self._savings.aclose()
+        if self.sources.tasks():
+            logger.warning(
+                "an iterable of requests takes longer than %g s to clean up; it goes on alone",
+                GRACE,
+                extra={"event": "source_slow"},
+            )
+
+    async def _close_ledger(self) -> None:
+        """Write what is unwritten, and let go of the job."""
+        self.journal.remember(self.client._memory.schedule)
+        try:
+            await self.journal.aclose()
+        except LedgerError as error:  # it names the tasks that the ledger does not know
+            logger.error("%s", error, extra={"event": "ledger_unwritten"})
+            if self.reason is None or isinstance(self.reason, LedgerError):
+                self.reason = error
+        census = self.census()
+        if census is not None and (census.changed or (census.gone and self.sources.exhausted and not self.reason)):
+            logger.warning(
+                "job %r: %d requests changed under their key, %d of earlier runs were not given this time",
+                self.journal.job.name,
+                census.changed,
+                census.gone,
+                extra={"event": "job_differs", "changed": census.changed, "gone": census.gone},
+            )
+
+    def _collect_leftovers(self) -> None:
+        left = ClosedError("the pool's block was left; the task goes on: wait for it with its id")
+        for record in [*self.stages.holders(), *self.stages.saving]:
+            self._give_up(record, left)
+        self.stages.entering.clear()
+        self._sharing.clear()
+        for outcome in self.stages.untaken:
+            self._leave_behind(outcome)
+        self.stages.untaken.clear()
+        self._timeouts.close()
+        self._last_looks.close()
+        if self.entered:
+            self._progress.close()
+            self._last_stats = self.stats()
+        if self.leftovers:
+            running = sum(outcome.status is OutcomeStatus.UNFINISHED for outcome in self.leftovers)
+            logger.warning(
+                "left a pool with %d outcomes not handed over, %d still running",
+                len(self.leftovers),
+                running,
+                extra={"event": "pool_left", "leftovers": len(self.leftovers), "running": running},
+            )
+
+    async def desert(
+        self, record: Record, waiter: asyncio.Future[Outcome], cancellation: asyncio.CancelledError
+    ) -> None:
+        """The caller of `run` stops waiting: leave an unsent request unsent, and tell of a sent one what is known."""
+        if not waiter.cancelled():  # it ended in the same moment
+            self._leave_behind(waiter.result())
+        elif record.state is State.ENTERING:
+            if record.row is not None:  # the same request is on its way for somebody else
+                self._sharing[record.row].remove(record)
+                record.row = None
+            self._not_sent(record, None)
+        elif self.stages.runs.remove(record):
+            self._return(record, None)
+        elif record.state is State.SENDING and record.submission is not None:
+            submission = record.submission
+            post = submission.post
+            if not submission.was_sent:
+                self._take_back(record)
+                self._not_sent(record, None)
+            elif post is not None and not post.done():
+                try:
+                    with anyio.CancelScope(shield=True):
+                        await asyncio.wait({post}, timeout=GRACE)
+                except asyncio.CancelledError:
+                    pass  # asked twice: what is known must do
+        if record.task_id is not None:
+            goes_on = "ended" if record.task is not None and record.task.is_terminal else "goes on"
+            cancellation.add_note(f"evolink task {record.task_id} {goes_on}: client.tasks.wait({record.task_id!r})")
+        elif record.row is not None and record.row.submitted_at is not None:
+            cancellation.add_note(
+                f"an evolink request may have been accepted: idempotency key {record.row.idempotency_key}"
+            )
+
+    def _note_progress(self) -> None:
+        if self.entered and not self.left:
+            self._progress.changed()
+
+
+def _not_submitted(reason: BaseException | None) -> NotSubmittedError:
+    what = f"{type(reason).__name__}: {reason}" if reason is not None else "it was still waiting for its turn"
+    error = NotSubmittedError(f"nothing was sent for this request: {what}")
+    error.__cause__ = reason
+    return error
+
+
+def _by_id(task_id: str) -> TaskReading:
+    return TaskReading({"id": task_id})
+
+
+def _client_closed() -> ClosedError:
+    return ClosedError("the client was closed under the pool")
+
+
+def _other_body(record: Record) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"key {record.key!r}: this job has a request with this key and another body, which may be paid for; "
+        "give the changed one a key of its own",
+        param="key",
+    )
