@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from pool_world import drain, images
 
 from evolink_async import AsyncEvoLink, ConfigurationError, DownloadError, ImageRequest
 from evolink_async.emulator import Emulator
+from evolink_async.pool import savings
+from evolink_async.saving.folder import PartFile
 
 
 def client_of(server: Any, **options: Any) -> AsyncEvoLink:
@@ -99,3 +103,79 @@ async def test_a_download_holds_no_place_among_the_outstanding(api_key: str, tmp
         assert all(outcome.status in ("completed", "unfinished") for outcome in outcomes)
         assert not any(outcome.ok for outcome in outcomes)
     assert list(tmp_path.iterdir()) == []
+
+
+class FullDisk:
+    """A disk without room for another byte until `room` is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.room = False
+        flush = PartFile.flush
+
+        def flush_if_there_is_room(part: PartFile) -> None:
+            if not self.room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            flush(part)
+
+        monkeypatch.setattr(PartFile, "flush", flush_if_there_is_room)
+
+
+async def test_while_the_disk_is_full_saving_waits_and_no_more_is_paid_for(
+    api_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = FullDisk(monkeypatch)
+    monkeypatch.setattr(savings, "FULL_PAUSE", 0.02)
+    caplog.set_level(logging.WARNING, "evolink_async")
+
+    async def make_room(server: Any) -> None:
+        async with asyncio.timeout(30):
+            while sum(record.event == "disk_full" for record in caplog.records if hasattr(record, "event")) < 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        assert len(server.emulator.book()["posts"]) <= 10
+        disk.room = True
+
+    async with (
+        Emulator(speed=100, api_key=api_key).serve() as server,
+        client_of(server) as client,
+        client.pool(iter(images(40)), save_to=tmp_path, max_outstanding=10) as pool,
+    ):
+        making = asyncio.create_task(make_room(server))
+        outcomes = await drain(pool)
+        await making
+    assert [outcome.error for outcome in outcomes] == [None] * 40
+    assert len(list(tmp_path.iterdir())) == 40
+    events = [record.event for record in caplog.records if hasattr(record, "event")]
+    assert events.count("disk_full") == events.count("disk_has_room") == 1
+
+
+async def test_a_disk_that_stays_full_is_not_waited_for_for_ever(
+    api_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FullDisk(monkeypatch)
+    monkeypatch.setattr(savings, "FULL_PAUSE", 0.02)
+    monkeypatch.setattr(savings, "FULL_PATIENCE", 0.2)
+    async with (
+        Emulator(speed=100, api_key=api_key).serve() as server,
+        client_of(server) as client,
+        asyncio.timeout(30),
+        client.pool(images(40), save_to=tmp_path, max_outstanding=10) as pool,
+    ):
+        outcomes = await drain(pool)
+    assert {outcome.status for outcome in outcomes} == {"completed"}
+    assert all(isinstance(outcome.error, DownloadError) for outcome in outcomes)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_leaving_a_pool_whose_disk_is_full_waits_for_no_room(
+    api_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FullDisk(monkeypatch)
+    async with Emulator(speed=100, api_key=api_key).serve() as server, client_of(server) as client:
+        async with asyncio.timeout(30), client.pool(save_to=tmp_path) as pool:
+            running = asyncio.create_task(pool.run(images(1)[0]))
+            while not pool._engine.stages.saving:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        outcome = await running
+    assert outcome.status == "completed"
+    assert isinstance(outcome.error, DownloadError)
