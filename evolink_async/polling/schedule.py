@@ -7,6 +7,7 @@ age end, price what a look costs in seconds of delay. The hazard is learned for 
 from __future__ import annotations
 
 import math
+from array import array
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -189,7 +190,7 @@ class Expectation:
         self.looked_at = 0.0  # age at the latest look; 0.0: there was none
         self._shown = 0  # the latest progress, and the age at which it first showed
         self._shown_at = 0.0
-        self._readings: tuple[float, ...] = ()  # progress, age, of the first look at each tenth
+        self._readings: array[float] | None = None  # progress, age, of the first look at each tenth
 
     @property
     def _deciding(self) -> tuple[DurationLaw, float]:
@@ -229,14 +230,16 @@ class Expectation:
 
     def _keep_reading(self, progress: int, age: float) -> None:
         readings = self._readings
-        if len(readings) < 2 * TENTHS and not (readings and tenth_of(readings[-2]) == tenth_of(progress)):
-            self._readings = (*readings, progress, age)
+        if readings is None:
+            self._readings = array("f", (progress, age))  # small, as there may be many: a millisecond is near enough
+        elif len(readings) < 2 * TENTHS and tenth_of(readings[-2]) != tenth_of(progress):
+            readings.extend((progress, age))
 
     def over(self, age: float) -> None:
         """The answer that the task is over, however it ended, came at this age: learn from it, once."""
         low, high = self.looked_at, max(age, self.looked_at)
         estimate, clock = self._basis.estimate, self._basis.law
-        readings = iter(self._readings)
+        readings = iter(self._readings or ())
         for progress, shown_at in zip(readings, readings, strict=True):
             by_clock = clock.chance(low / estimate, high / estimate, unfinished_at=shown_at / estimate)
             self._basis.progress.learn(progress, shown_at, low, high, by_clock)
