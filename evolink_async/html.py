@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from evolink_async.durations import duration
+
 if TYPE_CHECKING:
     from evolink_async.pool.outcome import Outcome, PoolStats
     from evolink_async.types import Task
@@ -125,13 +127,3 @@ def text(value: object) -> str:
     if len(shown) > _LONGEST:
         shown = shown[: _LONGEST - 1] + "…"
     return escape(shown)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 4 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

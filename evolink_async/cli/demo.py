@@ -26,8 +26,9 @@ from evolink_async.cli.report import report_at_the_end
 from evolink_async.cli.running import Ending, Source, leave_at_once, run_through
 from evolink_async.cli.serving import emulator_with
 from evolink_async.cli.signals import Interrupts
-from evolink_async.cli.text import amount, counted, duration, shortened
+from evolink_async.cli.text import amount, counted, shortened
 from evolink_async.cli.view import STATUS_STYLES, Screen
+from evolink_async.durations import duration
 from evolink_async.pool import Outcome
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from evolink_async.cli.progress import ProgressRecord
 from evolink_async.cli.report import report_at_the_end
 from evolink_async.cli.running import Ending, Source, leave_at_once, opened, run_through
 from evolink_async.cli.signals import Interrupts
-from evolink_async.cli.text import amount, counted, duration, shortened
+from evolink_async.cli.text import amount, counted, shortened
+from evolink_async.durations import duration
 from evolink_async.errors import EvoLinkError
 from evolink_async.http.rates import RateLimit
 from evolink_async.pool import Outcome, OutcomeStatus, PoolStats

@@ -19,8 +19,9 @@ from evolink_async.cli.job import tell_running
 from evolink_async.cli.outputs import Standard, result_line, stopped_by_account, task_line, to_terminal
 from evolink_async.cli.running import Source, leave_at_once, opened, run_through
 from evolink_async.cli.signals import Interrupts
-from evolink_async.cli.text import amount, clean, counted, duration
+from evolink_async.cli.text import amount, clean, counted
 from evolink_async.cli.view import STATUS_STYLES
+from evolink_async.durations import duration
 from evolink_async.errors import DownloadError, EvoLinkError, TaskError, TaskTimeoutError
 from evolink_async.pool import Outcome
 from evolink_async.requests import GenerationRequest

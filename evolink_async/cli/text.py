@@ -40,19 +40,6 @@ def shortened(text: object, most: int) -> str:
     return line if len(line) <= most else line[: most - 1].rstrip() + "…"
 
 
-def duration(seconds: float) -> str:
-    """`8.2 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02} s"
-    return f"{minutes // 60} h {minutes % 60:02} min"
-
-
 def amount(credits: Decimal | float) -> str:
     """Credits with at most two decimals: `12`, `2.5`, `0.11`; grouped by thousands."""
     text = f"{credits:,.2f}"

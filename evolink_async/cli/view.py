@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from evolink_async.cli.outputs import Standard, is_terminal, to_terminal
-from evolink_async.cli.text import amount, clean, counted, duration
+from evolink_async.cli.text import amount, clean, counted
+from evolink_async.durations import duration
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from statistics import quantiles
 
+from evolink_async.durations import duration
 from evolink_async.report.items import ModelSums, Sample
-from evolink_async.report.text import amount, duration
+from evolink_async.report.text import amount
 
 WIDTH, HEIGHT = 520, 220
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 508.0, 14.0, 192.0

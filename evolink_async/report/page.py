@@ -22,9 +22,10 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from evolink_async.durations import duration
 from evolink_async.report import charts
 from evolink_async.report.items import STATUSES, Contents, Item, Totals
-from evolink_async.report.text import amount, cut, duration, moment, visible
+from evolink_async.report.text import amount, cut, moment, visible
 
 MOST_TEXT = 20_000_000  # characters of all prompts and errors
 _LONGEST_PROMPT = 5_000

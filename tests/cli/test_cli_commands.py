@@ -15,7 +15,8 @@ from cli_process import command, ended, environment, on_terminal, started, until
 from pydantic_core import from_json
 
 from evolink_async import __version__
-from evolink_async.cli.text import amount, clean, duration, shortened
+from evolink_async.cli.text import amount, clean, shortened
+from evolink_async.durations import duration
 
 
 async def generated(server: Any, *options: object) -> str:
@@ -299,7 +300,7 @@ def test_text_from_others_is_made_harmless(text: str, harmless: str) -> None:
 
 def test_numbers_are_short() -> None:
     assert [duration(seconds) for seconds in (0.04, 9.9, 59.4, 125, 7800)] == [
-        "0.0 s",
+        "40 ms",
         "9.9 s",
         "59 s",
         "2 min 05 s",

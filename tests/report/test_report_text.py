@@ -6,7 +6,8 @@ from decimal import Decimal
 
 import pytest
 
-from evolink_async.report.text import amount, cut, duration, visible
+from evolink_async.durations import duration
+from evolink_async.report.text import amount, cut, visible
 
 
 @pytest.mark.parametrize(
