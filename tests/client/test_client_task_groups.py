@@ -1,10 +1,10 @@
-"""Our calls beside the caller's own in a TaskGroup: another's fault ends them, keeps the ids, and stays the error (F133)."""
+"""Our calls beside the caller's own in a TaskGroup: the fault of another ends them and costs no id (F133)."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -26,6 +26,17 @@ async def fails_after(seconds: float) -> None:
     raise ValueError("somebody else's")
 
 
+async def beside_a_fault(ours: Coroutine[Any, Any, None], seconds: float) -> None:
+    task = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(ours)
+            group.create_task(fails_after(seconds))
+    finally:
+        assert task is not None
+        assert task.cancelled()  # nobody ate the cancellation
+
+
 async def generate(client: AsyncEvoLink) -> None:
     await client.images.generate(model="gpt-4o-image", prompt="a lighthouse")
 
@@ -45,7 +56,7 @@ async def submit_and_wait(client: AsyncEvoLink) -> None:
     await client.tasks.wait(task)
 
 
-CALLS: dict[str, Callable[[AsyncEvoLink], Awaitable[None]]] = {
+CALLS: dict[str, Callable[[AsyncEvoLink], Coroutine[Any, Any, None]]] = {
     "generate": generate,
     "run_many": run_many,
     "pool": pool,
@@ -56,16 +67,16 @@ CALLS: dict[str, Callable[[AsyncEvoLink], Awaitable[None]]] = {
 @pytest.mark.parametrize("seconds", [0.0, 1.0, 20.0], ids=["at once", "while it waits", "late"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 async def test_a_siblings_fault_is_the_only_error_and_every_paid_id_is_in_the_log(
-    call: Callable[[AsyncEvoLink], Any], seconds: float, api_key: str, caplog: pytest.LogCaptureFixture
+    call: Callable[[AsyncEvoLink], Coroutine[Any, Any, None]],
+    seconds: float,
+    api_key: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with virtual_service(api_key) as (emulator, http_client):
         async with AsyncEvoLink(base_url=BASE, http_client=http_client) as client:
             with caplog.at_level(logging.INFO, "evolink_async"), pytest.raises(ExceptionGroup) as caught:
-                async with asyncio.TaskGroup() as group:
-                    ours = group.create_task(call(client))
-                    group.create_task(fails_after(seconds))
+                await beside_a_fault(call(client), seconds)
             assert [type(error) for error in caught.value.exceptions] == [ValueError]
-            assert ours.cancelled()  # nobody ate the cancellation
         told = "\n".join(record.getMessage() for record in caplog.records)
         paid = [post["task_id"] for post in emulator.book()["posts"]]
         assert paid or not seconds
