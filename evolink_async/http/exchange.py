@@ -203,6 +203,8 @@ class Exchange:
             )
             self._key, self._secret = key, secret
         lines = self._lines
+        if method == "GET":
+            lines += b"Cache-Control: no-cache\r\n"  # what a task was a minute ago helps nobody
         if content is not None and (more is None or "Content-Type" not in more):
             lines += b"Content-Type: application/json\r\n"
         if isinstance(content, bytes):
