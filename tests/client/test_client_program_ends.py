@@ -54,7 +54,8 @@ ENDS = {
             global client, kept
             client = AsyncEvoLink(base_url=url)
             kept = asyncio.create_task(client.videos.generate(**video))
-            await asyncio.sleep(0.3)
+            while not [task async for task in client.tasks.list()]:
+                await asyncio.sleep(0.01)
         asyncio.run(main())
         """,
         0,
@@ -76,7 +77,8 @@ ENDS = {
             client = AsyncEvoLink(base_url=url)
             pool = client.pool(videos)
             await pool.__aenter__()
-            await asyncio.sleep(0.3)
+            while not pool.outstanding:
+                await asyncio.sleep(0.01)
         asyncio.run(main())
         """,
         0,
