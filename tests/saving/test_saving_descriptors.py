@@ -20,7 +20,7 @@ async def page(call: Call, writer: asyncio.StreamWriter) -> None:
 
 async def test_many_files_at_once_are_saved_where_few_may_be_open(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = len(os.listdir("/proc/self/fd"))
+    used = len(os.listdir("/dev/fd"))
     async with media_host(page) as host:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(128, 2 * used), limits[1]))
         try:
