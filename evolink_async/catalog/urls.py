@@ -39,14 +39,16 @@ def callback_remark(value: str, *, allow_private_hosts: bool) -> Remark | None:
     if len(value) > _MAX_CALLBACK:
         return "error", f"{len(value)} characters given, at most {_MAX_CALLBACK}"
     scheme, host = _parts(value)
-    if scheme not in ("https", "http") or not host:
+    if scheme not in ("https", "http") or not host or not value.isprintable() or " " in value or not _has_port(value):
         return "error", f"{value[:60]!r} is no https link"
-    if allow_private_hosts:
-        return None
-    if scheme != "https":
-        return "error", "the service calls https links only"
-    if _is_private(host):
-        return "error", f"the service refuses private and loopback hosts such as {host!r}"
+    if not allow_private_hosts:
+        if scheme != "https":
+            return "error", "the service calls https links only"
+        if _is_private(host):
+            return "error", f"the service refuses private and loopback hosts such as {host!r}"
+    if "@" in urlsplit(value).netloc:
+        # Not shown, as it may hold a password.
+        return "warning", f"no page says that the service logs in with the name before {host!r}; use a secret path"
     return None
 
 
@@ -87,6 +89,14 @@ def _parts(url: str) -> tuple[str, str]:
         return parts.scheme, parts.hostname or ""
     except ValueError:  # such as an unclosed IPv6 bracket
         return "", ""
+
+
+def _has_port(url: str) -> bool:
+    """Whether a port can be what the URL says, or is not said."""
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
 
 
 def _is_private(host: str) -> bool:

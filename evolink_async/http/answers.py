@@ -38,6 +38,10 @@ _REFUSED = frozenset({400, 403, 404, 413, 415, 422})
 _ACCOUNT = frozenset({401, 402})
 
 _REQUEST_ID_IN_TEXT = re.compile(r"\s*\(request id: ?([^()]{1,128})\)\s*$", re.I)
+# An escape in JSON: a whole surrogate pair, half of one (the group), or any other.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.S
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]+")
 _EXCERPT = 200
 _LONGEST_MESSAGE = 2_000
@@ -194,8 +198,19 @@ def _error_class(status: int) -> type[APIStatusError]:
 
 
 def _parse(body: bytes) -> Any:
-    """JSON, also behind a byte order mark; neither NaN nor Infinity. Raises `ValueError`."""
-    return from_json(body.removeprefix(b"\xef\xbb\xbf"), allow_inf_nan=False)
+    """JSON, also behind a byte order mark; neither NaN nor Infinity. Raises `ValueError`.
+
+    A half of a surrogate pair is left where somebody cut a text, such as a quoted prompt. RFC 8259 allows it and the
+    parser does not. It costs that character (U+FFFD stands for it), not a task that is paid for.
+    """
+    body = body.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError:
+        whole = _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], body)
+        if whole == body:
+            raise
+        return from_json(whole, allow_inf_nan=False)
 
 
 def _json_or_none(answer: Answer) -> Any:

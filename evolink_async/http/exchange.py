@@ -68,6 +68,7 @@ class Flight:
     connecting: bool = False  # a connection is waited for, or there is one
     sent: bool = False  # the first byte is about to be written: from here on it may have been received
     sent_at: float | None = None  # loop time of that
+    answer: Answer | None = None  # that has begun to come: its body may never follow
 
 
 # What httpx writes as it is.
@@ -153,7 +154,7 @@ class Exchange:
                 connect_timeout=min(CONNECT_TIMEOUT, seconds),
                 on_bytes=first_byte,
             )
-            answer = await self._exchange(call, key)
+            answer = await self._exchange(call, key, flight)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -168,14 +169,15 @@ class Exchange:
         # An exception may quote a header, and so the key: then it is neither shown nor kept.
         if key in f"{reason} {trouble} {trouble!r}" or isinstance(trouble, httpx.LocalProtocolError | UnicodeError):
             reason = f"{type(trouble).__name__} (details withheld: they may show a header)"
-            raise self._failure(flight, trouble, reason)
-        raise self._failure(flight, trouble, reason) from trouble
+            raise self._failure(flight, trouble, reason, key)
+        raise self._failure(flight, trouble, reason, key) from trouble
 
-    async def _exchange(self, call: Call, key: str) -> Answer:
+    async def _exchange(self, call: Call, key: str, flight: Flight) -> Answer:
         reply = await self._caller.call(call)
         try:
             cap = ERROR_CAP if reply.status >= 300 else TASK_CAP
             headers = _headers_of(reply.headers)
+            answer = flight.answer = Answer(reply.status, headers)
             body, problem = await _read_body(reply, headers.get("content-encoding", ""), cap)
         finally:
             try:
@@ -187,7 +189,8 @@ class Exchange:
                 if key in value:
                     headers[name] = value.replace(key, "[API key]")
             body = body.replace(self._secret, b"[API key]")
-        return Answer(reply.status, headers, body, problem)
+        answer.body, answer.problem = body, problem
+        return answer
 
     def _header_lines(self, method: str, key: str, content: object, more: Mapping[str, str] | None) -> bytes:
         if key != self._key:
@@ -204,6 +207,8 @@ class Exchange:
             )
             self._key, self._secret = key, secret
         lines = self._lines
+        if method == "GET":
+            lines += b"Cache-Control: no-cache\r\n"  # what a task was a minute ago helps nobody
         if content is not None and (more is None or "Content-Type" not in more):
             lines += b"Content-Type: application/json\r\n"
         if isinstance(content, bytes):
@@ -214,14 +219,24 @@ class Exchange:
             lines += header_lines((name.encode("ascii"), value.encode("ascii")) for name, value in more.items())
         return lines
 
-    def _failure(self, flight: Flight, trouble: BaseException, reason: str) -> NotSent | AnswerLost:
+    def _failure(self, flight: Flight, trouble: BaseException, reason: str, key: str) -> NotSent | AnswerLost:
         unsent = not flight.sent
         if isinstance(self._transport, ForeignTransport) and _says_unsent(trouble):
             unsent = True  # only that client knows when it writes, so `sent` was set before it was asked to
         if unsent:
             flight.sent, flight.sent_at = False, None
             return NotSent(f"could not reach {self.host}: {reason}")
-        return AnswerLost(f"the answer of {self.host} was lost: {reason}")
+        return AnswerLost(f"the answer of {self.host} was lost{_after_head(flight.answer, key)}: {reason}")
+
+
+def _after_head(answer: Answer | None, key: str) -> str:
+    """What the service's support can be asked about if nothing but the head of an answer came."""
+    if answer is None:
+        return ""
+    request_id = answer.request_id
+    if request_id is None or key in request_id:
+        return f" after its head (HTTP {answer.status})"
+    return f" after its head (HTTP {answer.status}, request id {request_id})"
 
 
 def _says_unsent(error: BaseException) -> bool:

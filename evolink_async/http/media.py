@@ -18,11 +18,17 @@ from evolink_async.http.proxies import DEFAULT_PORTS
 from evolink_async.http.transport import Call, Reply, SlotTransport, origin_of
 from evolink_async.http.wire import header_lines
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 logger = logging.getLogger("evolink_async.saving")
 
 MOST_REDIRECTS = 5
 ANSWER_TIMEOUT = 30.0  # seconds from the connection slot to the answer's headers
 MOST_AT_ONCE = 128  # files that are being saved, those that wait for their next attempt included
+_DESCRIPTOR_SHARE = 4  # of those that the process may have, a quarter: macOS gives it 256 in all
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?", re.ASCII)
 
@@ -70,7 +76,7 @@ class MediaSource:
     """
 
     def __init__(self, transport: SlotTransport, own: frozenset[Place], *, allow_private: bool) -> None:
-        self.places = asyncio.Semaphore(MOST_AT_ONCE)
+        self.places = asyncio.Semaphore(_files_at_once())
         self._transport = transport
         self._own = own
         self._allow_private = allow_private
@@ -121,6 +127,16 @@ class MediaSource:
             raise MediaCut(_reason(error)) from error
         logger.debug("GET %s -> %d", describe(str(url)), reply.status)
         return MediaAnswer(reply)
+
+
+def _files_at_once() -> int:
+    """Each holds a descriptor, also while it waits for a connection, which needs another one."""
+    if resource is None:
+        return MOST_AT_ONCE
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if descriptors == resource.RLIM_INFINITY:
+        return MOST_AT_ONCE
+    return max(1, min(MOST_AT_ONCE, descriptors // _DESCRIPTOR_SHARE))
 
 
 def _header_lines(url: httpx.URL, headers: Mapping[str, str]) -> bytes:

@@ -15,7 +15,7 @@ from evolink_async.errors import DownloadError, ResultExpiredError
 from evolink_async.http.hints import retry_after
 from evolink_async.http.media import MediaAnswer, MediaCut, MediaSource, describe
 from evolink_async.http.retry import RETRIED_READ_STATUSES, RetryPolicy
-from evolink_async.saving.content import ending_of, is_false, is_page, kind_of, sniff
+from evolink_async.saving.content import TELLING, ending_of, is_false, is_page, kind_of, sniff
 from evolink_async.saving.folder import PartFile, in_thread
 
 logger = logging.getLogger("evolink_async.saving")
@@ -240,37 +240,43 @@ class Download:
             raise _Trouble("the file is empty")
         self._check_page(answer)
         self._check_size(self._part.size, answer)
-        ending = sniff(self._part.head)
-        if ending is None:
-            content_type = answer.headers.get("content-type", "")
-            if is_false(self._part.head, content_type):
-                raise DownloadError(f"{describe(self._link)} is no {ending_of(content_type)}, although it says so")
-            return ending_of(content_type)
-        part = self._part
-        looks_whole = part.looks_whole(ending) if part.is_in_memory else await in_thread(part.looks_whole, ending)
-        if not looks_whole:
-            announced = total is not None or "transfer-encoding" in answer.headers
-            await self._doubt(ending, announced=announced, may_be_odd=announced and not has_surplus)
+        announced = total is not None or "transfer-encoding" in answer.headers
+        sniffed = sniff(self._part.head)
+        ending = sniffed or self._told_ending(answer)
+        if sniffed in TELLING:
+            part = self._part
+            looks_whole = part.looks_whole(ending) if part.is_in_memory else await in_thread(part.looks_whole, ending)
+            if not looks_whole:
+                where = "at the announced length" if announced else "and no length was announced"
+                may_be_so = announced and not has_surplus
+                await self._doubt(f"the transfer ended before the {ending} did, {where}", may_be_so=may_be_so)
+        elif not announced:
+            await self._doubt(f"neither the answer nor the {ending} tells its length", may_be_so=True)
         return ending
 
-    async def _doubt(self, ending: str, *, announced: bool, may_be_odd: bool) -> None:
-        """The content has no proper end. Raise `_Trouble`, unless the server says for the second time that this is it.
+    def _told_ending(self, answer: MediaAnswer) -> str:
+        content_type = answer.headers.get("content-type", "")
+        if is_false(self._part.head, content_type):
+            raise DownloadError(f"{describe(self._link)} is no {ending_of(content_type)}, although it says so")
+        return ending_of(content_type)
+
+    async def _doubt(self, why: str, *, may_be_so: bool) -> None:
+        """The file may be cut. Raise `_Trouble`, unless it has come in this very length for the second time.
 
         A length can be a lie that cuts the file (then more bytes come than it has room for), and a file can be odd.
         """
         size = self._part.size
-        if may_be_odd and self._doubted == size:
+        if may_be_so and self._doubted == size:
             logger.warning(
-                "%s: the %s has no proper end; kept as the server has it",
+                "%s: %s; it came twice in the same length and is kept",
                 describe(self._link),
-                ending,
+                why,
                 extra={"event": "file_odd"},
             )
             return
         self._doubted = size
         await in_thread(self._part.restart)
-        what = "at the announced length" if announced else "and no length was announced"
-        raise _Trouble(f"the transfer ended before the {ending} did, {what}")
+        raise _Trouble(why)
 
     def _check_page(self, answer: MediaAnswer) -> None:
         if is_page(self._part.head, answer.headers.get("content-type", "")):
