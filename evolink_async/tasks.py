@@ -20,6 +20,7 @@ from evolink_async.errors import (
     TaskError,
 )
 from evolink_async.http.answers import task_from
+from evolink_async.own_tasks import own_task
 from evolink_async.polling.endings import has_result
 from evolink_async.polling.watcher import BATCH_PATH, BATCH_SIZE
 from evolink_async.types import Task, TaskReading
@@ -82,6 +83,7 @@ class Tasks:
 
     async def _get_each(self, ids: list[str], found: dict[str, Task], deadline: float | None) -> None:
         queue = iter(ids)
+        loop = self._client._open().loop
 
         async def work() -> None:
             for task_id in queue:
@@ -91,7 +93,7 @@ class Tasks:
                     if not isinstance(error, NotFoundError) and error.code != "invalid_task_id":
                         raise
 
-        workers = [asyncio.ensure_future(work()) for _ in range(min(_READERS, len(ids)))]
+        workers = [own_task(loop, work(), "evolink read") for _ in range(min(_READERS, len(ids)))]
         try:
             await asyncio.gather(*workers)
         finally:

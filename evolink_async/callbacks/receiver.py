@@ -14,6 +14,7 @@ from evolink_async.callbacks.rules import Recent, Tokens, checked_public_url
 from evolink_async.catalog.urls import callback_remark
 from evolink_async.client import AsyncEvoLink
 from evolink_async.errors import ConfigurationError, EvoLinkError, InvalidRequestError
+from evolink_async.own_tasks import own_task
 from evolink_async.pool.doubts import Doubts
 from evolink_async.pool.identity import content_hash
 from evolink_async.pool.pool import TaskPool
@@ -235,7 +236,7 @@ class CallbackReceiver:
         self._to_tell.append(task)
         if self._telling is None or self._telling.done():
             loop = asyncio.get_running_loop()
-            self._telling = loop.create_task(self._tell_all(), name="evolink callbacks", context=contextvars.Context())
+            self._telling = own_task(loop, self._tell_all(), "evolink callbacks", contextvars.Context())
 
     async def _tell_all(self) -> None:
         assert self._on_task is not None

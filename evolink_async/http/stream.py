@@ -20,6 +20,7 @@ from typing import Any, cast
 import httpx
 
 from evolink_async.http.failures import describe
+from evolink_async.own_tasks import own_task
 
 _HAPPY_EYEBALLS_DELAY = 0.25
 """Seconds before the next address is tried as well (RFC 8305)."""
@@ -75,7 +76,7 @@ async def _connect_first(loop: asyncio.AbstractEventLoop, addresses: list[_Addre
     winner: socket.socket | None = None
     try:
         for position, address in enumerate(addresses):
-            attempts.add(loop.create_task(_connect_one(loop, address), name="evolink connect"))
+            attempts.add(own_task(loop, _connect_one(loop, address), "evolink connect"))
             last = position == len(addresses) - 1
             while attempts and winner is None:
                 patience = None if last else _HAPPY_EYEBALLS_DELAY

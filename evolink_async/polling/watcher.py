@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from evolink_async.errors import (
+    APIStatusError,
     ClosedError,
     ConfigurationError,
     ConnectionFailedError,
@@ -32,9 +33,11 @@ from evolink_async.errors import (
     TaskLostError,
 )
 from evolink_async.http.answers import Answer, hint_of, read_json, read_task, status_error
+from evolink_async.http.hints import http_date
 from evolink_async.http.reads import Reader
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.observer import Observation
+from evolink_async.own_tasks import own_task
 from evolink_async.polling.endings import has_result
 from evolink_async.polling.price import price_for
 from evolink_async.polling.schedule import PRICE, SHORTEST, Expectation, Schedule, class_of, may_be_early
@@ -69,6 +72,8 @@ _TICK = 1e-5
 
 _NO_BATCH = frozenset({400, 403, 404, 405})
 _NO_TASK = frozenset({404, 410})
+_OLDEST, _USUAL = 10.0, 60.0  # estimates; seconds, where there is none
+_LONGEST_HINT = 3600.0  # a look costs next to nothing: who wants none for longer is not believed
 _NO_ACCESS = frozenset({401, 403})
 _MOST_WORDS = 100
 _REMEMBERED = 1000
@@ -172,7 +177,7 @@ class _Watched:
 
     id: str
     started: float
-    aged: bool  # whether `started` is known and no guess
+    aged: bool  # whether `started` is known: by us who submitted it, or by the service's clock
     expectation: Expectation | None  # None: of an id alone nothing is known
     follower: Follower | None  # nearly always the only one; None: nobody follows any more
     due: float = math.inf  # of its one valid entry in the heap; infinite while it is looked at, and in the end
@@ -280,8 +285,8 @@ class Watcher:
         now = self._loop.time()
         if task.created is None and task.id in self._learned.submitted:
             task = TaskReading.of(self._learned.submitted[task.id])
-        aged = age is not None or task.created is not None
-        started = now - (_age_by_wall_clock(task) if age is None else age)
+        aged = age is not None
+        started = now - (_age_of(task) if age is None else age)
         known = task.model is not None or task.estimated_time is not None
         expectation = self._expect(task) if known else None
         watched = _Watched(task.id, started, aged, expectation, follower)
@@ -289,7 +294,7 @@ class Watcher:
             watched.in_trouble().ended = task.task
         # Of an id alone nothing is known, and a task that ended needs only its links: the first look is at once.
         delay = 0.0
-        if expectation is not None and aged and not task.is_terminal:
+        if expectation is not None and (aged or task.created is not None) and not task.is_terminal:
             delay = max(0.0, self._due(watched, expectation) - now)
         self._watched[task.id] = watched
         if stranger:
@@ -440,7 +445,7 @@ class Watcher:
         try:
             self._price_looks()
             while len(self._looks) < self._workers and (group := self._next_group()):
-                look = self._loop.create_task(self._look(group), name="evolink poll")
+                look = own_task(self._loop, self._look(group), "evolink poll")
                 self._looks.add(look)
                 look.add_done_callback(functools.partial(self._look_done, group))
             self._set_timer()
@@ -562,7 +567,7 @@ class Watcher:
         except ResponseError as error:
             self._failed(watched, error, asked_at)
         else:
-            self._saw(watched, reading, asked_at, alone=True)
+            self._saw(watched, reading, answer, asked_at, alone=True)
 
     def _take_batch(self, group: list[_Watched], answer: Answer | EvoLinkError, asked_at: float) -> None:
         readings = self._learned.read_batch(answer) if isinstance(answer, Answer) else None
@@ -578,7 +583,8 @@ class Watcher:
                 watched.alone = True
                 self._again(watched, 0.0)
             else:
-                self._saw(watched, readings[watched.id], asked_at, alone=False)
+                assert isinstance(answer, Answer)
+                self._saw(watched, readings[watched.id], answer, asked_at, alone=False)
 
     def _batch_failed(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         """Perhaps it is only the batch that fails, and for ever: then each task gets a look of its own."""
@@ -589,7 +595,7 @@ class Watcher:
 
     # What was seen
 
-    def _saw(self, watched: _Watched, reading: TaskReading, asked_at: float, *, alone: bool) -> None:
+    def _saw(self, watched: _Watched, reading: TaskReading, answer: Answer, asked_at: float, *, alone: bool) -> None:
         ended = watched.out_of_trouble()
         watched.alone = False
         self._refusals = 0
@@ -608,7 +614,7 @@ class Watcher:
         if expectation is None:
             expectation = watched.expectation = self._expect(reading)
         if not watched.aged and reading.created is not None:
-            watched.aged, watched.started = True, now - _age_by_wall_clock(reading)
+            watched.aged, watched.started = True, now - _age_of(reading, answer)
         expectation.unfinished(asked_at - watched.started, reading.progress)
         self._again(watched, max(SHORTEST, self._due(watched, expectation) - now))
         self._tell_seen(watched, reading)
@@ -646,7 +652,7 @@ class Watcher:
         error = status_error(answer)
         if answer.status in _NO_ACCESS:
             self._denied(watched, error)
-        elif answer.status in _NO_TASK or error.code == "invalid_task_id":
+        elif error.code == "invalid_task_id" or (answer.status in _NO_TASK and _is_of_the_service(answer, error)):
             self._missing(watched)
         else:
             self._failed(watched, answer, asked_at)
@@ -682,6 +688,8 @@ class Watcher:
         """A look that told nothing: the task is as it was."""
         failures = watched.in_trouble().failures = watched.in_trouble().failures + 1
         hint = hint_of(why) if isinstance(why, Answer) else None
+        if hint is not None and hint > _LONGEST_HINT:
+            hint = None
         if isinstance(why, Answer) and why.status == 429:
             self._pause(hint, asked_at)
         delay = self._retry.delay(failures, hint, self._random.random())
@@ -746,8 +754,19 @@ def _closed_while_running(task_id: str) -> ClosedError:
     )
 
 
-def _age_by_wall_clock(task: TaskReading) -> float:
-    """Seconds since creation as far as two clocks that may disagree can tell."""
+def _age_of(task: TaskReading, answer: Answer | None = None) -> float:
+    """Seconds since creation: by the service's clock, if an answer tells what it shows, else by ours, which may differ.
+
+    No more than ten estimates: a task that runs so long would be looked at so rarely that a wrong moment of creation,
+    or a wrong clock, would cost minutes.
+    """
     if task.created is None:
         return 0.0
-    return min(max(0.0, time.time() - task.created.timestamp()), 7 * 86_400.0)
+    now = http_date(answer.headers.get("date", "")) if answer is not None else None
+    age = (time.time() if now is None else now) - task.created.timestamp()
+    return min(max(0.0, age), _OLDEST * (task.estimated_time or _USUAL))
+
+
+def _is_of_the_service(answer: Answer, error: APIStatusError) -> bool:
+    """Whether it speaks of a task at all: the page of a gateway that has lost its service does not."""
+    return not answer.body.strip() or isinstance(error.body, dict)

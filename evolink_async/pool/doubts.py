@@ -24,6 +24,7 @@ from evolink_async.errors import ConfigurationError, EvoLinkError
 from evolink_async.ledger import open_ledger
 from evolink_async.ledger.candidates import why_not
 from evolink_async.ledger.states import State as Known
+from evolink_async.own_tasks import own_task
 from evolink_async.pool.record import Record
 from evolink_async.types import Task, TaskReading
 
@@ -145,9 +146,7 @@ class Doubts:
         self._found.append((name, record, reading))
         if self._settling is None or self._settling.done():
             loop = asyncio.get_running_loop()
-            self._settling = loop.create_task(
-                self._settle_all(), name="evolink settling", context=contextvars.Context()
-            )
+            self._settling = own_task(loop, self._settle_all(), "evolink settling", contextvars.Context())
 
     # Settling
 

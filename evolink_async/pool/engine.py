@@ -946,9 +946,11 @@ class Engine:
             if self.entered:
                 await self._leave()
         finally:
-            self._collect_leftovers()
-            if self.entered:
-                await self._close_ledger()
+            try:
+                self._collect_leftovers()
+            finally:  # whatever the caller's `on_progress` raises at the end
+                if self.entered:
+                    await self._close_ledger()
 
     async def _leave(self) -> None:
         """Stop everything of ours; POSTs under way get their grace, so that ids that are paid for become known."""

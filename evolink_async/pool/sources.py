@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evolink_async.errors import EvoLinkError, InvalidRequestError
+from evolink_async.own_tasks import own_task
 from evolink_async.requests import GenerationRequest
 
 # A long run of pulls that never waits would keep the loop from everything else.
@@ -148,7 +149,7 @@ class Sources:
 
     def _ensure_feeder(self) -> None:
         if self._feeder is None and not self.exhausted:
-            self._feeder = asyncio.get_running_loop().create_task(self._feed(), name="evolink feeder")
+            self._feeder = own_task(asyncio.get_running_loop(), self._feed(), "evolink feeder")
             self._feeder.add_done_callback(self._feeder_done)
         self._wake.set()
 
@@ -170,7 +171,7 @@ class Sources:
         """Pull from an iterator, or let a reader ask. True: wait a moment, for an item that is there at once."""
         if isinstance(turn, _Reader):
             if turn.task is None:
-                turn.task = asyncio.get_running_loop().create_task(self._read(turn), name="evolink source")
+                turn.task = own_task(asyncio.get_running_loop(), self._read(turn), "evolink source")
                 turn.task.add_done_callback(lambda task: self._reader_done(turn, task))
             turn.go.set()
             return True

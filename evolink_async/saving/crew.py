@@ -10,6 +10,8 @@ from typing import Generic, TypeVar
 
 import anyio
 
+from evolink_async.own_tasks import own_task
+
 T = TypeVar("T")
 
 
@@ -33,7 +35,7 @@ class Crew(Generic[T]):
             return
         self._waiting.append(item)
         if len(self._workers) < self._size:
-            worker = asyncio.get_running_loop().create_task(self._run(), name=self._name, context=contextvars.Context())
+            worker = own_task(asyncio.get_running_loop(), self._run(), self._name, contextvars.Context())
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
 
