@@ -29,8 +29,11 @@ from evolink_async.http.hints import retry_after
 from evolink_async.http.retry import Verdict
 from evolink_async.types import TASK_ID, TaskReading
 
-# 403 codes that speak of the key or the account, not of this request (vendor's client).
-_ACCOUNT_CODES = frozenset({"key_disabled", "key_expired", "user_disabled"})
+# 403 codes that speak of the key or the user, not of this request: the vendor's client has key_disabled, key_expired
+# and user_disabled; the other words for the same are our guess.
+_ACCOUNT_CODES = frozenset(
+    f"{whose}_{state}" for whose in ("key", "api_key", "token", "user", "account") for state in ("disabled", "expired")
+)
 # Codes that are no refusal of the request but news about its idempotency key (vendor's client); the status varies.
 _IN_PROGRESS, _CONFLICT = "paid_outcome_unknown", "idempotency_conflict"
 
