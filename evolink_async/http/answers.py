@@ -42,6 +42,7 @@ _ACCOUNT = frozenset({401, 402})
 
 _REQUEST_ID_IN_TEXT = re.compile(r"\s*\(request id: ?([^()]{1,128})\)\s*$", re.I)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]+")
+_CODE = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
 _EXCERPT = 200
 _LONGEST_MESSAGE = 2_000
 
@@ -218,7 +219,8 @@ def _error_details(parsed: Any) -> dict[str, Any]:
     if isinstance(error, dict):
         source = error
     elif isinstance(error, str):
-        source = {"code": error, "message": parsed.get("error_description") or parsed.get("message") or error}
+        code = error if _CODE.fullmatch(error) else parsed.get("code")  # some put a whole sentence there
+        source = {"code": code, "message": parsed.get("error_description") or parsed.get("message") or error}
     else:
         source = parsed
     return {

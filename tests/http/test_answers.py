@@ -221,6 +221,8 @@ SHAPES: dict[str, tuple[Any, str | None, str]] = {
     "files": ({"success": False, "code": 40001, "msg": "m"}, "40001", "m"),
     "oauth": ({"error": "invalid_token", "error_description": "m"}, "invalid_token", "m"),
     "error-text": ({"error": "m"}, "m", "m"),
+    "error-sentence": ({"error": "not enough credits"}, None, "not enough credits"),
+    "error-sentence-and-code": ({"error": "too fast", "code": "rate_limited"}, "rate_limited", "too fast"),
     "error-null": ({"error": None, "message": "m"}, None, "m"),
     "error-list": ({"error": [1], "message": "m"}, None, "m"),
     "bool-code": ({"error": {"code": True, "message": "m"}}, None, "m"),
