@@ -57,8 +57,9 @@ class Tasks:
         Asks for 50 at once where the service can (the vendor's client does; it isn't documented), else one by one.
         timeout: seconds in all, retries included; raises what stood in the way last when they are over.
         """
-        if isinstance(task_ids, str):
-            raise InvalidRequestError("task_ids are several ids; for one use get", param="task_ids")
+        if isinstance(task_ids, str) or not isinstance(task_ids, Iterable):
+            message = f"task_ids must be several ids, got {task_ids!r}; for one use get"
+            raise InvalidRequestError(message, param="task_ids")
         ids = list(dict.fromkeys(map(checked_id, task_ids)))
         deadline = self._client._deadline(timeout)
         found: dict[str, Task] = {}

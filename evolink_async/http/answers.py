@@ -29,8 +29,11 @@ from evolink_async.http.hints import retry_after
 from evolink_async.http.retry import Verdict
 from evolink_async.types import TASK_ID, TaskReading
 
-# 403 codes that speak of the key or the account, not of this request (vendor's client).
-_ACCOUNT_CODES = frozenset({"key_disabled", "key_expired", "user_disabled"})
+# 403 codes that speak of the key or the user, not of this request: the vendor's client has key_disabled, key_expired
+# and user_disabled; the other words for the same are our guess.
+_ACCOUNT_CODES = frozenset(
+    f"{whose}_{state}" for whose in ("key", "api_key", "token", "user", "account") for state in ("disabled", "expired")
+)
 # Codes that are no refusal of the request but news about its idempotency key (vendor's client); the status varies.
 _IN_PROGRESS, _CONFLICT = "paid_outcome_unknown", "idempotency_conflict"
 
@@ -43,6 +46,7 @@ _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.S
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]+")
+_CODE = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
 _EXCERPT = 200
 _LONGEST_MESSAGE = 2_000
 
@@ -230,7 +234,8 @@ def _error_details(parsed: Any) -> dict[str, Any]:
     if isinstance(error, dict):
         source = error
     elif isinstance(error, str):
-        source = {"code": error, "message": parsed.get("error_description") or parsed.get("message") or error}
+        code = error if _CODE.fullmatch(error) else parsed.get("code")  # some put a whole sentence there
+        source = {"code": code, "message": parsed.get("error_description") or parsed.get("message") or error}
     else:
         source = parsed
     return {

@@ -17,7 +17,9 @@ REPLAY_EARLIEST, REPLAY_LATEST = 2.0, 600.0
 UNPROVEN_REPLAYS = 3
 
 # `paid_outcome_unknown`: the same key again after 2, 4, 8 ... seconds, for two minutes (vendor: "about a minute").
+# The last time so long before their end that a turn which comes a little late is still in time.
 IN_PROGRESS_WINDOW = 120.0
+_FIRST_ASK, _LAST_ASK = 2.0, 118.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +137,8 @@ def next_step(verdict: Verdict, history: History, hint: float | None = None) -> 
         case Verdict.ACCOUNT:
             return Step(Next.GIVE_UP if doubtful else Next.NOT_SUBMIT)
         case Verdict.IN_PROGRESS:
-            delay = max(2.0 ** min(history.asked, 10), hint or 0.0)
-            return Step(Next.AGAIN, delay) if may_send_again(history, delay) else Step(Next.GIVE_UP)
+            delay = max(_asking_pause(history), hint or 0.0)
+            return Step(Next.AGAIN, delay) if delay and may_send_again(history, delay) else Step(Next.GIVE_UP)
         case Verdict.CONFLICT:
             return Step(Next.GIVE_UP)
         case Verdict.LOST:
@@ -144,6 +146,14 @@ def next_step(verdict: Verdict, history: History, hint: float | None = None) -> 
             if history.lost or not history.may_replay or history.age + delay > REPLAY_LATEST:
                 return Step(Next.GIVE_UP)
             return Step(Next.REPLAY, delay)
+
+
+def _asking_pause(history: History) -> float:
+    """Seconds until the service is asked again about a request that it says it is still working on; 0.0: no more."""
+    left = _LAST_ASK - history.asked_for
+    if left < _FIRST_ASK:
+        return 0.0
+    return min(_FIRST_ASK ** min(history.asked, 10), left)
 
 
 class Replays:

@@ -482,7 +482,7 @@ async def test_get_many_raises_a_refusal_and_leaves_nothing_behind() -> None:
         with pytest.raises(AuthenticationError):
             await client.tasks.get_many(f"task-{n}" for n in range(20))
         assert await client.tasks.get_many([]) == {}
-        for wrong in ("task-1", ["task-1", 7], ["../x"], [""], ["a" * 129], [".."]):
+        for wrong in ("task-1", 7, None, ["task-1", 7], ["../x"], [""], ["a" * 129], [".."]):
             with pytest.raises(InvalidRequestError):
                 await client.tasks.get_many(wrong)  # type: ignore[arg-type]
 

@@ -59,7 +59,7 @@ row("403-model", answer(403, now_shape("model_access_denied")), Verdict.REFUSED,
 for status in (401, 402):
     row(f"{status}", answer(status, now_shape("unauthorized")), Verdict.ACCOUNT, Next.NOT_SUBMIT)
     row(f"{status}-empty", answer(status), Verdict.ACCOUNT, Next.NOT_SUBMIT)
-for code in ("key_disabled", "key_expired", "user_disabled", "KEY_DISABLED"):
+for code in ("key_disabled", "key_expired", "user_disabled", "user_expired", "account_disabled", "KEY_DISABLED"):
     row(f"403-{code}", answer(403, now_shape(code)), Verdict.ACCOUNT, Next.NOT_SUBMIT)
 row("503-hint", answer(503, now_shape("x"), retry_after="30"), Verdict.LOST, Next.REPLAY)
 for status in (302, 307, 405, 408, 409, 418, 500, 502, 503, 504, 520, 524):
@@ -173,7 +173,13 @@ def test_paid_outcome_unknown_is_asked_after_2_4_8_seconds_for_two_minutes() -> 
             break
         delays.append(step.delay)
         asked_for += step.delay
-    assert delays == [2, 4, 8, 16, 32]
+    assert delays == [2, 4, 8, 16, 32, 56]
+
+
+def test_the_last_ask_waits_for_no_mere_moment_and_for_no_hint_beyond_the_two_minutes() -> None:
+    assert next_step(Verdict.IN_PROGRESS, History(asked=6, asked_for=117)).next is Next.GIVE_UP
+    assert next_step(Verdict.IN_PROGRESS, History(asked=6, asked_for=62), hint=57.5).delay == 57.5
+    assert next_step(Verdict.IN_PROGRESS, History(asked=6, asked_for=62), hint=59).next is Next.GIVE_UP
 
 
 @pytest.mark.parametrize("status", [200, 400, 409, 429, 500])
@@ -215,6 +221,8 @@ SHAPES: dict[str, tuple[Any, str | None, str]] = {
     "files": ({"success": False, "code": 40001, "msg": "m"}, "40001", "m"),
     "oauth": ({"error": "invalid_token", "error_description": "m"}, "invalid_token", "m"),
     "error-text": ({"error": "m"}, "m", "m"),
+    "error-sentence": ({"error": "not enough credits"}, None, "not enough credits"),
+    "error-sentence-and-code": ({"error": "too fast", "code": "rate_limited"}, "rate_limited", "too fast"),
     "error-null": ({"error": None, "message": "m"}, None, "m"),
     "error-list": ({"error": [1], "message": "m"}, None, "m"),
     "bool-code": ({"error": {"code": True, "message": "m"}}, None, "m"),

@@ -272,7 +272,7 @@ async def test_paid_outcome_unknown_is_asked_again_for_two_minutes_and_is_no_rep
     error = await unknown(room.submit())
     assert error.code == "paid_outcome_unknown"
     pauses = [round(b - a) for a, b in zip(room.transport.times, room.transport.times[1:], strict=False)]
-    assert pauses == [2, 4, 8, 16, 32]
+    assert pauses == [2, 4, 8, 16, 32, 56]
     assert room.replays.started == 0
     assert room.replays.proven
 
