@@ -197,7 +197,7 @@ def test_a_line_end_of_an_old_mac_within_a_cell_is_named_as_such(table: Path) ->
     assert "outside of quotes" in found[2]
 
 
-@pytest.mark.parametrize("data", [b'{\n  "model": "krea-2-turbo"\n}\n', b'[{"model": "krea-2-turbo", "prompt": "a"},\n'])
+@pytest.mark.parametrize("data", [b'{\n"model": "krea-2-turbo"\n}\n', b'[{"model": "krea-2-turbo", "prompt": "a"},\n'])
 def test_json_over_several_lines_is_told_that_a_request_has_one(jsonl: Path, data: bytes) -> None:
     assert "whole on one line" in reasons(jsonl, data)[1]
 
