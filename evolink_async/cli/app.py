@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -374,7 +375,22 @@ job_app = typer.Typer(
 )
 app.add_typer(job_app, name="job")
 
-LedgerPath = Annotated[str, typer.Argument(metavar="LEDGER", help="The file, e.g. job.db.", show_default=False)]
+
+def _ledger_of(path: str) -> str:
+    """The folder of a run stands for the ledger in it."""
+    inside = os.path.join(path, "job.db")
+    return inside if os.path.isdir(path) and os.path.exists(inside) else path
+
+
+LedgerPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="LEDGER",
+        help="The file, e.g. job.db, or the folder of a run.",
+        callback=_ledger_of,
+        show_default=False,
+    ),
+]
 JobName = Annotated[
     str | None,
     typer.Option("--job", metavar="NAME", help="Which job; else the only one, or the one called default."),

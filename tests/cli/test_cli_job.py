@@ -65,6 +65,15 @@ async def test_show_tells_states_credits_what_is_unknown_and_costs(path: Path) -
     assert "\x1b" not in result.stdout
 
 
+async def test_the_folder_of_a_run_stands_for_its_ledger(path: Path) -> None:
+    of_file = await command("job", "show", path, "--json")
+    folder = path.parent / "out"
+    folder.mkdir()
+    path.rename(folder / "job.db")
+    of_folder = await command("job", "show", folder, "--json")
+    assert (of_folder.code, of_folder.stdout) == (0, of_file.stdout)
+
+
 async def test_show_as_json_is_a_line_for_each_job(path: Path) -> None:
     await a_ledger(path, {"x": "completed"}, "other", sent=SENT + timedelta(days=1))
     result = await job("show", path, "--json")
