@@ -523,6 +523,7 @@ def emulator(
     failure_share: Annotated[float, typer.Option(min=0, max=1, help="Share of tasks that fail.", metavar="X")] = 0,
     idempotency: Annotated[bool, typer.Option(help="Whether the Idempotency-Key header is honoured.")] = True,
     batch: Annotated[bool, typer.Option(help="Whether POST /v1/tasks/batch exists.")] = True,
+    listing: Annotated[bool, typer.Option(help="Whether GET /v1/tasks exists.")] = True,
     retry_after: Annotated[
         Hint, typer.Option(help="How a 429 says when to come again: seconds, date, ms, body or none.", metavar="HOW")
     ] = Hint.SECONDS,
@@ -550,6 +551,7 @@ def emulator(
         "failure_share": failure_share,
         "idempotency": idempotency,
         "batch": batch,
+        "listing": listing,
         "retry_after": None if retry_after is Hint.NONE else str(retry_after),
         "private_callbacks": private_callbacks,
         "standing": standing,
