@@ -95,7 +95,12 @@ class GenerationRequest(BaseModel):
 
 
 class ImageRequest(GenerationRequest):
-    """A request for images: POST /v1/images/generations."""
+    """A request for images: POST /v1/images/generations.
+
+        ImageRequest(model="gpt-4o-image", prompt="a lighthouse", size="1024x1024", key="page-17")
+
+    key and metadata are yours, all else is sent: see `GenerationRequest`.
+    """
 
     kind: ClassVar[Kind] = "image"
 
@@ -113,7 +118,12 @@ class ImageRequest(GenerationRequest):
 
 
 class VideoRequest(GenerationRequest):
-    """A request for a video: POST /v1/videos/generations."""
+    """A request for a video: POST /v1/videos/generations.
+
+        VideoRequest(model="veo3.1-fast-beta", prompt="waves", key="clip-3")
+
+    key and metadata are yours, all else is sent: see `GenerationRequest`.
+    """
 
     kind: ClassVar[Kind] = "video"
 
@@ -131,7 +141,12 @@ class VideoRequest(GenerationRequest):
 
 
 class AudioRequest(GenerationRequest):
-    """A request for music or speech: POST /v1/audios/generations (plural, as the service has it)."""
+    """A request for music or speech: POST /v1/audios/generations (plural, as the service has it).
+
+        AudioRequest(model="suno-v5-beta", prompt="a sea shanty", key="song-1")
+
+    key and metadata are yours, all else is sent: see `GenerationRequest`.
+    """
 
     kind: ClassVar[Kind] = "audio"
 
