@@ -268,9 +268,14 @@ def to_terminal() -> bool:
 
 def silence_stdout() -> None:
     """Point standard output at nothing, so that the interpreter's last flush doesn't complain about a closed pipe."""
+    silence(sys.stdout)
+
+
+def silence(stream: Any) -> None:
+    """Point a standard stream at nothing."""
     try:
         nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, sys.stdout.fileno())
+        os.dup2(nothing, stream.fileno())
         os.close(nothing)
     except (OSError, ValueError, AttributeError):
         pass  # no real file stands behind it: there is nothing to flush into

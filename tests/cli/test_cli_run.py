@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pty
 import resource
 import signal
 from collections.abc import AsyncIterator
@@ -312,6 +313,30 @@ async def test_a_full_disk_under_standard_output_does_not_end_the_run(api_key: s
     assert result.stderr.count("cannot write to standard output") == 1
     assert "6 of 6 completed" in result.stderr
     assert len(lines_of(tmp_path / "out/results.jsonl")) == 6
+
+
+async def test_a_full_disk_under_standard_error_does_not_end_the_run(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(6))
+    refused = {"method": "POST", "nth": [1], "status": 400, "body": {"error": {"code": "no"}}}
+    full = os.open("/dev/full", os.O_WRONLY)
+    async with service(api_key, faults=[refused]) as server:
+        result = await command("run", file, "--out", tmp_path / "out", *FAST, server=server, stderr=full)
+    os.close(full)
+    assert result.code == 1
+    assert len(lines_of(tmp_path / "out/results.jsonl")) == 5
+
+
+async def test_a_terminal_that_goes_away_does_not_end_the_run(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(12))
+    ours, theirs = pty.openpty()
+    async with service(api_key) as server:
+        streams = {"env": environment(server, TERM="xterm"), "stderr": theirs, "stdout": asyncio.subprocess.DEVNULL}
+        async with started("run", file, "--out", tmp_path / "out", "--rate", "4/s", **streams) as process:
+            os.close(theirs)
+            await until(lambda: len(posts(server)) > 1)
+            os.close(ours)  # what is written from now on fails
+            assert (await ended(process)).code == 0
+    assert len(lines_of(tmp_path / "out/results.jsonl")) == 12
 
 
 async def test_a_full_disk_loses_no_outcome(api_key: str, tmp_path: Path) -> None:
