@@ -122,6 +122,12 @@ def test_a_line_whose_task_may_exist_is_refused_unless_asked_for(jsonl: Path, er
     assert not reasons(jsonl, row, resend_unsettled=True)
 
 
+def test_a_line_of_results_is_no_request_and_not_paid_for_again(jsonl: Path) -> None:
+    outcome = {"key": "a", "identity": "a", "status": "completed", "model": MODEL, "prompt": "p", "task_id": "task-1"}
+    found = reasons(jsonl, to_json(outcome))
+    assert "(task task-1): it would be paid for again" in found[1]
+
+
 def test_a_line_without_end_is_named_and_costs_no_memory(jsonl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "LONGEST_LINE", 1000)
     good = b'{"model": "krea-2-turbo", "prompt": "a"}\n'
