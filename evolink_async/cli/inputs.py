@@ -205,15 +205,15 @@ def _of_line(message: str) -> str:
 
 
 def _checked(data: Mapping[str, Any], defaults: Defaults) -> tuple[GenerationRequest, tuple[str, ...]]:
-    if isinstance(error := data.get("error"), Mapping) and "status" in error:  # a line of our errors.jsonl
-        if error["status"] in UNSETTLED and not defaults.resend_unsettled:
-            raise BadLine(_unsettled(error))
-        data = {name: value for name, value in data.items() if name not in ("error", "line")}
-    elif "identity" in data and "task_id" in data:  # a line of our results.jsonl or of `job export`
+    if "identity" in data and "task_id" in data:  # a line of our results.jsonl or of `job export`
         raise BadLine(
             f"an outcome, no request (task {data['task_id']}): it would be paid for again; give the file of the first "
             "time to go on, or errors.jsonl to send what went wrong"
         )
+    if isinstance(error := data.get("error"), Mapping) and "status" in error:  # a line of our errors.jsonl
+        if error["status"] in UNSETTLED and not defaults.resend_unsettled:
+            raise BadLine(_unsettled(error))
+        data = {name: value for name, value in data.items() if name not in ("error", "line")}
     return request_from(data, defaults)
 
 

@@ -124,8 +124,9 @@ def test_a_line_whose_task_may_exist_is_refused_unless_asked_for(jsonl: Path, er
 
 def test_a_line_of_results_is_no_request_and_not_paid_for_again(jsonl: Path) -> None:
     outcome = {"key": "a", "identity": "a", "status": "completed", "model": MODEL, "prompt": "p", "task_id": "task-1"}
-    found = reasons(jsonl, to_json(outcome))
-    assert "(task task-1): it would be paid for again" in found[1]
+    unsaved = outcome | {"error": {"status": "completed", "message": "no space left"}}
+    found = reasons(jsonl, to_json(outcome) + b"\n" + to_json(unsaved))
+    assert ["(task task-1): it would be paid for again" in found[line] for line in (1, 2)] == [True, True]
 
 
 def test_a_line_without_end_is_named_and_costs_no_memory(jsonl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
