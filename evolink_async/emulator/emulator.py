@@ -129,6 +129,10 @@ class Emulator:
         self._world = World(options, Clock(clock or wall_clock(), standing=standing))
         self._app = App(self._world)
 
+    def __repr__(self) -> str:
+        options = self._world.options
+        return f"<Emulator speed={options.speed:g} seed={options.seed}>"
+
     @property
     def app(self) -> App:
         """The ASGI application, for ``httpx.ASGITransport`` and the like."""

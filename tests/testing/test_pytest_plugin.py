@@ -476,6 +476,7 @@ async def test_the_emulator_in_a_thread_is_asked_from_inside_a_running_loop(api_
         async with AsyncEvoLink(base_url=emulator.base_url) as client:
             task = await client.images.submit(model="gpt-4o-image", prompt="a lighthouse")
             assert [post["task_id"] for post in emulator.book()["posts"]] == [task.id]
+            assert repr(emulator) == f"<BackgroundEmulator at {emulator.base_url}: <Emulator speed=1000 seed=0>>"
     assert [post["task_id"] for post in emulator.book()["posts"]] == [task.id], "the book outlives the emulator"
     assert emulator.faults() == []
     assert not [thread for thread in threading.enumerate() if thread.name == "evolink emulator"]
