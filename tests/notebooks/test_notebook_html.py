@@ -94,7 +94,8 @@ def test_any_text_stays_text(text: str, more: str) -> None:
 
 
 def test_credits_are_shown_without_idle_zeros() -> None:
-    shown = PoolStats(credits_spent=Decimal("0.0"), credits_reserved=Decimal("1200.50"))._repr_html_()
+    credits = {"credits_spent": Decimal("0.0"), "credits_reserved": Decimal("1200.50")}
+    shown = PoolStats(total=1, pulled=1, waiting=0, outstanding=1, untaken=0, **credits)._repr_html_()
     assert "0 spent, 1200.5 reserved" in shown
     assert "0.0" not in shown
 
