@@ -276,6 +276,13 @@ async def test_the_demo_accounts_for_every_request(tmp_path: Path) -> None:
     assert len(re.findall(r"^demo-\d\d ", result.stderr, re.M)) == 15
 
 
+async def test_the_demo_works_where_the_environment_names_a_proxy(tmp_path: Path) -> None:
+    nobody = "http://127.0.0.1:9"
+    env = environment(HTTP_PROXY=nobody, http_proxy=nobody, ALL_PROXY=nobody, NO_PROXY=None, no_proxy=None)
+    result = await command("demo", "--requests", 1, "--speed", 200, env=env, cwd=tmp_path)
+    assert result.code == 0, result.stderr
+
+
 async def test_an_interrupted_demo_names_what_runs(tmp_path: Path) -> None:
     async with started("demo", "--speed", 1, cwd=tmp_path) as process:
         seen = b""
