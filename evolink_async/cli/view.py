@@ -94,8 +94,10 @@ class Screen:
             return
         try:
             draw()
-        except (OSError, ValueError):
+        except OSError:
             silence(sys.stderr)  # else what is left in the buffers fails again
+        except ValueError:
+            pass  # it is closed
 
     @asynccontextmanager
     async def following(self, picture: Callable[[], RenderableType], line: Callable[[], str]) -> AsyncIterator[None]:

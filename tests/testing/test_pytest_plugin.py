@@ -319,7 +319,10 @@ def test_it(evolink_emulator):
 @pytest.mark.parametrize(
     ("marker", "message"),
     [
-        ("evolink_emulator(speed=0)", "*refuses the options of this test's markers: speed must be a number above 0, not 0"),
+        (
+            "evolink_emulator(speed=0)",
+            "*refuses the options of this test's markers: speed must be a number above 0, not 0",
+        ),
         ("evolink_emulator(sped=9)", "*refuses the options of this test's markers: *'sped'*"),
         ("evolink_emulator(50)", "the marker evolink_emulator takes options by name, such as speed=1000"),
         ("evolink_emulator(faults=[])", "faults have a marker of their own: evolink_faults({...}, {...})"),
