@@ -321,7 +321,7 @@ def test_it(evolink_emulator):
     [
         (
             "evolink_emulator(speed=0)",
-            "*refuses the options of this test's markers: speed must be a number above 0, not 0",
+            "*options of this test's markers: speed must be a number above 0, not 0",
         ),
         ("evolink_emulator(sped=9)", "*refuses the options of this test's markers: *'sped'*"),
         ("evolink_emulator(50)", "the marker evolink_emulator takes options by name, such as speed=1000"),
