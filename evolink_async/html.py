@@ -60,7 +60,7 @@ def stats_html(stats: PoolStats) -> str:
         ("outstanding", f"{stats.outstanding:,}"),
         ("waiting", f"{stats.waiting:,}"),
         ("untaken", f"{stats.untaken:,}" if stats.untaken else None),
-        ("credits", f"{stats.credits_spent:f} spent, {stats.credits_reserved:f} reserved"),
+        ("credits", f"{stats.credits_spent.normalize():f} spent, {stats.credits_reserved.normalize():f} reserved"),
         ("pace", None if stats.rate is None else f"{stats.rate:.3g}/s, {stats.rate_limited:,} refused"),
         ("elapsed", duration(stats.elapsed)),
         ("left", None if stats.eta is None else duration(stats.eta)),

@@ -92,7 +92,7 @@ def _summary(stats: PoolStats) -> str:
     if bad:
         parts.append(f"{bad} not completed")
     if stats.credits_spent:
-        parts.append(f"{stats.credits_spent:f} credits")
+        parts.append(f"{stats.credits_spent.normalize():f} credits")
     return ", ".join(parts)
 
 

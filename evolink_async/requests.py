@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
@@ -95,21 +95,72 @@ class GenerationRequest(BaseModel):
 
 
 class ImageRequest(GenerationRequest):
-    """A request for images: POST /v1/images/generations."""
+    """A request for images: POST /v1/images/generations.
+
+        ImageRequest(model="gpt-4o-image", prompt="a lighthouse", size="1024x1024", key="page-17")
+
+    key and metadata are yours, all else is sent: see `GenerationRequest`.
+    """
 
     kind: ClassVar[Kind] = "image"
 
+    if TYPE_CHECKING:  # the one that type checkers make of a model's fields takes no other parameters
+
+        def __init__(
+            self,
+            *,
+            model: str,
+            prompt: str | None = None,
+            key: str | None = None,
+            metadata: dict[str, Any] = ...,
+            **params: Any,
+        ) -> None: ...
+
 
 class VideoRequest(GenerationRequest):
-    """A request for a video: POST /v1/videos/generations."""
+    """A request for a video: POST /v1/videos/generations.
+
+        VideoRequest(model="veo3.1-fast-beta", prompt="waves", key="clip-3")
+
+    key and metadata are yours, all else is sent: see `GenerationRequest`.
+    """
 
     kind: ClassVar[Kind] = "video"
 
+    if TYPE_CHECKING:  # as above
+
+        def __init__(
+            self,
+            *,
+            model: str,
+            prompt: str | None = None,
+            key: str | None = None,
+            metadata: dict[str, Any] = ...,
+            **params: Any,
+        ) -> None: ...
+
 
 class AudioRequest(GenerationRequest):
-    """A request for music or speech: POST /v1/audios/generations (plural, as the service has it)."""
+    """A request for music or speech: POST /v1/audios/generations (plural, as the service has it).
+
+        AudioRequest(model="suno-v5-beta", prompt="a sea shanty", key="song-1")
+
+    key and metadata are yours, all else is sent: see `GenerationRequest`.
+    """
 
     kind: ClassVar[Kind] = "audio"
+
+    if TYPE_CHECKING:  # as above
+
+        def __init__(
+            self,
+            *,
+            model: str,
+            prompt: str | None = None,
+            key: str | None = None,
+            metadata: dict[str, Any] = ...,
+            **params: Any,
+        ) -> None: ...
 
 
 REQUEST_CLASSES: dict[str, type[GenerationRequest]] = {
@@ -283,13 +334,25 @@ def _request_class(kind: object, model: str) -> type[GenerationRequest]:
 
         kind = kind_of(model)
     if kind is None:
-        raise InvalidRequestError(
-            f"the model {model!r} isn't in the catalogue, so say its kind: image, video or audio", param="kind"
-        )
+        raise _unknown_model(model)
     cls = REQUEST_CLASSES.get(kind) if isinstance(kind, str) else None
     if cls is None:
         raise InvalidRequestError(f"kind must be image, video or audio, got {kind!r}", param="kind")
     return cls
+
+
+def _unknown_model(model: str) -> InvalidRequestError:
+    """What to say of a model without a kind that the catalogue doesn't know."""
+    from evolink_async.catalog import check, nearest
+
+    for finding in check("image", model, {}):
+        if finding.severity == "error":  # a name that is known to be wrong, whatever the kind
+            return InvalidRequestError(finding.message, param="model")
+    guesses = " or ".join(map(repr, nearest(model)))
+    meant = f"; did you mean {guesses}? Else say its kind" if guesses else ", so say its kind"
+    return InvalidRequestError(
+        f"the model {model!r} isn't in the catalogue{meant}: image, video or audio", param="kind"
+    )
 
 
 def _invalid(error: ValidationError) -> InvalidRequestError:

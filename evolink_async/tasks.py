@@ -18,6 +18,7 @@ from evolink_async.errors import (
     NotFoundError,
     ResponseError,
     TaskError,
+    TaskTimeoutError,
 )
 from evolink_async.http.answers import task_from
 from evolink_async.own_tasks import own_task
@@ -158,7 +159,16 @@ class Tasks:
             task = task_or_id
         else:
             task = Task(id=checked_id(task_or_id))
-        return await client._wait(task, deadline, timeout, on_progress=on_progress)
+        try:
+            return await client._wait(task, deadline, timeout, on_progress=on_progress)
+        except TaskTimeoutError as error:
+            if error.task is not task or task is task_or_id:
+                raise
+            message = (  # no look has found it, so nobody can say that it runs
+                f"the service told nothing of it in {timeout:g} s, so it may not know the id; if it is right, wait "
+                f"again with client.tasks.wait({task.id!r})"
+            )
+            raise TaskTimeoutError(message, task=task) from None
 
 
 class Waiter:

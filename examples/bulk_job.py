@@ -32,7 +32,7 @@ async def main(prompts: Path) -> int:
             async with pool:
                 async for outcome in pool:
                     if outcome.ok:
-                        print(outcome.key, outcome.task.id, *outcome.urls, sep="\t", flush=True)
+                        print(outcome.key, outcome.unwrap().id, *outcome.urls, sep="\t", flush=True)
                     else:
                         print(outcome.key, outcome.status, outcome.error, file=sys.stderr)
         except EvoLinkError as reason:  # what ended the pool early: no credits, a wrong key, ...

@@ -34,7 +34,7 @@ async def main(prompts: list[str]) -> None:
             if not outcome.ok:
                 print(outcome.key, outcome.status, outcome.error, file=sys.stderr)
             elif isinstance(outcome.request, ImageRequest):
-                pool.add(video_of(outcome.urls[0], outcome.request.metadata["prompt"], outcome.key))
+                pool.add(video_of(outcome.urls[0], outcome.request.metadata["prompt"], outcome.identity))
             else:
                 print(outcome.key, *outcome.urls)
 

@@ -24,10 +24,13 @@ from evolink_async import (
     QuotaExhaustedError,
     RateLimitError,
     SubmitOutcomeUnknownError,
+    Task,
     TaskError,
     TaskLostError,
     TaskTimeoutError,
 )
+
+PATIENCE = 25  # seconds that one look may last
 
 
 @asynccontextmanager
@@ -79,14 +82,22 @@ async def result(task_id: str, request: Request, response: Response) -> dict[str
     """Wait up to 25 s. 200: done; 202: still running, ask again; 404: unknown; 502: it failed."""
     client: AsyncEvoLink = request.app.state.evolink
     try:
-        task = await client.tasks.wait(task_id, timeout=25)
-    except TaskTimeoutError as error:  # not a failure: the task goes on and is paid for
-        response.status_code = 202
-        return {"id": task_id, "status": error.task.status, "progress": error.task.progress}
+        task = await ended_or_seen(client, task_id)
     except (NotFoundError, TaskLostError, InvalidRequestError) as error:
         raise HTTPException(404, detail=str(error)) from error
     except TaskError as error:
         raise HTTPException(502, detail={"code": error.code, "message": error.message}) from error
     except EvoLinkError as error:
         raise HTTPException(503, detail=str(error)) from error
+    if not task.succeeded:
+        response.status_code = 202
+        return {"id": task.id, "status": task.status, "progress": task.progress}
     return {"id": task.id, "status": task.status, "urls": list(task.urls), "expires_at": task.expires_at}
+
+
+async def ended_or_seen(client: AsyncEvoLink, task_id: str) -> Task:
+    """The completed task, or what it is doing after 25 s. Raises `NotFoundError` for an id that is nobody's."""
+    try:
+        return await client.tasks.wait(task_id, timeout=PATIENCE)
+    except TaskTimeoutError:  # not a failure: the task goes on and is paid for, if there is one
+        return await client.tasks.get(task_id)

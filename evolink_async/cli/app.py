@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -374,7 +375,22 @@ job_app = typer.Typer(
 )
 app.add_typer(job_app, name="job")
 
-LedgerPath = Annotated[str, typer.Argument(metavar="LEDGER", help="The file, e.g. job.db.", show_default=False)]
+
+def _ledger_of(path: str) -> str:
+    """The folder of a run stands for the ledger in it."""
+    inside = os.path.join(path, "job.db")
+    return inside if os.path.isdir(path) and os.path.exists(inside) else path
+
+
+LedgerPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="LEDGER",
+        help="The file, e.g. job.db, or the folder of a run.",
+        callback=_ledger_of,
+        show_default=False,
+    ),
+]
 JobName = Annotated[
     str | None,
     typer.Option("--job", metavar="NAME", help="Which job; else the only one, or the one called default."),
@@ -507,6 +523,7 @@ def emulator(
     failure_share: Annotated[float, typer.Option(min=0, max=1, help="Share of tasks that fail.", metavar="X")] = 0,
     idempotency: Annotated[bool, typer.Option(help="Whether the Idempotency-Key header is honoured.")] = True,
     batch: Annotated[bool, typer.Option(help="Whether POST /v1/tasks/batch exists.")] = True,
+    listing: Annotated[bool, typer.Option(help="Whether GET /v1/tasks exists.")] = True,
     retry_after: Annotated[
         Hint, typer.Option(help="How a 429 says when to come again: seconds, date, ms, body or none.", metavar="HOW")
     ] = Hint.SECONDS,
@@ -534,6 +551,7 @@ def emulator(
         "failure_share": failure_share,
         "idempotency": idempotency,
         "batch": batch,
+        "listing": listing,
         "retry_after": None if retry_after is Hint.NONE else str(retry_after),
         "private_callbacks": private_callbacks,
         "standing": standing,

@@ -190,7 +190,8 @@ def _parsed(line: bytes) -> dict[str, Any]:
     try:
         data = from_json(line, allow_inf_nan=False)
     except ValueError as error:
-        raise BadLine(f"not JSON: {_of_line(str(error))}") from None
+        whole = "; a request must stand whole on one line" if str(error).startswith("EOF") else ""
+        raise BadLine(f"not JSON: {_of_line(str(error))}{whole}") from None
     if isinstance(data, list):
         raise BadLine("a list; put each request on a line of its own")
     if not isinstance(data, dict):
@@ -204,6 +205,11 @@ def _of_line(message: str) -> str:
 
 
 def _checked(data: Mapping[str, Any], defaults: Defaults) -> tuple[GenerationRequest, tuple[str, ...]]:
+    if "identity" in data and "task_id" in data:  # a line of our results.jsonl or of `job export`
+        raise BadLine(
+            f"an outcome, no request (task {data['task_id']}): it would be paid for again; give the file of the first "
+            "time to go on, or errors.jsonl to send what went wrong"
+        )
     if isinstance(error := data.get("error"), Mapping) and "status" in error:  # a line of our errors.jsonl
         if error["status"] in UNSETTLED and not defaults.resend_unsettled:
             raise BadLine(_unsettled(error))
@@ -229,7 +235,9 @@ def _unsettled(error: Mapping[str, Any]) -> str:
 def _csv_entries(file: IO[bytes], name: str, defaults: Defaults) -> Iterator[Entry]:
     lines = _Text(file, name)
     delimiter, header = _header(lines, name)
-    for cell in header:
+    for place, cell in enumerate(header, 1):
+        if not cell:
+            raise BadInput(f"{name}: column {place} has no name in the first line; give it one or take it out")
         if not is_column(cell):
             raise BadInput(
                 f"{name}: the first line must name the columns, such as prompt or model; {cell[:60]!r} is no such name"
@@ -243,7 +251,7 @@ def _csv_entries(file: IO[bytes], name: str, defaults: Defaults) -> Iterator[Ent
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                yield Entry(number, reason=f"not CSV: {error}")
+                yield Entry(number, reason=f"not CSV: {_of_csv(error)}")
                 # Where the quoting is broken nothing that follows can be told apart.
                 yield Entry(lines.number + 1, reason="not read: the lines before could not be told apart")
                 return
@@ -298,9 +306,19 @@ def _header(lines: _Text, name: str) -> tuple[str, list[str]]:
         first = next(lines, None)
     if first is None:
         raise BadInput(f"{name} is empty")
-    readings = [(delimiter, next(csv.reader([first], delimiter=delimiter))) for delimiter in DELIMITERS]
+    try:
+        readings = [(delimiter, next(csv.reader([first], delimiter=delimiter))) for delimiter in DELIMITERS]
+    except csv.Error as error:
+        raise BadInput(f"{name}: the first line must name the columns: {_of_csv(error)}") from None
     delimiter, cells = max(readings, key=lambda reading: len(reading[1]))
     return delimiter, [cell.strip() for cell in cells]
+
+
+def _of_csv(error: csv.Error) -> str:
+    """The reason in our words where Python's speak of how it opens files."""
+    if "new-line character" in str(error):
+        return "a carriage return stands outside of quotes; save the file with lines that end with LF or CRLF"
+    return str(error)
 
 
 # All

@@ -16,6 +16,7 @@ from evolink_async.cli.entries import BadInput, Defaults
 from evolink_async.cli.inputs import SHOWN, Input, Report, open_input
 from evolink_async.cli.outputs import (
     OutputFolder,
+    Standard,
     bad_line,
     encoded,
     message_of,
@@ -29,7 +30,7 @@ from evolink_async.cli.running import Ending, Source, leave_at_once, opened, run
 from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.text import amount, counted, shortened
 from evolink_async.durations import duration
-from evolink_async.errors import EvoLinkError
+from evolink_async.errors import BudgetExceededError, EvoLinkError
 from evolink_async.http.rates import RateLimit
 from evolink_async.pool import Outcome, OutcomeStatus, PoolStats
 from evolink_async.report.files import ERRORS, LEDGER, RESULTS
@@ -69,10 +70,12 @@ class Job:
 def run_file(screen: Screen, settings: Settings, job: Job) -> int:
     """Do it; the exit code. Raises `BadInput` and `EvoLinkError` before anything is sent."""
     rate = None if job.rate is None else RateLimit.parse(job.rate)
-    if job.dry_run:
-        return _planned(screen, settings, job, rate)
-    if job.out is None:
+    if job.out is None and not job.dry_run:
         raise BadInput("give --out DIR, the folder for results.jsonl and errors.jsonl (or --dry-run)")
+    if job.out is not None:
+        _refuse_no_folder(job.out)
+    if job.dry_run or job.out is None:
+        return _planned(screen, settings, job, rate)
     _refuse_own_output(job.file, Path(job.out))
     client = settings.client(job.rate)
     with OutputFolder(job.out) as folder, open_input(job.file, _defaults(settings, job)) as source:
@@ -80,6 +83,17 @@ def run_file(screen: Screen, settings: Settings, job: Job) -> int:
         if not _acceptable(screen, source, report, job):
             return 2
         return asyncio.run(_sent(_Run(screen, client, job, folder, source, report)))
+
+
+def _refuse_no_folder(out: str) -> None:
+    """An empty variable of a script is no folder, and a store cannot hold the ledger that lies beside the results."""
+    if not out.strip():
+        raise BadInput("--out is empty: give the folder for results.jsonl and errors.jsonl")
+    if "://" in out:
+        raise BadInput(
+            f"--out {out}: a run keeps its ledger beside its results, so it needs a folder of this machine; "
+            "in a program, save_to= of a pool takes object stores"
+        )
 
 
 def _refuse_own_output(file: str, out: Path) -> None:
@@ -167,7 +181,7 @@ class _Run:
         self.source = Source(self._requests(source, report), report.requests)
         self.total = report.requests
         self.left_out = 0
-        self.cannot_write = False
+        self.cannot_write = self.cannot_print = False
         self._standard = screen.standard() if job.as_json else None
         self._failures = 0
 
@@ -186,7 +200,7 @@ class _Run:
         """Write it down first, then tell. False: nothing more should be sent, as it could not be written down."""
         self._write(self.folder.take, outcome, result_line(outcome))
         if self._standard is not None:
-            self._standard.json(result_line(outcome))
+            self._print(self._standard, outcome)
         if outcome.error is not None and outcome.status not in _TOLD_AT_THE_END:
             self._tell(outcome)
         return not self.cannot_write
@@ -203,6 +217,14 @@ class _Run:
                     f"cannot write into {self.folder.path}: {why}; nothing more is sent, the rest is here:"
                 )
             self.screen.verbatim(encoded(line).decode())
+
+    def _print(self, standard: Standard, outcome: Outcome) -> None:
+        """Print it; where that fails (a full disk), the folder still has it, so the run goes on."""
+        try:
+            standard.json(result_line(outcome))
+        except OSError as error:
+            self._standard, self.cannot_print = None, True
+            self.screen.complain(f"{error.strerror or error}; all that becomes of it is in {self.folder.path}")
 
     def _tell(self, outcome: Outcome) -> None:
         self._failures += 1
@@ -290,7 +312,7 @@ async def _sent_until(run: _Run, interrupts: Interrupts) -> int:
         if interrupts.count > 1 and interrupts.code is not None:
             leave_at_once(interrupts.code)
         await report_at_the_end(run.screen, run.folder.path)
-    return max(ending.code, 1 if run.left_out or run.cannot_write else 0)
+    return max(ending.code, 1 if run.left_out or run.cannot_write or run.cannot_print else 0)
 
 
 # Afterwards
@@ -330,7 +352,8 @@ def _sum_up(run: _Run, ending: Ending) -> None:
     if ending.running:
         tell_ids(screen, ending.running, folder / ERRORS)
     if ending.running or ending.unknown or ending.unsaved or ending.counts[OutcomeStatus.NOT_SUBMITTED]:
-        screen.say("the same command again goes on, and pays for nothing twice:")
+        with_more = " with more --max-credits" if isinstance(ending.reason, BudgetExceededError) else ""
+        screen.say(f"the same command again{with_more} goes on, and pays for nothing twice:")
         screen.verbatim(f"  {shlex.join(['evolink-async', *sys.argv[1:]])}")
 
 

@@ -133,7 +133,8 @@ def _job_picture(stats: JobStats, costs: Sequence[Cost], command: str) -> list[R
     if stats.in_use_by is not None:
         facts.append(("running", clean(stats.in_use_by)))
     if stats.unknown:
-        risk = f"{counted(stats.unknown, 'request')}, {amount(stats.credits_at_risk)} credits at risk"
+        credits = f", {amount(stats.credits_at_risk)} credits at risk" if stats.credits_at_risk else ""
+        risk = f"{counted(stats.unknown, 'request')}{credits}"
         facts.append(("unknown", Text(risk, "bold red")))
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
@@ -348,8 +349,13 @@ def _candidate_line(task: Task) -> dict[str, Any]:
 
 
 def _at_risk(requests: Sequence[UnknownRequest]) -> str:
-    credits = sum((request.credits or Decimal(0) for request in requests), Decimal(0))
-    return f"{amount(credits)} credits are at risk."
+    """What they hold. Of one whose price nobody has told it is not known, which is not nothing."""
+    told = [request.credits for request in requests if request.credits is not None]
+    untold = len(requests) - len(told)
+    if not told:
+        return "What that may cost is not known."
+    others = f", and what {untold:,} of them may cost is not known" if untold else ""
+    return f"{amount(sum(told, Decimal(0)))} credits are at risk{others}."
 
 
 def _reference(request: UnknownRequest) -> str:

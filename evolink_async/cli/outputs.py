@@ -49,6 +49,8 @@ class OutputFolder:
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             refuse_without_ledger(self.path)
+        except (FileExistsError, NotADirectoryError):
+            raise ConfigurationError(f"cannot write into {self.path}: it is, or lies below, a file") from None
         except OSError as error:
             raise ConfigurationError(f"cannot write into {self.path}: {error.strerror or error}") from None
         return self
@@ -246,6 +248,9 @@ class Standard:
         except (BrokenPipeError, ValueError):
             self.broken = True
             silence_stdout()
+        except OSError as error:
+            silence_stdout()  # else it is written once more at the end, and fails again
+            raise OSError(error.errno, f"cannot write to standard output: {error.strerror or error}") from None
 
 
 def is_terminal(stream: Any) -> bool:
@@ -263,9 +268,14 @@ def to_terminal() -> bool:
 
 def silence_stdout() -> None:
     """Point standard output at nothing, so that the interpreter's last flush doesn't complain about a closed pipe."""
+    silence(sys.stdout)
+
+
+def silence(stream: Any) -> None:
+    """Point a standard stream at nothing."""
     try:
         nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, sys.stdout.fileno())
+        os.dup2(nothing, stream.fileno())
         os.close(nothing)
     except (OSError, ValueError, AttributeError):
         pass  # no real file stands behind it: there is nothing to flush into

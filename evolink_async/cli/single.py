@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from pydantic_core import from_json
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from evolink_async.catalog import get_model
+from evolink_async.checks import checked_id
 from evolink_async.cli.entries import BadInput, Defaults, convert, request_from
 from evolink_async.cli.job import tell_running
 from evolink_async.cli.outputs import Standard, result_line, stopped_by_account, task_line, to_terminal
@@ -22,7 +24,14 @@ from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.text import amount, clean, counted
 from evolink_async.cli.view import STATUS_STYLES
 from evolink_async.durations import duration
-from evolink_async.errors import DownloadError, EvoLinkError, TaskError, TaskTimeoutError
+from evolink_async.errors import (
+    BadRequestError,
+    DownloadError,
+    EvoLinkError,
+    NotFoundError,
+    TaskError,
+    TaskTimeoutError,
+)
 from evolink_async.pool import Outcome
 from evolink_async.requests import GenerationRequest
 from evolink_async.saving.saver import Saver
@@ -34,6 +43,9 @@ if TYPE_CHECKING:
     from evolink_async.cli.view import Screen
 
 T = TypeVar("T")
+
+_QUESTION, _LAST_LOOK, _A_MOMENT = 60.0, 5.0, 0.1  # seconds
+_SILENCE = 5.0  # seconds that a question may take before something is said
 
 
 # One generation
@@ -182,7 +194,7 @@ def show_status(screen: Screen, settings: Settings, arguments: list[str], *, as_
     async def work(client: AsyncEvoLink) -> dict[str, Task]:
         return await client.tasks.get_many(ids)
 
-    found = _asked(settings, work)
+    found = _asked(screen, settings, work)
     standard = Standard()
     if as_json:
         for task_id in ids:
@@ -223,7 +235,7 @@ def _task_text(task_id: str, task: Task | None) -> Text:
 
 def wait_for(screen: Screen, settings: Settings, arguments: list[str], timeout: float, *, as_json: bool) -> int:
     """Wait for all of them and print links as they end."""
-    ids = _ids(arguments, unfinished=True)
+    ids = [checked_id(task_id) for task_id in _ids(arguments, unfinished=True)]
     return asyncio.run(_Waiting(screen, ids, timeout, as_json=as_json).run(settings.client()))
 
 
@@ -244,29 +256,36 @@ class _Waiting:
         return code
 
     async def _work(self, client: AsyncEvoLink) -> int:
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._timeout
         async with client, self._screen.following(self._picture, self._sentence):
             await self._refused_account(client)
-            await asyncio.gather(*(self._one(client, task_id) for task_id in self._ids))
+            left = max(deadline - now(), _A_MOMENT)
+            await asyncio.gather(*(self._one(client, task_id, left) for task_id in self._ids))
         return self._code
 
     async def _refused_account(self, client: AsyncEvoLink) -> None:
         """Ask once first: a wait is patient with a refused key, the one who gave it wants to hear at once."""
         try:
-            await client.tasks.get(self._ids[0])
+            await client.tasks.get(self._ids[0], timeout=min(self._timeout, _QUESTION))
         except EvoLinkError as error:
             if stopped_by_account(error):
                 self._running.clear()
                 raise
 
-    async def _one(self, client: AsyncEvoLink, task_id: str) -> None:
+    async def _one(self, client: AsyncEvoLink, task_id: str, timeout: float) -> None:
         def progressed(task: Task) -> None:
             self._running[task_id] = task
 
         try:
-            task = await client.tasks.wait(task_id, timeout=self._timeout, on_progress=progressed)
+            task = await client.tasks.wait(task_id, timeout=timeout, on_progress=progressed)
         except TaskTimeoutError:
-            self._screen.complain(f"{task_id} is still running after {duration(self._timeout)}")
             self._code = max(self._code, 1)
+            if await self._is_known(client, task_id):
+                self._screen.complain(f"{task_id} is still running after {duration(self._timeout)}")
+            else:
+                self._running.pop(task_id)
+                self._screen.complain(f"the service doesn't know {task_id}")
         except EvoLinkError as error:
             self._screen.complain(error)
             if isinstance(error, TaskError):
@@ -276,6 +295,17 @@ class _Waiting:
         else:
             self._running.pop(task_id, None)
             self._tell(task)
+
+    async def _is_known(self, client: AsyncEvoLink, task_id: str) -> bool:
+        """Whether there is such a task, which a wait that saw none cannot tell; so it is asked for once more."""
+        if self._running[task_id] is None:
+            try:
+                await client.tasks.get(task_id, timeout=_LAST_LOOK)
+            except (NotFoundError, BadRequestError):
+                return False
+            except EvoLinkError:
+                pass  # nobody can say; if it is there it is paid for
+        return True
 
     def _tell(self, task: Task) -> None:
         if self._as_json:
@@ -356,7 +386,7 @@ def show_credits(screen: Screen, settings: Settings, *, as_json: bool) -> int:
     async def work(client: AsyncEvoLink) -> Any:
         return await client.credits()
 
-    found = _asked(settings, work)
+    found = _asked(screen, settings, work)
     standard = Standard()
     if as_json:
         user, key = found.user, found.key
@@ -373,12 +403,17 @@ def show_credits(screen: Screen, settings: Settings, *, as_json: bool) -> int:
     return 0
 
 
-def _asked(settings: Settings, work: Callable[[AsyncEvoLink], Coroutine[Any, Any, T]]) -> T:
+def _asked(screen: Screen, settings: Settings, work: Callable[[AsyncEvoLink], Coroutine[Any, Any, T]]) -> T:
     """The answer to a question that costs nothing, so that Ctrl-C may just end it."""
     client = settings.client()
 
     async def asked() -> T:
-        async with client:
-            return await work(client)
+        hint = f"no answer yet, trying for {duration(_QUESTION)} in all; Ctrl-C ends it"
+        saying = asyncio.get_running_loop().call_later(_SILENCE, partial(screen.say, hint, style="yellow"))
+        try:
+            async with client:
+                return await work(client)
+        finally:
+            saying.cancel()
 
     return asyncio.run(asked())

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -18,7 +19,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from evolink_async.cli.outputs import Standard, is_terminal, to_terminal
+from evolink_async.cli.outputs import Standard, is_terminal, silence, to_terminal
 from evolink_async.cli.text import amount, clean, counted
 from evolink_async.durations import duration
 
@@ -85,13 +86,19 @@ class Screen:
 
     def show(self, renderable: RenderableType = "", *, soft_wrap: bool = False, cut: bool = False) -> None:
         """Anything rich can show."""
+        overflow: OverflowMethod | None = "ellipsis" if cut else None
+        self._draw(lambda: self.console.print(renderable, soft_wrap=soft_wrap, no_wrap=cut or None, overflow=overflow))
+
+    def _draw(self, draw: Callable[[], object]) -> None:
+        """Write to standard error: a terminal that went away or a full disk ends no work, which matters more."""
         if sys.stderr is None:
             return
         try:
-            overflow: OverflowMethod | None = "ellipsis" if cut else None
-            self.console.print(renderable, soft_wrap=soft_wrap, no_wrap=cut or None, overflow=overflow)
-        except (BrokenPipeError, ValueError):
-            pass  # nobody reads it any more, and the work matters more than its description
+            draw()
+        except OSError:
+            silence(sys.stderr)  # else what is left in the buffers fails again
+        except ValueError:
+            pass  # it is closed
 
     @asynccontextmanager
     async def following(self, picture: Callable[[], RenderableType], line: Callable[[], str]) -> AsyncIterator[None]:
@@ -103,18 +110,18 @@ class Screen:
         ticker = asyncio.create_task(self._tick(live, picture, line), name="evolink view")
         try:
             if live is not None:
-                live.start()
+                self._draw(live.start)
             yield
         finally:
             ticker.cancel()
             await asyncio.wait([ticker])
             if live is not None:
-                live.stop()
+                self._draw(live.stop)
 
     async def _tick(self, live: Live | None, picture: Callable[[], RenderableType], line: Callable[[], str]) -> None:
         while True:
             if live is not None:
-                live.update(picture(), refresh=True)
+                self._draw(partial(live.update, picture(), refresh=True))
                 await asyncio.sleep(LIVE_PAUSE)
             else:
                 await asyncio.sleep(PLAIN_PAUSE)

@@ -23,10 +23,11 @@ class Control:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._table = self._table_of(world)
 
     def owns(self, path: str) -> bool:
         """Whether a request to this path is for the controls or their page."""
-        return path.startswith(PREFIX) or path == PAGE
+        return path.startswith(PREFIX) or path in (PAGE, PREFIX.removesuffix("/"))
 
     def handle(self, request: Request) -> Answer:
         """Answer a request to the controls or to a page."""
@@ -36,7 +37,7 @@ class Control:
         calls = self._calls(name)
         call = calls.get(request.method)
         if call is None:
-            return self._refuse(_nothing_at(request, calls), list(calls))
+            return self._refuse(self._nothing_at(request, calls), list(calls))
         try:
             return call(request)
         except InterventionRefused as exc:
@@ -45,10 +46,12 @@ class Control:
             return self._refuse(invalid(str(exc)))
 
     def _calls(self, name: str) -> Mapping[str, Callable[[Request], Answer]]:
-        world = self._world
         if name.startswith("tasks/"):
             return {"POST": lambda request: self._end(name.removeprefix("tasks/"), request)}
-        table: dict[str, dict[str, Callable[[Request], Answer]]] = {
+        return self._table.get(name, {})
+
+    def _table_of(self, world: World) -> Mapping[str, Mapping[str, Callable[[Request], Answer]]]:
+        return {
             "health": {"GET": lambda _: json_answer(200, {"status": "ok"})},
             "book": {"GET": lambda _: json_answer(200, world.book())},
             "faults": {"GET": lambda _: json_answer(200, self._faults()), "POST": self._replace_faults},
@@ -62,7 +65,12 @@ class Control:
                 "DELETE": lambda _: self._record(False),
             },
         }
-        return table.get(name, {})
+
+    def _nothing_at(self, request: Request, calls: Mapping[str, Any]) -> Refusal:
+        if calls:
+            return Refusal(405, "method_not_allowed", f"{request.path} answers {', '.join(calls)} only.")
+        controls = ", ".join(sorted([*self._table, "tasks/{id}"]))
+        return Refusal(404, "not_found", f"There is nothing at {request.path}. Below {PREFIX} there are {controls}.")
 
     def _refuse(self, refusal: Refusal, allowed: list[str] | None = None) -> Answer:
         headers = [("allow", ", ".join(allowed))] if allowed and refusal.status == 405 else []
@@ -143,12 +151,6 @@ class Control:
 
 
 _PAGE_HEADERS = (("cache-control", "no-store"), ("content-security-policy", CONTENT_SECURITY_POLICY))
-
-
-def _nothing_at(request: Request, calls: Mapping[str, Any]) -> Refusal:
-    if calls:
-        return Refusal(405, "method_not_allowed", f"{request.path} answers {', '.join(calls)} only.")
-    return Refusal(404, "not_found", f"There is nothing at {request.method} {request.path}.")
 
 
 def _json(request: Request) -> Any:

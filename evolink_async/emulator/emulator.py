@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 from .app import App
@@ -82,13 +84,28 @@ class Emulator:
         clock: Callable[[], float] | None = None,
         api_key: str = API_KEY,
     ) -> None:
-        _require(speed > 0, "speed", "above 0", speed)
-        _require(rate is None or rate > 0, "rate", "above 0, or None", rate)
-        _require(burst is None or burst >= 1, "burst", "1 or more, or None", burst)
-        _require(concurrency is None or concurrency >= 1, "concurrency", "1 or more, or None", concurrency)
+        _require(_is_number(speed) and speed > 0, "speed", "a number above 0", speed)
+        _require(_is_whole(seed), "seed", "a whole number", seed)
+        _require(rate is None or (_is_number(rate) and rate > 0), "rate", "a number above 0, or None", rate)
+        _require(burst is None or (_is_number(burst) and burst >= 1), "burst", "a number from 1, or None", burst)
+        _require(
+            concurrency is None or (_is_whole(concurrency) and concurrency >= 1),
+            "concurrency",
+            "a whole number from 1, or None",
+            concurrency,
+        )
         _require(retry_after in HINT_STYLES, "retry_after", f"one of {HINT_STYLES}", retry_after)
-        _require(credits is None or credits >= 0, "credits", "0 or more, or None", credits)
-        _require(0 <= failure_share <= 1, "failure_share", "between 0 and 1", failure_share)
+        _require(
+            credits is None or (_is_number(credits) and credits >= 0), "credits", "a number from 0, or None", credits
+        )
+        _require(
+            _is_number(failure_share) and 0 <= failure_share <= 1, "failure_share", "between 0 and 1", failure_share
+        )
+        switches = {"idempotency": idempotency, "batch": batch, "listing": listing, "standing": standing}
+        switches |= {"private_callbacks": private_callbacks, "record": record}
+        for name, value in switches.items():
+            _require(isinstance(value, bool), name, "True or False", value)
+        _require(isinstance(api_key, str) and api_key != "", "api_key", "a text", "something else")
         self.api_key = api_key
         options = Options(
             speed=speed,
@@ -111,6 +128,10 @@ class Emulator:
         )
         self._world = World(options, Clock(clock or wall_clock(), standing=standing))
         self._app = App(self._world)
+
+    def __repr__(self) -> str:
+        options = self._world.options
+        return f"<Emulator speed={options.speed:g} seed={options.seed}>"
 
     @property
     def app(self) -> App:
@@ -230,6 +251,14 @@ def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _require(condition: bool, name: str, wanted: str, value: object) -> None:

@@ -142,7 +142,7 @@ class Fault:
         """Read a fault from JSON: the same names; bytes as text, or in ``raw_body_base64`` and ``garbage_base64``."""
         if not isinstance(data, Mapping):
             raise ValueError(f"a fault is an object, not {data!r}")
-        values = dict(data)
+        values = {name: value for name, value in data.items() if name not in ("matched", "hit")}  # told, not chosen
         for name in ("raw_body", "garbage"):
             if f"{name}_base64" in values:
                 values[name] = base64.b64decode(values.pop(f"{name}_base64"))
@@ -173,7 +173,12 @@ def read_faults(text: bytes | str) -> tuple[Fault, ...]:
 
 
 def faults_of(rows: Iterable[Fault | Mapping[str, Any]]) -> tuple[Fault, ...]:
-    """Faults, each as it is or from an object; ValueError says what is wrong with them."""
+    """Faults, each as it is or from an object, or what ``GET /_emulator/faults`` has told.
+
+    ValueError says what is wrong with them.
+    """
+    if isinstance(rows, Mapping) and set(rows) == {"faults"}:
+        rows = rows["faults"]
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         raise ValueError(f"faults are a list of objects, not {rows!r}")
     return tuple(row if isinstance(row, Fault) else Fault.from_dict(row) for row in rows)

@@ -37,6 +37,11 @@ class BackgroundEmulator:
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="evolink emulator", daemon=True)
 
+    def __repr__(self) -> str:
+        served = self._server.done() and not self._server.cancelled() and self._server.exception() is None
+        where = f" at {self._server.result().base_url}" if served else ""
+        return f"<BackgroundEmulator{where}: {self._emulator!r}>"
+
     @property
     def base_url(self) -> str:
         """Where it listens, without ``/v1``: ``http://127.0.0.1:`` and a port."""

@@ -43,9 +43,9 @@ async def make_covers(products: Iterable[Product], folder: Path) -> dict[str, Co
             async with client.pool(requests) as pool:
                 async for outcome in pool:
                     if outcome.ok:
-                        covers[outcome.key] = await _saved(client, outcome.task, folder)
+                        covers[outcome.identity] = await _saved(client, outcome.unwrap(), folder)
                     else:
-                        covers[outcome.key] = Cover(PLACEHOLDER, outcome.status)
+                        covers[outcome.identity] = Cover(PLACEHOLDER, outcome.status)
         except EvoLinkError as reason:  # what ended the pool early, such as an empty account
             logger.error("the covers are incomplete: %s", reason)
     return covers

@@ -6,6 +6,7 @@ import asyncio
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,31 @@ async def test_waiting_that_takes_too_long_says_how_to_go_on(api_key: str) -> No
     assert f"evolink-async wait {task.id}" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("task_id", "code", "said"),
+    [
+        ("task-unified-1774857405-nobody00", 1, "the service doesn't know task-unified-1774857405-nobody00"),
+        ("a/../b", 2, "no task id: 'a/../b'"),
+    ],
+)
+async def test_waiting_for_what_is_no_task_says_so_and_not_that_it_runs(
+    task_id: str, code: int, said: str, emulator: Any
+) -> None:
+    result = await command("wait", task_id, "--timeout", 1, server=emulator)
+    assert (result.code, result.stdout) == (code, "")
+    assert said in result.stderr
+    assert "running" not in result.stderr
+
+
+async def test_a_wait_for_a_service_that_is_not_there_keeps_to_its_time_and_a_question_says_that_it_waits() -> None:
+    env = environment(EVOLINK_BASE_URL="http://127.0.0.1:9", EVOLINK_API_KEY="sk-x")
+    began = time.monotonic()
+    assert (await command("wait", "task-1", "--timeout", 1, env=env)).code == 1
+    assert time.monotonic() - began < 15
+    async with started("credits", env=env) as process:
+        assert b"no answer yet" in await asyncio.wait_for(process.stderr.readline(), 30)
+
+
 async def test_a_refused_key_ends_every_command_with_3(emulator: Any) -> None:
     env = environment(emulator, EVOLINK_API_KEY="sk-wrong")
     for arguments in (["credits"], ["status", "task-1"], ["wait", "task-1"]):
@@ -249,6 +275,13 @@ async def test_the_demo_accounts_for_every_request(tmp_path: Path) -> None:
     assert "15 of 15" in result.stderr
     assert "the book agrees" in result.stderr
     assert len(re.findall(r"^demo-\d\d ", result.stderr, re.M)) == 15
+
+
+async def test_the_demo_works_where_the_environment_names_a_proxy(tmp_path: Path) -> None:
+    nobody = "http://127.0.0.1:9"
+    env = environment(HTTP_PROXY=nobody, http_proxy=nobody, ALL_PROXY=nobody, NO_PROXY=None, no_proxy=None)
+    result = await command("demo", "--requests", 1, "--speed", 200, env=env, cwd=tmp_path)
+    assert result.code == 0, result.stderr
 
 
 async def test_an_interrupted_demo_names_what_runs(tmp_path: Path) -> None:

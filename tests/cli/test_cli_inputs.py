@@ -122,6 +122,13 @@ def test_a_line_whose_task_may_exist_is_refused_unless_asked_for(jsonl: Path, er
     assert not reasons(jsonl, row, resend_unsettled=True)
 
 
+def test_a_line_of_results_is_no_request_and_not_paid_for_again(jsonl: Path) -> None:
+    outcome = {"key": "a", "identity": "a", "status": "completed", "model": MODEL, "prompt": "p", "task_id": "task-1"}
+    unsaved = outcome | {"error": {"status": "completed", "message": "no space left"}}
+    found = reasons(jsonl, to_json(outcome) + b"\n" + to_json(unsaved))
+    assert ["(task task-1): it would be paid for again" in found[line] for line in (1, 2)] == [True, True]
+
+
 def test_a_line_without_end_is_named_and_costs_no_memory(jsonl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "LONGEST_LINE", 1000)
     good = b'{"model": "krea-2-turbo", "prompt": "a"}\n'
@@ -173,6 +180,9 @@ def test_the_only_column_is_the_prompt_whatever_its_name(table: Path) -> None:
         (b"a lighthouse at dusk\nan owl\n", "must name the columns"),
         (b"prompt,key,id\na,b,c\n", "keep one"),
         (b"prompt,prompt\na,b\n", "twice"),
+        (b"prompt,,n\na,,1\n", "column 2 has no name"),
+        (b"prompt,n\ra boat,1\rb,2\r", "LF or CRLF"),
+        (b"a" * 200_000, "must name the columns"),
         (b"prompt,model\n\xe4,krea-2-turbo\n", "line 2: not UTF-8"),
         ("prompt\na".encode("utf-16"), "UTF-16"),
         (b"", "empty"),
@@ -187,6 +197,16 @@ def test_a_table_that_cannot_be_understood_is_refused_whole(table: Path, data: b
 def test_a_comma_without_quotes_is_no_new_column(table: Path) -> None:
     found = reasons(table, b"prompt\na red, a blue\n", model=MODEL)
     assert "quotes" in found[2]
+
+
+def test_a_line_end_of_an_old_mac_within_a_cell_is_named_as_such(table: Path) -> None:
+    found = reasons(table, b"prompt,n\r\na\rb,1\r\n", model=MODEL)
+    assert "outside of quotes" in found[2]
+
+
+@pytest.mark.parametrize("data", [b'{\n"model": "krea-2-turbo"\n}\n', b'[{"model": "krea-2-turbo", "prompt": "a"},\n'])
+def test_json_over_several_lines_is_told_that_a_request_has_one(jsonl: Path, data: bytes) -> None:
+    assert "whole on one line" in reasons(jsonl, data)[1]
 
 
 def test_broken_quotes_end_the_reading(table: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import dataclasses
 import io
 import re
 import shlex
 import sys
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from programs import ROOT
 from pydantic_core import from_json
 
 from evolink_async import AsyncEvoLink, open_ledger
+from evolink_async.cli.ledger import _at_risk
 from evolink_async.emulator import Emulator
 from evolink_async.ledger import Row, State, open_job
+from evolink_async.ledger.reports import UnknownRequest
 
 HOSTILE = {"\x1b[31mred\x1b[0m\u202e": "unsettled", "\x9b2J\nfake line": "completed", "[bold]x[/]": "failed"}
 
@@ -63,6 +67,15 @@ async def test_show_tells_states_credits_what_is_unknown_and_costs(path: Path) -
     assert f"evolink-async job unknown {path}" in lines
     assert lines[lines.index("2026-11-20") + 1].split() == [MODEL, "4", "5", "5"]
     assert "\x1b" not in result.stdout
+
+
+async def test_the_folder_of_a_run_stands_for_its_ledger(path: Path) -> None:
+    of_file = await command("job", "show", path, "--json")
+    folder = path.parent / "out"
+    folder.mkdir()
+    path.rename(folder / "job.db")
+    of_folder = await command("job", "show", folder, "--json")
+    assert (of_folder.code, of_folder.stdout) == (0, of_file.stdout)
 
 
 async def test_show_as_json_is_a_line_for_each_job(path: Path) -> None:
@@ -213,6 +226,19 @@ async def test_unknown_as_json_is_a_line_for_each(tmp_path: Path) -> None:
     assert (second["state"], second["resolve"], second["task_id"]) == (
         *("accepted", None, (await row_of(path, "again")).task_id),
     )
+
+
+@pytest.mark.parametrize(
+    ("credits", "said"),
+    [
+        ([None, None], "What that may cost is not known."),
+        ([Decimal("2.5"), None], "2.5 credits are at risk, and what 1 of them may cost is not known."),
+        ([Decimal("2.5"), Decimal(1)], "3.5 credits are at risk."),
+    ],
+)
+def test_a_price_that_nobody_told_is_not_said_to_be_nothing(credits: list[Decimal | None], said: str) -> None:
+    fields: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(UnknownRequest))
+    assert _at_risk([UnknownRequest(**fields | {"credits": amount}) for amount in credits]) == said
 
 
 async def test_where_nothing_is_to_be_resolved_the_exit_code_is_0(tmp_path: Path) -> None:

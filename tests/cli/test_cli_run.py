@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pty
 import resource
 import signal
 from collections.abc import AsyncIterator
@@ -104,7 +106,18 @@ async def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_sent(
     result = await command("run", file, "--out", file, server=emulator)
     assert result.code == 2
     assert "cannot write into" in result.stderr
+    assert "a file" in result.stderr
     assert not posts(emulator)
+
+
+@pytest.mark.parametrize(("out", "said"), [("", "--out is empty"), ("s3://bucket/x", "a folder of this machine")])
+async def test_what_is_no_folder_is_refused_and_nothing_is_made(out: str, said: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(1))
+    for more in ([], ["--dry-run"]):
+        result = await command("run", file, "--out", out, *more, cwd=tmp_path)
+        assert result.code == 2
+        assert said in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 async def test_a_dry_run_needs_no_key_and_sends_nothing(emulator: Any, tmp_path: Path) -> None:
@@ -290,6 +303,42 @@ async def test_a_reader_that_goes_away_stops_nothing(emulator: Any, tmp_path: Pa
     assert "Broken" not in stderr
 
 
+async def test_a_full_disk_under_standard_output_does_not_end_the_run(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(6))
+    full = os.open("/dev/full", os.O_WRONLY)
+    async with service(api_key) as server:
+        result = await command("run", file, "--out", tmp_path / "out", *FAST, "--json", server=server, stdout=full)
+    os.close(full)
+    assert result.code == 1
+    assert result.stderr.count("cannot write to standard output") == 1
+    assert "6 of 6 completed" in result.stderr
+    assert len(lines_of(tmp_path / "out/results.jsonl")) == 6
+
+
+async def test_a_full_disk_under_standard_error_does_not_end_the_run(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(6))
+    refused = {"method": "POST", "nth": [1], "status": 400, "body": {"error": {"code": "no"}}}
+    full = os.open("/dev/full", os.O_WRONLY)
+    async with service(api_key, faults=[refused]) as server:
+        result = await command("run", file, "--out", tmp_path / "out", *FAST, server=server, stderr=full)
+    os.close(full)
+    assert result.code == 1
+    assert len(lines_of(tmp_path / "out/results.jsonl")) == 5
+
+
+async def test_a_terminal_that_goes_away_does_not_end_the_run(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(12))
+    ours, theirs = pty.openpty()
+    async with service(api_key) as server:
+        streams = {"env": environment(server, TERM="xterm"), "stderr": theirs, "stdout": asyncio.subprocess.DEVNULL}
+        async with started("run", file, "--out", tmp_path / "out", "--rate", "4/s", **streams) as process:
+            os.close(theirs)
+            await until(lambda: len(posts(server)) > 1)
+            os.close(ours)  # what is written from now on fails
+            assert (await ended(process)).code == 0
+    assert len(lines_of(tmp_path / "out/results.jsonl")) == 12
+
+
 async def test_a_full_disk_loses_no_outcome(api_key: str, tmp_path: Path) -> None:
     def small_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000))
@@ -365,6 +414,7 @@ async def test_a_budget_ends_the_run_with_code_3_and_a_larger_one_goes_on(api_ke
         assert first.code == 3
         assert len(posts(server)) == 4
         assert "max_credits=10" in first.stderr
+        assert "the same command again with more --max-credits goes on" in first.stderr
         second = await command(*command_line, 20, server=server)
         assert second.code == 0
         assert len(posts(server)) == 8

@@ -243,6 +243,17 @@ async def test_a_service_that_answers_nonsense_was_reached(answer: httpx.Respons
 
 
 @pytest.mark.looptime
+async def test_a_wait_for_an_id_that_was_never_seen_does_not_say_that_it_runs_and_is_paid_for() -> None:
+    async with canned(lambda request: error(404)) as client:
+        with pytest.raises(TaskTimeoutError, match="may not know the id") as caught:
+            await client.tasks.wait("task-1", timeout=25)
+        assert "paid" not in str(caught.value)
+        created = Task(id="task-1", status="pending")
+        with pytest.raises(TaskTimeoutError, match="is paid for"):
+            await client.tasks.wait(created, timeout=25)
+
+
+@pytest.mark.looptime
 async def test_an_end_that_comes_in_the_same_moment_as_the_deadline_is_given() -> None:
     async with canned(lambda request: {"id": "task-1", "status": "processing"}) as client:
         waiting = asyncio.create_task(client.tasks.wait("task-1", timeout=30))

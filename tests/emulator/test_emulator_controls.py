@@ -209,7 +209,20 @@ async def test_controls_know_their_methods_and_paths() -> None:
     async with client_of(Emulator()) as client:
         wrong = await client.put("/_emulator/clock")
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, POST")
-        assert (await client.get("/_emulator/nothing")).status_code == 404
+        for path in ("/_emulator/nothing", "/_emulator/", "/_emulator"):
+            nothing = await client.get(path)
+            assert nothing.status_code == 404
+            assert "account, book, clock, faults" in nothing.json()["error"]["message"]
+
+
+async def test_the_faults_that_are_told_can_be_given_back() -> None:
+    async with client_of(Emulator(faults=[{"method": "POST", "nth": 1, "status": 503, "raw_body": b"busy"}])) as client:
+        assert (await client.post(IMAGES, json=IMAGE)).status_code == 503
+        told = await client.get("/_emulator/faults")
+        assert [(fault["matched"], fault["hit"]) for fault in told.json()["faults"]] == [(1, 1)]
+        again = await client.post("/_emulator/faults", json=told.json())
+        assert (again.status_code, [fault["hit"] for fault in again.json()["faults"]]) == (200, [0])
+        assert (await client.post(IMAGES, json=IMAGE)).status_code == 503
 
 
 # --- recordings ------------------------------------------------------------------------------------------------

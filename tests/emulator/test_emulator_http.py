@@ -500,7 +500,11 @@ async def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(
     "options",
-    [{"speed": 0}, {"rate": 0}, {"concurrency": 0}, {"retry_after": "x"}, {"credits": -1}, {"failure_share": 2}],
+    [
+        *({"speed": 0}, {"rate": 0}, {"concurrency": 0}, {"retry_after": "x"}, {"credits": -1}, {"failure_share": 2}),
+        *({"speed": "5"}, {"rate": "5/s"}, {"credits": float("inf")}, {"failure_share": None}, {"concurrency": 1.5}),
+        *({"seed": "x"}, {"seed": None}, {"batch": None}, {"idempotency": "no"}, {"burst": True}, {"api_key": ""}),
+    ],
     ids=str,
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ USE_BACKEND = """
 import asyncio, sys
 import httpx
 sys.path.insert(0, "examples")
+import web_backend
 from web_backend import app
 
 async def main():
@@ -30,6 +31,12 @@ async def main():
         assert done.status_code == 200 and done.json()["urls"], done.text
         wrong = await http.post("/pictures", json={"prompt": "x", "size": "7x7"})
         assert wrong.status_code == 422 and "size" in wrong.text, wrong.text
+        web_backend.PATIENCE = 0.5
+        nobodys = await http.get("/pictures/task-unified-1774857405-nobody00", timeout=40)
+        assert nobodys.status_code == 404, nobodys.text
+        running = (await http.post("/pictures", json={"prompt": "a slow one"})).json()
+        seen = await http.get(f"/pictures/{running['id']}", timeout=40)
+        assert seen.status_code == 202 and seen.json()["status"] in ("pending", "processing"), seen.text
         print("ok")
 
 asyncio.run(main())
@@ -96,11 +103,11 @@ async def test_the_chain_makes_a_video_of_every_picture(emulator: Any) -> None:
     assert sorted(kinds) == ["image", "image", "video", "video"]
 
 
-async def test_the_web_backend_pays_once_for_a_repeated_click(emulator: Any) -> None:
+async def test_the_web_backend_pays_once_for_a_click_and_knows_ids_that_are_nobodys(emulator: Any) -> None:
     done = await run_program([sys.executable, "-c", USE_BACKEND], emulator)
     assert done.code == 0, done.stderr
     assert done.stdout == "ok\n"
-    assert len(emulator.emulator.book()["posts"]) == 1
+    assert len(emulator.emulator.book()["posts"]) == 2
 
 
 async def test_the_callback_backend_streams_progress_and_keeps_what_it_was_called_about(api_key: str) -> None:
@@ -127,3 +134,13 @@ async def test_the_tests_of_the_example_project_pass_and_reach_no_other_service(
     assert done.code == 0, done.stdout
     assert "6 passed" in done.stdout
     assert emulator.emulator.book()["requests"] == {}
+
+
+def test_programs_that_use_the_package_pass_a_strict_type_check(tmp_path: Path) -> None:
+    """With parameters of a model in a request, which are no fields of it."""
+    from mypy import api
+
+    programs = [*EXAMPLES.glob("*.py"), EXAMPLES / "testing_your_code" / "covers.py"]
+    found, errors, _ = api.run(["--strict", f"--cache-dir={tmp_path}", *map(str, programs)])
+    assert errors == ""
+    assert found.startswith("Success"), found

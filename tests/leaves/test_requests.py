@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from types import MappingProxyType
 from typing import Any
 
@@ -193,3 +194,16 @@ def test_no_line_raises_anything_else(line: dict[str, Any]) -> None:
         encode_body(GenerationRequest.from_dict(line))
     except InvalidRequestError:
         pass
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("seedance-2.0", "from text use 'seedance-2.0-text-to-video'"),
+        ("gpt-4o-imag", "did you mean 'gpt-4o-image'? Else say its kind"),
+        ("somebody-elses", "so say its kind: image, video or audio"),
+    ],
+)
+def test_a_line_without_a_kind_whose_model_is_mistyped_hears_what_was_meant(model: str, said: str) -> None:
+    with pytest.raises(InvalidRequestError, match=re.escape(said)):
+        GenerationRequest.from_dict({"model": model, "prompt": "a"})

@@ -93,6 +93,13 @@ def test_any_text_stays_text(text: str, more: str) -> None:
     check(link(text) + preview(text) + link("https://" + more) + preview("https://" + more))
 
 
+def test_credits_are_shown_without_idle_zeros() -> None:
+    credits = {"credits_spent": Decimal("0.0"), "credits_reserved": Decimal("1200.50")}
+    shown = PoolStats(total=1, pulled=1, waiting=0, outstanding=1, untaken=0, **credits)._repr_html_()
+    assert "0 spent, 1200.5 reserved" in shown
+    assert "0.0" not in shown
+
+
 async def test_a_pool_shows_its_counts_while_it_runs_and_why_it_ended(client: AsyncEvoLink) -> None:
     requests = [ImageRequest(model="gpt-4o-image", prompt="<b>", key=f"<i>{n}") for n in range(3)]
 

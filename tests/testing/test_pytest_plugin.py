@@ -319,7 +319,10 @@ def test_it(evolink_emulator):
 @pytest.mark.parametrize(
     ("marker", "message"),
     [
-        ("evolink_emulator(speed=0)", "*refuses the options of this test's markers: speed must be above 0, not 0"),
+        (
+            "evolink_emulator(speed=0)",
+            "*options of this test's markers: speed must be a number above 0, not 0",
+        ),
         ("evolink_emulator(sped=9)", "*refuses the options of this test's markers: *'sped'*"),
         ("evolink_emulator(50)", "the marker evolink_emulator takes options by name, such as speed=1000"),
         ("evolink_emulator(faults=[])", "faults have a marker of their own: evolink_faults({...}, {...})"),
@@ -476,6 +479,7 @@ async def test_the_emulator_in_a_thread_is_asked_from_inside_a_running_loop(api_
         async with AsyncEvoLink(base_url=emulator.base_url) as client:
             task = await client.images.submit(model="gpt-4o-image", prompt="a lighthouse")
             assert [post["task_id"] for post in emulator.book()["posts"]] == [task.id]
+            assert repr(emulator) == f"<BackgroundEmulator at {emulator.base_url}: <Emulator speed=1000 seed=0>>"
     assert [post["task_id"] for post in emulator.book()["posts"]] == [task.id], "the book outlives the emulator"
     assert emulator.faults() == []
     assert not [thread for thread in threading.enumerate() if thread.name == "evolink emulator"]
