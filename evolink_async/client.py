@@ -10,7 +10,7 @@ import warnings
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from functools import cache, partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 from urllib.parse import urlsplit
 
 from evolink_async.checks import checked_count, checked_seconds, one_of
@@ -42,7 +42,7 @@ from evolink_async.requests import (
 )
 from evolink_async.session import CLOSED, SUBMIT_TIMEOUT, Memory, Options, Session, Validate
 from evolink_async.tasks import Tasks, Waiter
-from evolink_async.types import CreditBalance, Credits, KeyCredits, Task, TaskReading
+from evolink_async.types import CreditBalance, Credits, KeyCredits, Task, TaskReading, with_what_creation_told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from evolink_async.catalog import Finding
     from evolink_async.pool import Outcome, TaskPool
+    from evolink_async.pool.options import PoolOptions
     from evolink_async.saving import Files, ObjectPath
     from evolink_async.saving.attachments import Attachments
 
@@ -187,7 +188,7 @@ class AsyncEvoLink:
     def pool(
         self,
         requests: GenerationRequest | Iterable[GenerationRequest] | AsyncIterable[GenerationRequest] | None = None,
-        **pool_options: Any,
+        **pool_options: Unpack[PoolOptions],
     ) -> TaskPool:
         """A `TaskPool` for many requests: see there for the options. Raises `ConfigurationError` for a wrong one."""
         from evolink_async.pool import TaskPool
@@ -197,7 +198,7 @@ class AsyncEvoLink:
     async def run_many(
         self,
         requests: Iterable[GenerationRequest] | AsyncIterable[GenerationRequest],
-        **pool_options: Any,
+        **pool_options: Unpack[PoolOptions],
     ) -> list[Outcome]:
         """Run many requests: their outcomes in the order given. Never raises for one item.
 
@@ -470,7 +471,7 @@ class AsyncEvoLink:
                         "code": None if ended.error is None else ended.error.code,
                     },
                 )
-                return conclude(ended)
+                return conclude(with_what_creation_told(ended, task))
         except TimeoutError as error:
             if isinstance(error, EvoLinkError):
                 raise

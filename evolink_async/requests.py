@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from evolink_async.errors import InvalidRequestError
-from evolink_async.types import Kind
+from evolink_async.types import Kind, invalid
 
 __all__ = ["AudioRequest", "GenerationRequest", "ImageRequest", "VideoRequest"]
 
@@ -54,7 +54,7 @@ class GenerationRequest(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise _invalid(error) from None
+            raise invalid(error) from None
 
     @property
     def endpoint(self) -> str:
@@ -353,10 +353,3 @@ def _unknown_model(model: str) -> InvalidRequestError:
     return InvalidRequestError(
         f"the model {model!r} isn't in the catalogue{meant}: image, video or audio", param="kind"
     )
-
-
-def _invalid(error: ValidationError) -> InvalidRequestError:
-    first = error.errors(include_url=False)[0]
-    param = str(first["loc"][0]) if first["loc"] else None
-    message = first["msg"]
-    return InvalidRequestError(f"{param}: {message}" if param else message, param=param)

@@ -10,7 +10,9 @@ from enum import StrEnum
 from functools import cache, lru_cache
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, model_validator
+
+from evolink_async.errors import InvalidRequestError
 
 __all__ = [
     "CreditBalance",
@@ -146,10 +148,24 @@ def _utc(moment: datetime) -> datetime | None:
     return moment.astimezone(UTC)
 
 
+def invalid(error: ValidationError) -> InvalidRequestError:
+    """What pydantic finds wrong first, as an error of ours."""
+    first = error.errors(include_url=False)[0]
+    param = str(first["loc"][0]) if first["loc"] else None
+    message = first["msg"]
+    return InvalidRequestError(f"{param}: {message}" if param else message, param=param)
+
+
 class _Wire(BaseModel):
     """Base of wire values: frozen, unknown fields kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=(), defer_build=True)
+
+    def __init__(self, /, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise invalid(error) from None
 
 
 class _Read(_Wire):
@@ -420,6 +436,25 @@ class TaskReading:
         if self._task is None:
             self._task = Task._of(self._wire)
         return self._task
+
+
+def with_what_creation_told(task: Task, created: Task) -> Task:
+    """The task with its price and its estimate, which later answers leave out."""
+    usage, info = created.usage, created.task_info
+    missing_usage = _missing(task.usage, usage, ("billing_rule", "credits_reserved", "user_group"))
+    missing_info = _missing(task.task_info, info, ("estimated_time", "video_duration"))
+    if not missing_usage and not missing_info:
+        return task
+    parts = {
+        "usage": task.usage.model_copy(update=missing_usage),
+        "task_info": task.task_info.model_copy(update=missing_info),
+    }
+    return task.model_copy(update=parts)
+
+
+def _missing(later: BaseModel, earlier: BaseModel, names: Iterable[str]) -> dict[str, Any]:
+    known = {name: getattr(earlier, name) for name in names if getattr(later, name) is None}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _task_fields(wire: dict[str, Any]) -> dict[str, Any]:

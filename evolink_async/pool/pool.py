@@ -6,6 +6,7 @@ This is what the caller sees of a pool; what it does is in `engine`.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from decimal import Decimal
@@ -23,6 +24,7 @@ from evolink_async.pool.outcome import Outcome, PoolStats
 from evolink_async.pool.pricing import Prices, checked_credits, checked_prices
 from evolink_async.requests import GenerationRequest
 from evolink_async.saving.saver import Saver
+from evolink_async.types import TASK_ID, Task
 
 if TYPE_CHECKING:
     from evolink_async.client import AsyncEvoLink
@@ -154,9 +156,12 @@ class TaskPool:
         """Submit nothing more and finish what is outstanding; requests not sent yet come back `not_submitted`."""
         self._engine.stop()
 
-    def notify(self, task_id_or_body: str | Mapping[str, Any]) -> None:
-        """A hint, e.g. from a callback, that a task may have ended: it is looked at now. Never believed."""
-        task_id = task_id_or_body.get("id") if isinstance(task_id_or_body, Mapping) else task_id_or_body
+    def notify(self, task_id_or_body: str | bytes | Mapping[str, Any] | Task) -> None:
+        """A hint, e.g. from a callback, that a task may have ended: it is looked at now. Never believed.
+
+        An id, a task, or the body of a callback, parsed or as it came. What names no task of this pool does nothing.
+        """
+        task_id = _task_id_in(task_id_or_body)
         if isinstance(task_id, str):
             self._engine.notify(task_id)
 
@@ -238,6 +243,8 @@ class TaskPool:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._engine.left:
+            return
         await self._engine.aclose()
         if exc is None and self.reason is not None:
             raise self.reason
@@ -265,10 +272,33 @@ class TaskPool:
             raise ClosedError(f"{what}: the pool's block has been left; what was not handed over is in pool.leftovers")
         if stopped:
             raise ClosedError(f"{what}: the pool was stopped")
+        if self._engine.entered and self._engine.session.loop is not _running_loop():
+            raise ConfigurationError(
+                f"{what}: a pool belongs to the event loop that its block was entered in; from another thread, use "
+                "loop.call_soon_threadsafe or asyncio.run_coroutine_threadsafe"
+            )
 
     def _refuse_if_not_entered(self) -> None:
         if not self._engine.entered:
             raise ConfigurationError("enter the pool first: async with client.pool(...) as pool")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _task_id_in(hint: object) -> object:
+    if isinstance(hint, Task):
+        return hint.id
+    if isinstance(hint, bytes) or (isinstance(hint, str) and not TASK_ID.fullmatch(hint)):
+        try:
+            hint = json.loads(hint)
+        except (ValueError, RecursionError):
+            return None
+    return hint.get("id") if isinstance(hint, Mapping) else hint
 
 
 def _saver(client: AsyncEvoLink, save_to: str | os.PathLike[str]) -> Saver:

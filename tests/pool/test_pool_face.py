@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import itertools
 import logging
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -15,14 +16,18 @@ from pool_world import answering, drain, image, images, now, world
 from support import Odd
 
 from evolink_async import (
+    AsyncEvoLink,
     ClosedError,
     ConfigurationError,
     ImageRequest,
     InvalidRequestError,
     PoolStats,
     QuotaExhaustedError,
+    Task,
+    TaskPool,
 )
 from evolink_async.pool import clock
+from evolink_async.pool.options import PoolOptions
 
 pytestmark = pytest.mark.looptime
 
@@ -184,10 +189,14 @@ async def test_notify_hastens_a_look_and_is_never_believed(api_key: str) -> None
             await asyncio.sleep(0.5)
             assert len(w.wire.reads) == before + 1
             assert pool.outstanding == (task_id,)
-            await asyncio.sleep(1)
-            pool.notify(task_id)
-            await asyncio.sleep(0.5)
-            assert len(w.wire.reads) == before + 2
+            bodies = [f'{{"id": "{task_id}"}}', f'{{"id": "{task_id}"}}'.encode(), Task(id=task_id), {"id": task_id}]
+            for seconds, hint in enumerate(bodies, 2):
+                await asyncio.sleep(1)
+                pool.notify(hint)  # type: ignore[arg-type]
+                await asyncio.sleep(0.5)
+                assert len(w.wire.reads) == before + seconds
+            for hint in (b"\xff", b"[]", "[" * 100_000, '{"id": 5}', b"", "a b"):
+                pool.notify(hint)
             (outcome,) = await drain(pool)
             assert outcome.ok
         pool.notify(task_id)
@@ -318,3 +327,50 @@ async def test_the_repr_says_how_it_stands(api_key: str) -> None:
             pool.stop()
             assert "stopped" in repr(pool)
         assert repr(pool) == "<TaskPool left: 0 waiting, 0 outstanding, 0 untaken, 3 finished>"
+
+
+async def test_the_reason_is_raised_once_however_often_the_block_is_left(api_key: str) -> None:
+    def broken() -> Iterator[ImageRequest]:
+        yield image()
+        raise LookupError("mine")
+
+    async with world(api_key) as w:
+        pool = w.pool(broken())
+        with pytest.raises(LookupError):
+            async with pool:
+                await drain(pool)
+        await pool.__aexit__(None, None, None)
+        assert isinstance(pool.reason, LookupError)
+
+
+async def test_from_another_thread_a_pool_is_refused_and_goes_on(api_key: str) -> None:
+    async with world(api_key) as w, w.pool(images(2)) as pool:
+
+        async def elsewhere() -> None:
+            with pytest.raises(ConfigurationError, match="another thread"):
+                await pool.run(image())
+            with pytest.raises(ConfigurationError, match="another thread"):
+                await anext(pool)
+
+        def without_a_loop() -> None:
+            with pytest.raises(ConfigurationError, match="another thread"):
+                pool.add(image())
+            asyncio.run(elsewhere())
+
+        thread = threading.Thread(target=without_a_loop)
+        thread.start()
+        thread.join()
+        assert [outcome.ok for outcome in await drain(pool)] == [True, True]
+
+
+def test_what_is_no_option_is_told_with_those_that_there_are(api_key: str) -> None:
+    with pytest.raises(ConfigurationError, match="no option 'ledgers'; it has max_outstanding, ledger, job"):
+        AsyncEvoLink(api_key).pool(ledgers="job.db")  # type: ignore[call-arg]
+
+
+def test_the_options_that_type_checkers_know_are_those_of_the_pool() -> None:
+    parameters = inspect.signature(TaskPool).parameters
+    keywords = [name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+    assert list(PoolOptions.__annotations__) == keywords
+    hints = {name: parameter.annotation for name, parameter in parameters.items() if name in keywords}
+    assert {name: hint.__forward_arg__ for name, hint in PoolOptions.__annotations__.items()} == hints
