@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from evolink_async.checks import checked_count, checked_function, checked_id, checked_seconds
 from evolink_async.errors import ClosedError, ConfigurationError, InvalidRequestError
-from evolink_async.ledger import Census, open_job
+from evolink_async.ledger import Census, checked_job, open_job
 from evolink_async.pool.doubts import Doubts, Receiver, checked_receiver
 from evolink_async.pool.engine import Engine
 from evolink_async.pool.journal import Journal
@@ -87,6 +87,7 @@ class TaskPool:
         **unknown: Any,
     ) -> None:
         refuse_unknown(unknown)
+        checked_job(ledger, job)
         self._client = client
         self._ledger = ledger
         self._job_name = job
