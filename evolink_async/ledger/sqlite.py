@@ -28,6 +28,7 @@ from evolink_async.ledger.file import (
     lock_job,
     migrate,
     refuse_if_gone,
+    refuse_orphan,
     transaction,
 )
 from evolink_async.ledger.job import Opened
@@ -86,6 +87,7 @@ class SqliteStore:
     def open(self, cap: int | None, now: datetime, *, begins_run: bool = True) -> Opened:
         """Take the job, made if it is new, and unsettle what the last run left sending. Raises `LedgerError`."""
         with ledger_errors(self._path):
+            refuse_orphan(self._path)
             if not self._path.exists():
                 create(self._path)
             self._connection = connection = connect(self._path)

@@ -88,7 +88,8 @@ class Journal:
             error = future.exception()
             if error is None:
                 [known] = future.result()
-                self._classify(known, request)
+                if self.durable:
+                    self._classify(known, request)
                 then(known)
             else:
                 assert isinstance(error, EvoLinkError)

@@ -92,6 +92,29 @@ async def test_a_ledger_that_is_put_back_is_written_again_with_all_that_was_kept
     assert_balanced(path)
 
 
+async def test_a_log_without_its_ledger_is_not_taken_for_that_of_a_new_one(tmp_path: Path) -> None:
+    path, away, log = tmp_path / "job.db", tmp_path / "away.db", tmp_path / "job.db-wal"
+    job = await open_job(path)
+    await row_in(job, State.ACCEPTED, "k")
+    path.rename(away)
+    with pytest.raises(LedgerError):
+        await entered(job, "late")
+    with pytest.raises(LedgerError):
+        await job.aclose()
+    before = log.read_bytes()
+    with pytest.raises(LedgerError, match=r"is gone, but its 'job.db-wal' is there.*put the file back"):
+        await open_job(path)
+    assert (path.exists(), log.read_bytes()) == (False, before)
+    away.rename(path)
+    async with opened(path) as job:
+        [known] = await job.enter([entry("k", "k")])
+        assert known.row.state is State.ACCEPTED
+    path.unlink()
+    log.touch()  # an empty one has nothing to tell
+    async with opened(path) as job:
+        assert job.census.known == 0
+
+
 async def test_a_ledger_behind_a_link_and_one_named_from_the_current_folder_are_found_wherever_the_program_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

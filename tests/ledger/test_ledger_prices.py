@@ -164,6 +164,17 @@ async def test_the_most_that_was_used_counts_and_a_greater_reservation_counts_mo
             assert job.price_of("hd") == price
 
 
+async def test_a_lost_task_that_ends_after_all_does_not_lower_what_its_class_was_seen_to_use(
+    place: Path | None,
+) -> None:
+    async with opened(place, max_credits=Decimal(100)) as job:
+        lost, row = [await running(job, key, 1) for key in "ab"]
+        await job.lost(lost, error="404 three times", at=at(2))
+        await complete(job, row, 10)
+        await complete(job, lost, 5)
+        assert (job.spent, job.reserved, job.price_of("hd")) == (15, 0, 10)
+
+
 async def test_a_price_that_the_caller_has_told_gives_way_to_what_one_of_its_class_has_used(place: Path | None) -> None:
     async with opened(place, max_credits=Decimal(50)) as job:
         first, second = [await running(job, key, 5, told=5) for key in "ab"]
