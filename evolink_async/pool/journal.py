@@ -88,7 +88,7 @@ class Journal:
             error = future.exception()
             if error is None:
                 [known] = future.result()
-                if self.durable:
+                if self.durable and not self._job.is_closed:
                     self._classify(known, request)
                 then(known)
             else:
