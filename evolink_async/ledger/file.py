@@ -55,6 +55,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     # Version 2. A table of its own: a job's row is rewritten with every turn, and this is long.
     ("CREATE TABLE learned (job INTEGER PRIMARY KEY, value TEXT NOT NULL)",),
+    # Version 3. `credits` is the last that the service has reserved for a request of the class; `used` is the most that
+    # one has used where that was more, or nothing was reserved.
+    ("ALTER TABLE price ADD COLUMN used INTEGER",),
 )
 VERSION = len(MIGRATIONS)
 
@@ -129,6 +132,29 @@ def _version(connection: sqlite3.Connection) -> int:
     return version
 
 
+def identity_of(path: Path) -> tuple[int, int] | None:
+    """What tells the file at a path from every other as long as it is open; None where nothing does."""
+    there = os.stat(path)
+    return (there.st_dev, there.st_ino) if there.st_ino else None
+
+
+def refuse_if_gone(path: Path, identity: tuple[int, int] | None) -> None:
+    """Raise `LedgerError` unless the file at the path is the one that is open: a deleted file takes every write."""
+    try:
+        there = identity_of(path)
+    except FileNotFoundError:
+        what = "was deleted or moved away"
+    else:
+        if there == identity or there is None or identity is None:
+            return
+        what = "was replaced by another file"
+    raise LedgerError(
+        f"the ledger {str(path)!r} {what} while its job is running, so nobody would find what is written to it. Put it "
+        "back with its -wal file, or restore a copy, before you run the job again: another file does not know what was "
+        "paid for. If there is none, the log has the id of every task that was accepted"
+    )
+
+
 def check_structure(connection: sqlite3.Connection, path: Path) -> None:
     """Raise `LedgerError` if the file is damaged in its structure, or an identity differs from its index."""
     [[verdict], *_] = connection.execute("PRAGMA integrity_check(1)")
@@ -169,6 +195,17 @@ def create(path: Path) -> None:
         for ending in ("", "-wal", "-shm"):
             with contextlib.suppress(OSError):
                 os.unlink(f"{fresh}{ending}")
+
+
+def refuse_orphan(path: Path) -> None:
+    """Raise `LedgerError` if a ledger has gone and left its log: SQLite would take that for one of the next file."""
+    log = Path(f"{path}-wal")
+    left = log.exists() and log.stat().st_size > 0
+    if left and not path.exists():  # asked for last: who has made it meanwhile has a log of his own
+        raise LedgerError(
+            f"the ledger {str(path)!r} is gone, but its {log.name!r} is there with the newest part of it: put the file "
+            "back, or restore both from a copy. To begin anew, and pay anew, remove the log too"
+        )
 
 
 def _publish(fresh: Path, path: Path) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Concatenate, ParamSpec, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from evolink_async.errors import ClosedError, ConfigurationError, LedgerError
 from evolink_async.ledger import rules
@@ -38,6 +38,7 @@ from evolink_async.ledger.values import (
     saved_state,
     to_credits,
     to_micro,
+    told_micro,
 )
 from evolink_async.types import Task
 
@@ -126,6 +127,7 @@ class JobLedger:
         self._known = self._requests = opened.requests
         self._new = self._changed = self._seen_again = 0
         self._rows: MutableMapping[str, Row] = {} if store is None else WeakValueDictionary()
+        self._unnamed: WeakSet[Row] = WeakSet()  # those that nobody asks for again
         self._let_go: OrderedDict[str, None] = OrderedDict()  # of a ledger without a store, and still known
         self._counts: OrderedDict[str, int] = OrderedDict()
         if opened.account.probe is not None:
@@ -167,8 +169,11 @@ class JobLedger:
         return self._account.probe
 
     def price_of(self, price: str) -> Decimal | None:
-        """The last that the service has reserved for a request of this price class, None if that is not known."""
-        known = self._account.prices.get(price)
+        """What a request of this price class is taken to cost, None if that is not known.
+
+        It is the last that the service has reserved for one of them, or what one has used where that was more.
+        """
+        known = self._account.price_of(price)
         return None if known is None else to_credits(known)
 
     @property
@@ -243,9 +248,10 @@ class JobLedger:
         """Before the first byte of a POST: reserve its credits, and remember what will be sent.
 
         None: send it. A `Refusal`: the credits do not suffice, and nothing has changed. price: names the class of
-        requests that cost the same; told: what it costs, if the caller was told, else it is the last that the service
-        has reserved for its class. If neither is known and there is a cap, the request tries it alone: all the rest is
-        reserved for it. Never does this bring what is spent and reserved above the cap.
+        requests that cost the same; told: what it costs, if the caller was told, else it is `price_of` its class. Where
+        one of the class has used more than was reserved for it, it is no less than that. If nothing is known and there
+        is a cap, the request tries it alone: all the rest is reserved for it. Never does this bring what is spent and
+        reserved above the cap.
 
         Whoever stops waiting and sends nothing says `posted_in_vain(row, sent=False)`.
         """
@@ -294,7 +300,9 @@ class JobLedger:
 
         def undo() -> None:
             if row._version == version:
+                reserved = row.reserved
                 restore(row, before)
+                row.reserved = reserved  # which may have been raised meanwhile
                 self._account.replays -= counted
 
         return self._written(row, True, undo)
@@ -338,13 +346,12 @@ class JobLedger:
     ) -> asyncio.Future[bool]:
         """A task exists for the request: nobody may see its id before this is durable. Never refused, however late.
 
-        reserved: what the service says that it has reserved, which takes the place of the estimate; None: it did not
-        say. number: the try that the task belongs to, None: the present one. False: the request has another task
-        already, so this one is paid for besides.
+        reserved: what the service says that it has reserved, which takes the place of the estimate, unless one of its
+        class has used more; None, or a negative amount: it did not say. number: the try that the task belongs to, None:
+        the present one. False: the request has another task already, so this one is paid for besides.
         """
         self._check()
-        told = None if reserved is None else to_micro(reserved)
-        first = self._apply(rules.accepted, row, self._account, task_id, told, number, at)
+        first = self._apply(rules.accepted, row, self._account, task_id, told_micro(reserved), number, at)
         if not first:
             other = row.task_id or "that of another try"
             logger.warning(
@@ -360,22 +367,24 @@ class JobLedger:
     def ended(self, row: Row, task: Task, *, at: datetime) -> asyncio.Future[bool]:
         """The service says that the task completed, failed or was cancelled. False: an end was known already.
 
-        completed: what was used is spent, else what was reserved; failed: nothing; cancelled: it stays reserved.
+        completed: what was used is spent, else what was reserved; failed: nothing; cancelled: it stays reserved. Where
+        it has used more than was reserved for it, those of its class that are on their way keep that reserved.
         """
         self._check()
         if not task.is_terminal:
             raise LedgerError(f"request {row.identity!r}: its task {task.id} is {task.status}, so it has not ended")
-        used = task.usage.credits_used
+        used = told_micro(task.usage.credits_used)
         if used is None and row.reserved is None:  # accepted without our hearing of it
-            used = task.usage.credits_reserved
+            used = told_micro(task.usage.credits_reserved)
         failure = task.error
         code, error = (None, None) if failure is None else (as_text(failure.code), as_text(failure.message))
+        used_before = self._account.used.get(row.price or "")
         first = self._apply(
             rules.ended,
             row,
             self._account,
             State(task.status),
-            None if used is None else to_micro(used),
+            used,
             code,
             error,
             at,
@@ -385,7 +394,17 @@ class JobLedger:
             if self._turns is not None:
                 self._turns.note_result(row)
         self._note_price(row)
+        if self._account.used.get(row.price or "") != used_before:
+            self._raise_reservations()
         return self._written(row, first)
+
+    def classify(self, row: Row, price: str) -> asyncio.Future[None]:
+        """Tell the price class of a request that an earlier run has sent: only the run that sends one knows it."""
+        self._check()
+        row.price = price
+        if not rules.raise_reservation(row, self._account):
+            return self._done(None)
+        return self._written(row, None)
 
     def lost(self, row: Row, *, error: str, at: datetime) -> asyncio.Future[bool]:
         """The service no longer knows the id; its credits stay reserved. False: how it ended is known."""
@@ -531,6 +550,8 @@ class JobLedger:
         self._new += 1
         if row.keyed or self._turns is not None:
             self._rows[identity] = row
+        else:
+            self._unnamed.add(row)
         return row
 
     def _forget(self, turns: Turns, row: Row) -> None:
@@ -565,8 +586,15 @@ class JobLedger:
             self._turns.note(row)
 
     def _note_price(self, row: Row) -> None:
-        if self._turns is not None and row.price is not None and row.price in self._account.prices:
-            self._turns.note_price(row.price, self._account.prices[row.price])
+        account, price = self._account, row.price
+        if self._turns is not None and price is not None and (price in account.prices or price in account.used):
+            self._turns.note_price(price, account.prices.get(price, 0), account.used.get(price))
+
+    def _raise_reservations(self) -> None:
+        """A request has used more than was reserved for it: so will those of its class that are on their way."""
+        for row in [*self._rows.values(), *self._unnamed]:
+            if rules.raise_reservation(row, self._account):
+                self._note(row)
 
     def _sums(self) -> JobSums:
         account = self._account

@@ -39,7 +39,8 @@ class FileLock:
         file, self._file = self._file, None
         if file is not None:
             with contextlib.suppress(OSError):
-                os.unlink(self._path)  # still locked, so nobody else holds this very file
+                if self._is_there(file):  # else it was deleted, and may be another's now
+                    os.unlink(self._path)  # still locked, so nobody else holds this very file
             file.close()
 
     def _take(self) -> FileIO:

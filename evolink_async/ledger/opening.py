@@ -48,10 +48,16 @@ async def open_job(
     or on a file system without trustworthy locks; `ConfigurationError` for a url or name that can be none.
     """
     cap = None if max_credits is None else to_micro(max_credits)
-    name = _checked_name(name)
-    if url is None:
+    path = checked_job(url, name)
+    if path is None:
         return JobLedger(Opened(name, 1, Account(cap), 1, 0, 0))
-    return await _open(ledger_path(url), name, cap, begins_run=True)
+    return await _open(path, name, cap, begins_run=True)
+
+
+def checked_job(url: str | os.PathLike[str] | None, name: str) -> Path | None:
+    """The file of a job, None: it is in memory. Raises `ConfigurationError` for a url or name that can be none."""
+    _checked_name(name)
+    return None if url is None else ledger_path(url)
 
 
 async def _open(path: Path, name: str, cap: int | None, *, begins_run: bool) -> JobLedger:
@@ -213,7 +219,10 @@ class LedgerJob:
         return await self._ledger._ask(find_rows, self.name, [_checked_identity(identity) for identity in identities])
 
     async def prices(self) -> dict[str, Decimal]:
-        """The credits that the service has last reserved for a request, by price class (`pool.pricing`)."""
+        """What a request is taken to cost, by price class (`pool.pricing`): the last that the service has reserved.
+
+        Where a request has used more than was reserved for it, what it has used; 0 only if one has used nothing.
+        """
         from evolink_async.ledger.reports import known_prices
 
         return await self._ledger._ask(known_prices, self.name)

@@ -14,7 +14,7 @@ from evolink_async.errors import InvalidRequestError, LedgerError
 from evolink_async.ledger.file import job_holder
 from evolink_async.ledger.sqlite import ids_of, read_rows
 from evolink_async.ledger.states import State
-from evolink_async.ledger.values import PastTry, Row, to_credits
+from evolink_async.ledger.values import PastTry, Row, known_price, to_credits
 
 PAGE = 500
 _IN_ONE_QUERY = 500
@@ -182,9 +182,11 @@ def find_rows(connection: sqlite3.Connection, name: str, identities: Sequence[st
 
 
 def known_prices(connection: sqlite3.Connection, name: str) -> dict[str, Decimal]:
-    """The last that the service has reserved for a request of each price class."""
-    query = "SELECT class, credits FROM price WHERE job = ?"
-    return {price: to_credits(credits) for price, credits in connection.execute(query, (_job(connection, name),))}
+    """What a request of each price class is taken to cost, as far as that is known."""
+    query = "SELECT class, credits, used FROM price WHERE job = ?"
+    classes = connection.execute(query, (_job(connection, name),)).fetchall()
+    known = {price: known_price(reserved, used) for price, reserved, used in classes}
+    return {price: to_credits(credits) for price, credits in known.items() if credits is not None}
 
 
 def seconds_taken(connection: sqlite3.Connection, name: str) -> dict[str, float]:

@@ -18,6 +18,7 @@ from evolink_async.ledger.values import Account, PastTry, Refusal, Row, restore,
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+_ON_ITS_WAY = frozenset({State.SENDING, State.UNSETTLED, State.REPLAYING, State.ACCEPTED})
 CONFLICT = "idempotency_conflict"  # vendor's client: a task exists for this key, made from another body
 
 
@@ -58,7 +59,7 @@ def intend(
 ) -> Refusal | None:
     """Reserve the credits and let a POST be made."""
     state = after(row.state, Verb.INTEND)
-    known = told if told is not None else account.prices.get(price or "")
+    known = account.price_of(price) if told is None else max(told, account.used.get(price or "", 0))
     if known is not None and account.probe is not None and price is not None and account.probe_price == price:
         _end_probe(account.probe, account, known)
     reservation = known
@@ -201,17 +202,21 @@ def accepted(row: Row, account: Account, task_id: str, reserved: int | None, num
 
     False: it is a second task for this request, and is kept beside the first.
     """
+    told = reserved
+    if reserved is not None:
+        reserved = max(reserved, account.used.get(row.price or "", 0))
     if number is not None and number < row.number:
         return not _add_extra(row, number, task_id, reserved, at)
     state = after(row.state, Verb.ACCEPTED)
     if row.task_id is not None and row.task_id != task_id:
         return not _add_extra(row, row.number, task_id, reserved, at)
-    if reserved is not None:
-        if row.price is not None:
-            account.prices[row.price] = reserved
-        if state is State.ACCEPTED:
-            row.reserved = reserved
-            _leave_probe(row, account)
+    if told is not None and row.price is not None:
+        account.prices[row.price] = told
+    # That nothing was reserved releases nothing before it is known that this is the price.
+    counts = reserved or row.reserved is None or account.price_of(row.price) is not None
+    if reserved is not None and counts and state is State.ACCEPTED:
+        row.reserved = reserved
+        _leave_probe(row, account)
     if row.task_id is None:
         row.submitted_at = row.submitted_at or at
         row.error_code = row.error = row.body = None
@@ -235,20 +240,40 @@ def _add_extra(row: Row, number: int, task_id: str, reserved: int | None, at: da
 def ended(
     row: Row, account: Account, end: State, used: int | None, code: str | None, error: str | None, at: datetime
 ) -> bool:
-    """The service says how the task ended. False: that was known."""
+    """The service says how the task ended. used: what it cost, None: it did not say. False: the end was known."""
     before, row.state = row.state, after(row.state, Verb.ENDED, end)
     if row.state is before:
         return False
     row.ended_at = at
     row.error_code, row.error = code, error
     if row.state is State.COMPLETED:
+        if used is None and account.prices.get(row.price or "") == 0 and account.price_of(row.price) is None:
+            used = 0  # it has told nothing else
         row.spent = used if used is not None else row.reserved
         if used is not None and row.price is not None:
-            account.prices.setdefault(row.price, used)
+            _learn_price(row.price, used, row.reserved, account)
         _release(row, account)
     elif row.state is State.FAILED:
         row.spent = 0
         _release(row, account)
+    return True
+
+
+def _learn_price(price: str, used: int, reserved: int | None, account: Account) -> None:
+    if account.price_of(price) is None or (reserved is not None and used > reserved):
+        account.used[price] = max(used, account.used.get(price, 0))
+
+
+def raise_reservation(row: Row, account: Account) -> bool:
+    """A request on its way keeps reserved what one of its class has used. False: it does already.
+
+    The version stays as it is: an intent that cannot be written is taken back all the same.
+    """
+    used = account.used.get(row.price or "", 0)
+    if row.state not in _ON_ITS_WAY or row.reserved is None or row.reserved >= used:
+        return False
+    account.reserved += used - row.reserved
+    row.reserved = used
     return True
 
 

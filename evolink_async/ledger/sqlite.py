@@ -23,9 +23,12 @@ from evolink_async.ledger.file import (
     check_sums,
     connect,
     create,
+    identity_of,
     ledger_errors,
     lock_job,
     migrate,
+    refuse_if_gone,
+    refuse_orphan,
     transaction,
 )
 from evolink_async.ledger.job import Opened
@@ -78,15 +81,18 @@ class SqliteStore:
         self._name = name
         self._connection: sqlite3.Connection | None = None
         self._lock: FileLock | None = None
+        self._identity: tuple[int, int] | None = None
         self._job = self._run = 0
 
     def open(self, cap: int | None, now: datetime, *, begins_run: bool = True) -> Opened:
         """Take the job, made if it is new, and unsettle what the last run left sending. Raises `LedgerError`."""
         with ledger_errors(self._path):
+            refuse_orphan(self._path)
             if not self._path.exists():
                 create(self._path)
             self._connection = connection = connect(self._path)
             try:
+                self._identity = identity_of(self._path)
                 check_structure(connection, self._path)
                 migrate(connection, self._path)
                 check_sums(connection, self._path)
@@ -106,6 +112,7 @@ class SqliteStore:
             if batch.job is not None:
                 with transaction(connection):
                     self._write(connection, batch, batch.job)
+                    refuse_if_gone(self._path, self._identity)
             uncounted = batch.contents.keys() - batch.counted.keys()
             counts = batch.counted | self._count(connection, uncounted)
             wanted = [
@@ -136,12 +143,14 @@ class SqliteStore:
             columns = "runs, requests, reserved, spent, probe, probe_price, replays, keys_honoured"
             [job] = connection.execute(f"SELECT {columns} FROM job WHERE id = ?", (self._job,))
             run, requests, reserved, spent, probe, probe_price, replays, keys_honoured = job
-            prices = dict(connection.execute("SELECT class, credits FROM price WHERE job = ?", (self._job,)))
+            classes = list(connection.execute("SELECT class, credits, used FROM price WHERE job = ?", (self._job,)))
             first, most = ids_of(self._job)
             [[last]] = connection.execute("SELECT max(id) FROM request WHERE id <= ?", (most,))
             interrupted = self._recover(connection)
         self._run = run
-        account = Account(cap, reserved, spent, prices, None, probe_price, replays, bool(keys_honoured))
+        prices = {price: credits for price, credits, _ in classes}
+        used = {price: credits for price, _, credits in classes if credits is not None}
+        account = Account(cap, reserved, spent, prices, used, None, probe_price, replays, bool(keys_honoured))
         if probe is not None:
             for row in read_rows(connection, "id = ?", (probe,)):
                 row.price, account.probe = probe_price, row
@@ -167,8 +176,8 @@ class SqliteStore:
                 f"INSERT INTO past_try VALUES ({', '.join('?' * 13)})", map(_past_values, batch.past)
             )
         if batch.prices:
-            prices = [(self._job, price, credits) for price, credits in batch.prices.items()]
-            connection.executemany("INSERT OR REPLACE INTO price VALUES (?, ?, ?)", prices)
+            prices = [(self._job, price, *credits) for price, credits in batch.prices.items()]
+            connection.executemany("INSERT OR REPLACE INTO price VALUES (?, ?, ?, ?)", prices)
         if batch.learned is not None:
             connection.execute("INSERT OR REPLACE INTO learned VALUES (?, ?)", (self._job, batch.learned))
         connection.execute(

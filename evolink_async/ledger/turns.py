@@ -46,13 +46,14 @@ class Batch:
 
     rows: as `values.written` gives them. job: None: nothing is to be written. contents: of those without a key, and how
     many of each come now; counted: how many of them came before in this run, where that is known.
+    prices: by class, what was last reserved, and what was used above that.
     """
 
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     bodies: dict[int, bytes] = field(default_factory=dict)
     results: list[tuple[int, Task | None, tuple[str, ...]]] = field(default_factory=list)
     past: list[tuple[int, PastTry]] = field(default_factory=list)
-    prices: dict[str, int] = field(default_factory=dict)
+    prices: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     learned: str | None = None
     job: JobSums | None = None
     identities: set[str] = field(default_factory=set)
@@ -121,7 +122,7 @@ class Turns:
         self._rows: dict[Row, None] = {}
         self._bodies: dict[int, bytes] = {}
         self._results: set[Row] = set()
-        self._prices: dict[str, int] = {}
+        self._prices: dict[str, tuple[int, int | None]] = {}
         self._learned: str | None = None
         self._waiting: list[_Waiting] = []
         self._reading: list[_Reading] = []
@@ -148,9 +149,9 @@ class Turns:
         """A row has another task or files."""
         self._results.add(row)
 
-    def note_price(self, price: str, credits: int) -> None:
+    def note_price(self, price: str, reserved: int, used: int | None) -> None:
         """A price is known."""
-        self._prices[price] = credits
+        self._prices[price] = reserved, used
 
     def note_learned(self, text: str) -> None:
         """Something else was learned."""

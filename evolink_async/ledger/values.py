@@ -31,6 +31,19 @@ def to_credits(micro: int) -> Decimal:
     return Decimal(micro) / MICRO
 
 
+def told_micro(credits: Decimal | None) -> int | None:
+    """Micro-credits that the service has told; a negative amount tells nothing."""
+    return None if credits is None or credits < 0 else to_micro(credits)
+
+
+def known_price(reserved: int | None, used: int | None) -> int | None:
+    """The price of a class, of what was last reserved and what was used above that.
+
+    That nothing was reserved is no price until a task has ended and shown what it used.
+    """
+    return max(reserved or 0, used) if used is not None else reserved or None
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A request as it is looked up, and entered if it is new.
@@ -192,14 +205,17 @@ class Account:
     """The credits of a job, over all of its runs, in micro-credits; and what it has learned.
 
     cap: never more than that is spent and reserved, None: no bound. prices: by price class, the last that the service
-    has reserved. probe: the request that tries an unknown price, and has all reserved that was left; probe_price: the
-    class it tries. replays: lost responses that were sent again while it was not proven that the service honours keys.
+    has reserved. used: the most that a request of the class has used, where that was more than was reserved for it, or
+    the service had reserved nothing. probe: the request that tries an unknown price, and has all reserved that was
+    left; probe_price: the class it tries. replays: lost responses that were sent again while it was not proven that the
+    service honours keys.
     """
 
     cap: int | None = None
     reserved: int = 0
     spent: int = 0
     prices: dict[str, int] = field(default_factory=dict)
+    used: dict[str, int] = field(default_factory=dict)
     probe: Row | None = None
     probe_price: str | None = None
     replays: int = 0
@@ -209,6 +225,10 @@ class Account:
     def free(self) -> int | None:
         """What may still be reserved; None: any amount."""
         return None if self.cap is None else self.cap - self.spent - self.reserved
+
+    def price_of(self, price: str | None) -> int | None:
+        """What a request of this class is taken to cost; None: that is not known."""
+        return None if price is None else known_price(self.prices.get(price), self.used.get(price))
 
 
 @dataclass(frozen=True, slots=True)

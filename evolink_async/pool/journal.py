@@ -30,6 +30,7 @@ from evolink_async.types import Task, TaskReading
 logger = logging.getLogger("evolink_async.pool")
 
 _ON_THE_WIRE = (State.SENDING, State.REPLAYING)
+_ON_ITS_WAY = (State.UNSETTLED, State.ACCEPTED)
 
 
 class Journal:
@@ -86,7 +87,10 @@ class Journal:
         def done(future: asyncio.Future[list[Entered]]) -> None:
             error = future.exception()
             if error is None:
-                then(future.result()[0])
+                [known] = future.result()
+                if self.durable and not self._job.is_closed:
+                    self._classify(known, request)
+                then(known)
             else:
                 assert isinstance(error, EvoLinkError)
                 then(error)
@@ -95,6 +99,12 @@ class Journal:
             done(future)
         else:
             future.add_done_callback(done)
+
+    def _classify(self, known: Entered, request: GenerationRequest) -> None:
+        """One that an earlier run has sent: of what class it is, its request tells."""
+        row = known.row
+        if row.price is None and row.reserved is not None and row.state in _ON_ITS_WAY and not known.changed:
+            self._tell(self._job.classify(row, price_class(request)))
 
     def check_price(self, request: GenerationRequest) -> None:
         """Raises `InvalidRequestError` if the caller's function of prices fails for it."""

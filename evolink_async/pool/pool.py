@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from evolink_async.checks import checked_count, checked_function, checked_id, checked_seconds
 from evolink_async.errors import ClosedError, ConfigurationError, InvalidRequestError
-from evolink_async.ledger import Census, open_job
+from evolink_async.ledger import Census, checked_job, open_job
 from evolink_async.pool.doubts import Doubts, Receiver, checked_receiver
 from evolink_async.pool.engine import Engine
 from evolink_async.pool.journal import Journal
@@ -47,9 +47,11 @@ class TaskPool:
     ledger: a path: what was sent, accepted and paid for is written there and survives a crash; run the same program
         again and it goes on (docs/ledger.md). None: ids live in this process only.
     job: the name of this set of requests in the ledger. Only one process at a time may run it.
-    max_credits: never more is spent and reserved, over all runs of the job.
+    max_credits: no request is sent that would bring what is spent and reserved above it, over all runs of the job. A
+        service that uses more than it reserves is found out when the first such task ends (docs/ledger.md).
     prices: credits by model, or a function of a request that gives its credits (None: not known). What is not told is
-        taken from the last request of the same kind; the first of a kind is tried alone.
+        taken from the last request of the same kind; the first of a kind is tried alone. A function that raises has its
+        request rejected.
     save_to: a folder, or s3://, gs://, az:// (extra `storage`): the results of each task that completes are saved there
         before its outcome is yielded (docs/saving.md). What is saved already is not fetched again.
     task_timeout: seconds that a task is watched, None: for ever; then its outcome is `unfinished` with its id.
@@ -89,6 +91,7 @@ class TaskPool:
         **unknown: Any,
     ) -> None:
         refuse_unknown(unknown)
+        checked_job(ledger, job)
         self._client = client
         self._ledger = ledger
         self._job_name = job

@@ -77,7 +77,9 @@ def checked_prices(prices: Prices | None) -> Callable[[GenerationRequest], Decim
     def told(request: GenerationRequest) -> Decimal | None:
         try:
             price = prices(request)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a cancellation too: nothing is awaited, so it comes from the function itself
             raise InvalidRequestError(f"prices(request) raised {type(error).__name__}: {error}") from error
         try:
             return None if price is None else _checked_price(price, "what prices(request) gave")

@@ -423,20 +423,26 @@ async def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatc
         assert job.census.known == 3
 
 
-async def test_a_ledger_of_the_first_version_learns_to_remember(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("version", range(1, VERSION))
+async def test_a_ledger_of_an_earlier_version_learns_to_remember_and_keeps_its_prices(
+    tmp_path: Path, version: int
 ) -> None:
-    path = tmp_path / "job.db"
-    with monkeypatch.context() as patch:
-        patch.setattr("evolink_async.ledger.file.MIGRATIONS", MIGRATIONS[:1])
-        patch.setattr("evolink_async.ledger.file.VERSION", 1)
-        patch.setattr("evolink_async.ledger.sqlite._learned", lambda connection, job: None)
-        await a_ledger(path)
-    assert ask(path, "PRAGMA user_version") == [(1,)]
+    path = await a_ledger(tmp_path / "job.db")
+    with closing(sqlite3.connect(path)) as connection:
+        for table in ("price", "learned"):
+            connection.execute(f"DROP TABLE {table}")
+        for statement in [
+            of for statements in MIGRATIONS[:version] for of in statements if "price (" in of or "learned" in of
+        ]:
+            connection.execute(statement)
+        connection.execute("INSERT INTO price (job, class, credits) VALUES (1, 'image', 2500000), (1, 'free', 0)")
+        connection.execute(f"PRAGMA user_version = {version}")
+        connection.commit()
     requests = ask(path, "SELECT * FROM request")
     async with opened(path) as job:
         assert (job.run, job.learned, job.census.known) == (2, None, 3)
+        assert (job.price_of("image"), job.price_of("free")) == (2.5, None)
         assert await job.remember("{}")
     assert ask(path, "SELECT * FROM request") == requests
     assert ask(path, "SELECT * FROM learned") == [(1, "{}")]
-    assert ask(tmp_path / "job.db.v1", "SELECT count(*) FROM request") == [(3,)]
+    assert ask(tmp_path / f"job.db.v{version}", "SELECT count(*) FROM request") == [(3,)]

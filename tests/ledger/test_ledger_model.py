@@ -41,7 +41,8 @@ from loop_executor import in_loop
 from evolink_async.ledger import JobLedger, Row, State, open_job, rules
 from evolink_async.types import Task
 
-PRICES = st.sampled_from([None, 1, 2, 5])
+PRICES = st.sampled_from([None, 0, 1, 2, 5])
+AMOUNTS = st.sampled_from([None, -1, 0, 1, 2, 5])
 CLASSES = st.sampled_from(["sd", "hd"])
 MILLION = 1_000_000
 
@@ -83,6 +84,7 @@ class Naive:
         self.cap = cap
         self.requests: dict[str, Request] = {}
         self.prices: dict[str, int] = {}
+        self.used: dict[str, int] = {}
         self.probe: str | None = None
         self.probe_class: str | None = None
         self.replays = 0
@@ -95,9 +97,14 @@ class Naive:
     def spent(self) -> int:
         return sum(held.spent or 0 for request in self.requests.values() for held in request.held)
 
+    def price_of(self, price: str) -> int | None:
+        if price in self.used:
+            return max(self.used[price], self.prices.get(price, 0))
+        return self.prices.get(price) if self.prices.get(price) != 0 else None
+
     def intend(self, key: str, price: str, told: int | None) -> bool:
         request = self.requests[key]
-        known = self.prices.get(price) if told is None else told
+        known = self.price_of(price) if told is None else max(told, self.used.get(price, 0))
         if known is not None and self.probe is not None and self.probe_class == price:
             self.requests[self.probe].now.reserved = known
             self.probe = None
@@ -115,6 +122,17 @@ class Naive:
         request.now.reserved = known
         request.attempts += 1
         return True
+
+    def used_more(self, price: str, used: int) -> None:
+        self.used[price] = max(used, self.used.get(price, 0))
+        for request in self.requests.values():
+            if request.price == price:
+                self.keep_what_was_used(request)
+
+    def keep_what_was_used(self, request: Request) -> None:
+        on_its_way = request.state in ("sending", "unsettled", "replaying", "accepted")
+        if on_its_way and request.now.reserved is not None and request.price in self.used:
+            request.now.reserved = max(request.now.reserved, self.used[request.price])
 
     def release(self, key: str) -> None:
         now = self.requests[key].now
@@ -259,19 +277,22 @@ class Life(RuleBasedStateMachine):
             self.naive.replays += counts
 
     @precondition(lambda self: self.has("entered", "sending", "unsettled", "replaying", "rejected", "given_up"))
-    @rule(data=st.data(), reserved=PRICES)
+    @rule(data=st.data(), reserved=AMOUNTS)
     def accept(self, data: st.DataObject, reserved: int | None) -> None:
         key = self.some(data, "entered", "sending", "unsettled", "replaying", "rejected", "given_up")
         task = new_task(reserved)
         assert self.both("accepted", key, task.id, reserved=task.usage.credits_reserved, at=at(1)) is True
         request = self.naive.requests[key]
         request.state, request.now.task = "accepted", task.id
-        if reserved is not None:
-            request.now.reserved = reserved * MILLION
+        if reserved is not None and reserved >= 0:
+            known = None
             if request.price is not None:
                 self.naive.prices[request.price] = reserved * MILLION
-            if self.naive.probe == key:
-                self.naive.probe = None
+                known = self.naive.price_of(request.price)
+            if reserved or request.now.reserved is None or known is not None:
+                request.now.reserved = max(reserved * MILLION, self.naive.used.get(request.price or "", 0))
+                if self.naive.probe == key:
+                    self.naive.probe = None
 
     @precondition(lambda self: self.has("accepted", "completed", "failed", "cancelled", "lost"))
     @rule(data=st.data(), known=st.booleans())
@@ -281,7 +302,10 @@ class Life(RuleBasedStateMachine):
         task = new_task(None, request.now.task) if known else new_task(3)
         assert self.both("accepted", key, task.id, reserved=task.usage.credits_reserved, at=at(2)) is known
         if not known:
-            request.extras.append(Try(reserved=3 * MILLION))
+            self.add_extra(request)
+
+    def add_extra(self, request: Request) -> None:
+        request.extras.append(Try(reserved=max(3 * MILLION, self.naive.used.get(request.price or "", 0))))
 
     @precondition(lambda self: any(len(request.tries) > 1 for request in self.naive.requests.values()))
     @rule(data=st.data())
@@ -290,10 +314,10 @@ class Life(RuleBasedStateMachine):
             st.sampled_from([key for key, request in self.naive.requests.items() if len(request.tries) > 1])
         )
         assert self.both("accepted", key, new_task().id, reserved=Decimal(3), at=at(2), number=1) is False
-        self.naive.requests[key].extras.append(Try(reserved=3 * MILLION))
+        self.add_extra(self.naive.requests[key])
 
     @precondition(lambda self: self.has("accepted", "lost"))
-    @rule(data=st.data(), end=st.sampled_from(["completed", "failed", "cancelled"]), used=PRICES)
+    @rule(data=st.data(), end=st.sampled_from(["completed", "failed", "cancelled"]), used=AMOUNTS)
     def end(self, data: st.DataObject, end: str, used: int | None) -> None:
         key = self.some(data, "accepted", "lost")
         request = self.naive.requests[key]
@@ -303,13 +327,32 @@ class Life(RuleBasedStateMachine):
         request.state = end
         now = request.now
         if end == "completed":
-            now.spent = now.reserved if used is None else used * MILLION
-            if used is not None and request.price is not None:
-                self.naive.prices.setdefault(request.price, used * MILLION)
+            price = request.price or "of an earlier run"
+            unknown = self.naive.price_of(price) is None
+            cost = used * MILLION if used is not None and used >= 0 else None
+            if cost is None and unknown and price in self.naive.prices:
+                cost = 0
+            now.spent = now.reserved if cost is None else cost
+            more = cost is not None and now.reserved is not None and cost > now.reserved
+            if cost is not None and request.price is not None and (unknown or more):
+                self.naive.used_more(price, cost)
         if end == "failed":
             now.spent = 0
         if end != "cancelled":
             self.naive.release(key)
+
+    @precondition(lambda self: any(self.of_an_earlier_run(request) for request in self.naive.requests.values()))
+    @rule(data=st.data(), price=CLASSES)
+    def pull_one_of_an_earlier_run(self, data: st.DataObject, price: str) -> None:
+        keys = [key for key, request in self.naive.requests.items() if self.of_an_earlier_run(request)]
+        key = data.draw(st.sampled_from(keys))
+        self.both("classify", key, price)
+        self.naive.requests[key].price = price
+        self.naive.keep_what_was_used(self.naive.requests[key])
+
+    @staticmethod
+    def of_an_earlier_run(request: Request) -> bool:
+        return request.state in ("unsettled", "accepted") and request.price is None and request.now.reserved is not None
 
     @precondition(lambda self: self.has("accepted"))
     @rule(data=st.data())
@@ -390,8 +433,8 @@ class Life(RuleBasedStateMachine):
             assert job.replays == self.naive.replays
             assert (None if job.probe is None else job.probe.identity) == self.naive.probe
             assert {price: job.price_of(price) for price in ("sd", "hd")} == {
-                price: None if price not in self.naive.prices else Decimal(self.naive.prices[price]) / MILLION
-                for price in ("sd", "hd")
+                price: None if known is None else Decimal(known) / MILLION
+                for price, known in ((price, self.naive.price_of(price)) for price in ("sd", "hd"))
             }
         assert_balanced(self.path)
         assert sums_on_disk(self.path)[:2] == (self.naive.reserved, self.naive.spent)
