@@ -40,6 +40,7 @@ from evolink_async.ledger.values import (
     to_micro,
     told_micro,
 )
+from evolink_async.own_tasks import own_task
 from evolink_async.types import Task
 
 logger = logging.getLogger("evolink_async.ledger")
@@ -127,7 +128,7 @@ class JobLedger:
         self._known = self._requests = opened.requests
         self._new = self._changed = self._seen_again = 0
         self._rows: MutableMapping[str, Row] = {} if store is None else WeakValueDictionary()
-        self._unnamed: WeakSet[Row] = WeakSet()  # those that nobody asks for again
+        self._unnamed: WeakSet[Row] = WeakSet()  # that nobody asks for again, but whose reservation may have to rise
         self._let_go: OrderedDict[str, None] = OrderedDict()  # of a ledger without a store, and still known
         self._counts: OrderedDict[str, int] = OrderedDict()
         if opened.account.probe is not None:
@@ -456,7 +457,7 @@ class JobLedger:
         if self._closing is None:
             self._check()
             self._closed = True
-            self._closing = self._loop.create_task(self._finish(), name="evolink ledger")
+            self._closing = own_task(self._loop, self._finish(), "evolink ledger")
             self._closing.add_done_callback(lambda closing: closing.cancelled() or closing.exception())
         await asyncio.shield(self._closing)
 
@@ -550,7 +551,7 @@ class JobLedger:
         self._new += 1
         if row.keyed or self._turns is not None:
             self._rows[identity] = row
-        else:
+        elif self._account.cap is not None:
             self._unnamed.add(row)
         return row
 
