@@ -21,8 +21,8 @@ from evolink_async import (
     InvalidRequestError,
     PoolStats,
     QuotaExhaustedError,
+    clock,
 )
-from evolink_async.pool import clock
 
 pytestmark = pytest.mark.looptime
 
