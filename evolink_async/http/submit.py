@@ -515,10 +515,6 @@ class Submitter:
 
     def _tell_pace(self, model: str, judgement: Judgement, begun: float) -> None:
         now = self._loop.time()
-        if judgement.verdict is Verdict.LOST:
-            self._pace.lost(model, now, begun)
-        elif judgement.verdict is not Verdict.UNSENT:
-            self._pace.answered(model)
         if judgement.verdict is Verdict.ACCEPTED:
             task = judgement.task
             if task is None or task.is_terminal:
@@ -529,6 +525,10 @@ class Submitter:
             self._pace.refused(model, now, begun, judgement.retry_after)
         elif isinstance(judgement.error, ServerError) and judgement.retry_after is not None:
             self._pace.cool(model, now + judgement.retry_after)
+        if judgement.verdict is Verdict.LOST:
+            self._pace.lost(model, now, begun)
+        elif judgement.verdict is not Verdict.UNSENT:
+            self._pace.answered(model)
 
     # What follows from an answer
 

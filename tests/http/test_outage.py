@@ -14,7 +14,7 @@ from scripted_transport import Say, ScriptedTransport, Sent, lost, refusal, repl
 from submit_room import ID, REQUEST, Listener, Room, now
 
 from evolink_async import ConnectionFailedError, SubmitOutcomeUnknownError, Task, clock
-from evolink_async.http.pace import Urgency
+from evolink_async.http.pace import Ticket, Urgency
 
 pytestmark = pytest.mark.looptime
 
@@ -94,6 +94,20 @@ async def test_the_pause_grows_with_each_answer_lost_after_it_and_one_finds_out_
     await room.aclose()
 
 
+async def test_the_service_s_own_hint_is_longer_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    room = Room(ScriptedTransport(refusal(503, retry_after="60")), hold=True)
+    for _ in range(5):
+        room.start()
+    await asyncio.sleep(50)
+    for _ in range(3):
+        room.start()
+    await asyncio.sleep(300)
+    pauses = [record.__dict__["seconds"] for record in caplog.records if getattr(record, "event", "") == "cool_down"]
+    assert len(pauses) >= 3
+    assert min(pauses) > 59
+    await room.aclose()
+
+
 async def test_answers_lost_together_are_one_reason_to_wait() -> None:
     room = Room(ScriptedTransport(*[lost()] * 40, Say()), hold=True)
     for _ in range(80):
@@ -160,16 +174,23 @@ async def test_a_single_call_has_its_turn_in_an_outage() -> None:
     await room.aclose()
 
 
-async def test_a_withdrawn_request_does_not_find_out() -> None:
-    room = Room(ScriptedTransport(*[lost()] * 3, Say(), Say()), hold=True, limit="1/s")
-    listeners = [Listener() for _ in range(6)]
-    submissions = [room.start(listener) for listener in listeners]
-    await asyncio.sleep(2.1)  # three are lost
-    for submission in submissions[3:5]:
-        assert room.submitter.withdraw(submission).ending == "not_submitted"
-    await listeners[5].done.wait()
-    assert listeners[5].ends[0].ending == "accepted"
-    assert room.pace.waiting == 0
+async def test_who_finds_out_was_not_sent_yet_and_is_not_withdrawn() -> None:
+    pace, let = Room(ScriptedTransport(lost())).pace, []
+    for _ in range(3):
+        pace.lost("m", now(), now())
+    returned, withdrawn, fresh = (
+        Ticket("m", "pool", urgency, lambda name=name: let.append(name))  # type: ignore[misc]
+        for name, urgency in (("returned", Urgency.RETURNED), ("withdrawn", Urgency.SOURCE), ("fresh", Urgency.SOURCE))
+    )
+    for ticket in (returned, withdrawn, fresh):
+        pace.enqueue(ticket)
+    pace.withdraw(withdrawn)
+    await asyncio.sleep(2)
+    assert let == ["fresh"]
+    pace.finished("m")
+    await asyncio.sleep(2)
+    assert let == ["fresh", "returned"]
+    await pace.aclose()
 
 
 # -- A service that cannot be reached -------------------------------------------------------------------
