@@ -31,7 +31,7 @@ class Observer:
         """The end of a submission. One that was accepted is followed now, or `left`."""
 
     def cooled(self, model: str, seconds: float) -> None:
-        """The service said that this model must not be asked for so long."""
+        """This model is not asked for so long."""
 
     def followed(self, task: TaskReading) -> None:
         """A task is watched from now on."""

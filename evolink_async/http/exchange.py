@@ -14,6 +14,7 @@ from typing import Protocol
 import httpx
 
 from evolink_async._version import __version__
+from evolink_async.clock import Moment
 from evolink_async.errors import ConfigurationError
 from evolink_async.http.addresses import is_loopback
 from evolink_async.http.answers import Answer, excerpt
@@ -67,7 +68,7 @@ class Flight:
 
     connecting: bool = False  # a connection is waited for, or there is one
     sent: bool = False  # the first byte is about to be written: from here on it may have been received
-    sent_at: float | None = None  # loop time of that
+    sent_at: Moment | None = None  # when that was
     answer: Answer | None = None  # that has begun to come: its body may never follow
 
 
@@ -137,7 +138,7 @@ class Exchange:
 
         def first_byte() -> None:
             flight.sent = True
-            flight.sent_at = self._loop.time()
+            flight.sent_at = Moment.of(self._loop)
 
         trouble: BaseException
         flight.connecting = True

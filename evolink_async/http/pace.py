@@ -23,6 +23,7 @@ from aiolimiter import AsyncLimiter
 from evolink_async.http.rates import START_BURST, START_RATE, ModelPace, RateLimit
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.observer import Observation
+from evolink_async.own_tasks import own_task
 
 logger = logging.getLogger("evolink_async.pace")
 
@@ -34,6 +35,9 @@ LONG_COOL_DOWN = 60.0  # seconds; somebody may want to know
 # A task of whose end we are not told counts for so many times its estimate, and so many seconds at least.
 _BELIEVED, _LEAST_BELIEVED = 3.0, 60.0
 _USUAL = 120.0  # seconds, where the service tells no estimate
+
+# So many answers of a model lost in a row are an outage.
+LOST_IN_A_ROW = 3
 
 
 class Urgency(IntEnum):
@@ -63,11 +67,14 @@ class Ticket:
 class _Lane:
     """The queue of one model: one heap per party, parties taking turns."""
 
-    __slots__ = ("model", "pace", "parties", "queues")
+    __slots__ = ("losses", "lost_until", "model", "pace", "parties", "queues", "under_way")
 
     def __init__(self, model: str, pace: ModelPace) -> None:
         self.model = model
         self.pace = pace
+        self.under_way = 0
+        self.losses = 0  # answers lost in a row
+        self.lost_until = -math.inf  # the end of the last pause for their sake
         self.parties: deque[Hashable] = deque()
         self.queues: dict[Hashable, list[tuple[int, int, Ticket]]] = {}
 
@@ -91,11 +98,35 @@ class _Lane:
             del self.queues[party]
         return False
 
+    @property
+    def is_in_outage(self) -> bool:
+        """Whether one finds out for all if answers come again."""
+        return self.losses >= LOST_IN_A_ROW
+
     def take(self) -> Ticket:
+        if self.is_in_outage:
+            fresh = self._take_fresh()
+            if fresh is not None:
+                return fresh
         party = self.parties[0]
         ticket = heapq.heappop(self.queues[party])[2]
         self.parties.rotate(-1)
         return ticket
+
+    def _take_fresh(self) -> Ticket | None:
+        """The first that was not sent yet: a replay whose answer is lost again is never settled."""
+        for party in self.parties:
+            queue = self.queues[party]
+            fresh = min(
+                (entry for entry in queue if entry[0] != Urgency.RETURNED and not entry[2].withdrawn), default=None
+            )
+            if fresh is not None:
+                queue.remove(fresh)
+                heapq.heapify(queue)
+                self.parties.remove(party)
+                self.parties.append(party)
+                return fresh[2]
+        return None
 
 
 class Pace:
@@ -137,6 +168,7 @@ class Pace:
         self._numbers = itertools.count()
         self._unreachable_until = -math.inf
         self._failures = 0
+        self.unreachable_since = math.inf  # loop time, once `unreachable` was told
         self._task: asyncio.Task[None] | None = None
         self._wake: asyncio.Event | None = None
         self.refusals = 0
@@ -152,7 +184,7 @@ class Pace:
             self._lane(ticket.model, now).put(ticket, next(self._numbers))
         if self._task is None:
             self._wake = asyncio.Event()
-            self._task = self._loop.create_task(self._dispatch(), name="evolink pace", context=contextvars.Context())
+            self._task = own_task(self._loop, self._dispatch(), "evolink pace", contextvars.Context())
         else:
             self._notice()
 
@@ -179,8 +211,7 @@ class Pace:
 
     def finished(self, model: str) -> None:
         """A request that was let go is no longer under way."""
-        self._under_way -= 1
-        self._lanes[model].pace.landed()
+        self._landed(self._lanes[model])
         self._notice()
 
     def accepted(self, model: str, now: float, task_id: str | None = None, estimate: float | None = None) -> None:
@@ -223,23 +254,53 @@ class Pace:
         self._tell_cool_down(model, pace, before, now)
         self._notice()
 
-    def unreachable(self, now: float, sent_at: float) -> None:
-        """No connection could be made: everybody waits, so that a thousand requests don't each knock."""
-        if sent_at < self._unreachable_until:
+    def lost(self, model: str, now: float, sent_at: float) -> None:
+        """An answer was lost. From the third in a row on everybody waits, ever longer, and then one finds out for all.
+
+        Whatever is sent into an outage may stay unknown for good. `sent_at`: when the request was let go.
+        """
+        lane = self._lane(model, now)
+        if lane.is_in_outage and sent_at < lane.lost_until:
             return  # it was let go before the pause began, and says nothing new
+        lane.losses += 1
+        if lane.is_in_outage:
+            attempt = lane.losses - LOST_IN_A_ROW + 1
+            lane.lost_until = now + self._retry.delay(attempt, None, self._random.random())
+            self.cool(model, lane.lost_until)
+
+    def answered(self, model: str) -> None:
+        """An answer came, whatever it says: none is lost in a row any more."""
+        lane = self._lanes.get(model)
+        if lane is not None and lane.losses:
+            lane.losses = 0
+            self._notice()
+
+    def unreachable(self, now: float, sent_at: float) -> bool:
+        """No connection could be made: everybody waits, so that a thousand requests don't each knock.
+
+        Whether that is news: the service was reached last time, or nobody has tried for as long as a pool is patient.
+        """
+        if sent_at < self._unreachable_until:
+            return False  # it was let go before the pause began, and says nothing new
+        news = sent_at - self._unreachable_until > self._retry.unreachable_for
+        if news:
+            self._failures, self.unreachable_since = 0, now
         self._failures += 1
         self._unreachable_until = now + self._retry.delay(self._failures, None, self._random.random())
         self._notice()
+        return news
 
-    def reachable(self) -> None:
-        """A connection was made."""
-        if self._failures:
-            self._failures = 0
-            self._unreachable_until = -math.inf
-            self._notice()
+    def reachable(self) -> bool:
+        """A connection was made. Whether that is news."""
+        if not self._failures:
+            return False
+        self._failures = 0
+        self._unreachable_until = -math.inf
+        self._notice()
+        return True
 
     def cool_down_of(self, model: str, now: float) -> float:
-        """Seconds for which this model may not be asked, because the service said so."""
+        """Seconds for which this model may not be asked, because of what the service answered or didn't."""
         lane = self._lanes.get(model)
         return max(0.0, lane.pace.cool_until - now) if lane else 0.0
 
@@ -320,6 +381,8 @@ class Pace:
             if not lane.has_work():
                 continue
             ready = max(lane.pace.ready_at(now), self._unreachable_until)
+            if lane.is_in_outage and lane.under_way:
+                ready = math.inf  # the one under way finds out
             if ready <= now + _TICK:
                 return lane, now
             earliest = ready if earliest is None else min(earliest, ready)
@@ -369,15 +432,20 @@ class Pace:
         self._turns.append(lane.model)
         ticket = lane.take()
         lane.pace.sent(now)
+        lane.under_way += 1
         self._under_way += 1
         try:
             ticket.go()
         except Exception as error:
             logger.exception("a submission could not be started", extra={"event": "internal_error"})
-            self._under_way -= 1
-            lane.pace.landed()
+            self._landed(lane)
             if ticket.failed is not None:
                 ticket.failed(error)
+
+    def _landed(self, lane: _Lane) -> None:
+        self._under_way -= 1
+        lane.under_way -= 1
+        lane.pace.landed()
 
     def _fail_all(self, error: BaseException) -> None:
         queued = [ticket for lane in self._lanes.values() for queue in lane.queues.values() for _, _, ticket in queue]

@@ -28,7 +28,8 @@ class RetryPolicy:
 
     base_delay, max_delay: seconds; attempt n waits between half of and the whole of `base_delay * 2**(n-1)`, at most
     `max_delay`, and never less than the service's own hint. How often: until the call's `timeout`.
-    unreachable_for: seconds for which a pool keeps trying to connect for one request before it is `rejected`.
+    unreachable_for: seconds for which a pool keeps trying to connect before a request is `rejected`: those of sources
+    since the service could not be reached any more, one given to `run` since it was tried itself.
 
     What may be sent again at all is not a matter of policy: reads always, paid requests only where it is
     certain that nothing was accepted, or by the rules of `on_lost_response`.
@@ -82,10 +83,10 @@ class Next(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What happened to one paid request so far; times in seconds since its first attempt.
+    """What happened to one paid request so far; times in seconds.
 
-    age: now. lost: answers lost. asked: `paid_outcome_unknown` answers, this one included; asked_for: since the first.
-    unsent_for: since the first failed connection. patience: how long failing connections are borne.
+    age: since its first attempt. lost: answers lost. asked: `paid_outcome_unknown` answers, this one included;
+    asked_for: since the first of these was sent. unsent_for: since connections fail. patience: how long that is borne.
     may_replay: whether a lost response may be sent again at all (the policy is "replay").
     """
 

@@ -23,6 +23,7 @@ from typing import Literal, Protocol
 
 import anyio
 
+from evolink_async.clock import Moment
 from evolink_async.errors import (
     ClosedError,
     ConfigurationError,
@@ -51,6 +52,7 @@ from evolink_async.http.retry import (
     next_step,
 )
 from evolink_async.observer import Observation
+from evolink_async.own_tasks import own_task
 from evolink_async.requests import GenerationRequest, encode_body
 from evolink_async.types import Task, TaskReading
 
@@ -146,9 +148,10 @@ class Submission:
     ticket: Ticket | None = None
     end: Settled | None = None
     last_error: EvoLinkError | None = None
-    _first_sent: float | None = field(default=None, init=False)
-    _first_unsent: float | None = field(default=None, init=False)
-    _first_asked: float | None = field(default=None, init=False)
+    _first_sent: Moment | None = field(default=None, init=False)
+    _last_sent: Moment | None = field(default=None, init=False)
+    _unsent_since: float | None = field(default=None, init=False)  # loop time
+    _first_asked: Moment | None = field(default=None, init=False)  # that was sent, whose answer asks to ask again
     _asked: int = field(default=0, init=False)
     _lost: int = field(default=0, init=False)
     _replay_at: float = field(default=0.0, init=False)  # a replay is not sent earlier
@@ -157,9 +160,9 @@ class Submission:
     _key_print: str | None = field(default=None, init=False)  # of the last attempt that may have been accepted
 
     def resume(
-        self, *, content: bytes, fingerprint: str | None, sent_at: float, error: EvoLinkError, lost: bool
+        self, *, content: bytes, fingerprint: str | None, sent_at: Moment, error: EvoLinkError, lost: bool
     ) -> None:
-        """Go on with a POST that an earlier run sent: these bytes, at `sent_at` (loop time), without an answer.
+        """Go on with a POST that an earlier run sent: these bytes, at `sent_at`, without an answer.
 
         error: what became of the answer. lost: False if the service said that it was working on it.
         """
@@ -242,13 +245,12 @@ class Submitter:
     def _settle_doubt(self, submission: Submission) -> None:
         if submission.end is not None:
             return
-        now = self._loop.time()
-        history = self._history(submission, now)
+        history = self._history(submission)
         if not may_send_again(history):
             why = "it is not sent again" if self._hold else "it is too late to send it again"
             self._settle(submission, self._given_up(submission, f"an earlier run got no answer, and {why}"))
         elif submission._lost:
-            submission._replay_at = now + max(0.0, REPLAY_EARLIEST - history.age)
+            submission._replay_at = self._loop.time() + max(0.0, REPLAY_EARLIEST - history.age)
             self._park(submission)
         else:
             self._queue(submission, Urgency.RETURNED, 0.0)
@@ -355,10 +357,8 @@ class Submitter:
         if self._observation.observer is not None:
             self._observation.observer.begun(submission)
         submission.flight = flight = Flight()
-        submission.post = post = self._loop.create_task(
-            self._attempt(submission, flight),
-            name="evolink post",
-            context=contextvars.Context(),
+        submission.post = post = own_task(
+            self._loop, self._attempt(submission, flight), "evolink post", contextvars.Context()
         )
         self._posts.add(post)
         post.add_done_callback(functools.partial(self._landed, submission, flight))
@@ -405,7 +405,7 @@ class Submitter:
 
     async def _attempt(self, submission: Submission, flight: Flight) -> None:
         loop = self._loop
-        begun = loop.time()
+        begun = Moment.of(loop)
         try:
             key = await self._api_key.get()
         except ConfigurationError as error:
@@ -420,7 +420,7 @@ class Submitter:
             why = None
             if submission._key_print != key_print:
                 why = "the API key has changed since it was sent"
-            elif not may_send_again(self._history(submission, loop.time())):
+            elif not may_send_again(self._history(submission)):
                 why = "it is too late to send it again"
             if why is not None:
                 self._finish(submission, self._given_up(submission, f"{submission.last_error}; {why}"))
@@ -446,27 +446,29 @@ class Submitter:
             unsent = ConnectionFailedError(str(error))
             unsent.__cause__ = error.__cause__
             judgement = Judgement(Verdict.UNSENT, error=unsent)
-            self._pace.unreachable(loop.time(), begun)
+            if self._pace.unreachable(loop.time(), begun.loop):
+                host = self._exchange.host
+                logger.warning("%s; trying again", error, extra={"event": "service_unreachable", "host": host})
         except AnswerLost as error:
             flight.sent = True
             lost = EvoLinkError(str(error))
             lost.__cause__ = error.__cause__
             judgement = Judgement(Verdict.LOST, error=lost)
-            self._pace.reachable()
+            self._reached()
         else:
             flight.sent = True
-            self._pace.reachable()
+            self._reached()
             judgement = judge_submission(answer)
         if flight.sent:
             submission.attempts += 1
             submission._replay_sent = submission._replaying
-            if submission._first_sent is None:
-                submission._first_sent = begun if flight.sent_at is None else flight.sent_at
+            submission._last_sent = flight.sent_at or begun
+            submission._first_sent = submission._first_sent or submission._last_sent
         unwritten = None
         try:
             if self._observation.observer is not None:
                 self._observation.observer.answered(submission, judgement)
-            self._tell_pace(submission.request.model, judgement, begun)
+            self._tell_pace(submission.request.model, judgement, begun.loop)
             submission.listener.answered(submission, judgement)
             if judgement.task is not None:
                 submission.task = judgement.task
@@ -505,6 +507,11 @@ class Submitter:
             self._last_key, self._last_print = key, fingerprint(key)
         return self._last_print
 
+    def _reached(self) -> None:
+        if self._pace.reachable():
+            host = self._exchange.host
+            logger.info("%s can be reached again", host, extra={"event": "service_reachable", "host": host})
+
     def _tell_pace(self, model: str, judgement: Judgement, begun: float) -> None:
         now = self._loop.time()
         if judgement.verdict is Verdict.ACCEPTED:
@@ -517,6 +524,10 @@ class Submitter:
             self._pace.refused(model, now, begun, judgement.retry_after)
         elif isinstance(judgement.error, ServerError) and judgement.retry_after is not None:
             self._pace.cool(model, now + judgement.retry_after)
+        if judgement.verdict is Verdict.LOST:
+            self._pace.lost(model, now, begun)
+        elif judgement.verdict is not Verdict.UNSENT:
+            self._pace.answered(model)
 
     # What follows from an answer
 
@@ -526,22 +537,23 @@ class Submitter:
         verdict = judgement.verdict
         if judgement.error is not None:
             submission.last_error = judgement.error
-        if verdict is Verdict.UNSENT and submission._first_unsent is None:
-            submission._first_unsent = now
+        if verdict is Verdict.UNSENT and submission._unsent_since is None:
+            # A source's request has waited with all the others for the service to come back.
+            submission._unsent_since = self._pace.unreachable_since if submission.urgency is Urgency.SOURCE else now
         if verdict is Verdict.IN_PROGRESS:
             submission._asked += 1
-            submission._first_asked = now if submission._first_asked is None else submission._first_asked
+            submission._first_asked = submission._first_asked or submission._last_sent
         proven = judgement.replayed or verdict is Verdict.IN_PROGRESS
         if proven:
             self.replays.proven = submission.replays.proven = True
         if verdict is Verdict.ACCEPTED:
             step = _ACCEPT  # whatever came before
         else:
-            step = next_step(verdict, self._history(submission, now), judgement.retry_after)
+            step = next_step(verdict, self._history(submission), judgement.retry_after)
         if verdict is Verdict.LOST:
             submission._lost += 1
         elif verdict is not Verdict.UNSENT:
-            submission._first_unsent = None
+            submission._unsent_since = None
         if submission.end is not None:
             self._log_late(submission, judgement)
             self._end_replay(submission, marked=proven)
@@ -562,16 +574,18 @@ class Submitter:
         if proven:
             self._reconsider_parked()
 
-    def _history(self, submission: Submission, now: float) -> History:
-        def since(moment: float | None) -> float:
-            return 0.0 if moment is None else now - moment
+    def _history(self, submission: Submission) -> History:
+        now = Moment.of(self._loop)
+
+        def since(moment: Moment | None) -> float:
+            return 0.0 if moment is None else now.since(moment)
 
         return History(
             age=since(submission._first_sent),
             lost=submission._lost,
             asked=submission._asked,
             asked_for=since(submission._first_asked),
-            unsent_for=since(submission._first_unsent),
+            unsent_for=0.0 if submission._unsent_since is None else now.loop - submission._unsent_since,
             patience=submission.patience,
             may_replay=not self._hold,
         )
@@ -644,7 +658,7 @@ class Submitter:
         if submission.flight is not None:
             why = "it was still waiting for a connection" if submission.flight.connecting else "no API key came"
         elif pause > 0:
-            why = f"the service asked for a pause, of which {pause:.0f} s are left"
+            why = f"its model has a pause, of which {pause:.0f} s are left"
         error = NotSubmittedError(f"the request was not sent: {why}; give it again")
         error.__cause__ = submission.last_error
         return Settled("not_submitted", error=error)
@@ -678,8 +692,8 @@ class Submitter:
         now = self._loop.time()
         permission = submission.replays.permission()
         if permission is None:
-            at = (now if submission._first_sent is None else submission._first_sent) + REPLAY_LATEST
-            self._parked[submission] = self._loop.call_at(at, self._expire, submission)
+            left = REPLAY_LATEST - self._history(submission).age
+            self._parked[submission] = self._loop.call_later(left, self._expire, submission)
         elif permission:
             submission.replays.start()
             submission._replaying, submission._replay_sent = True, False

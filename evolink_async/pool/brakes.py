@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from evolink_async.errors import APIStatusError, EvoLinkError
+from evolink_async.errors import APIStatusError, ConnectionFailedError, EvoLinkError
 
 LONGEST_COOL_DOWN = 3600.0
 PROBE_PAUSE = 30.0
 
 
 class Refusals:
-    """Counts identical refusals that come one after another: the same status, code, param and model."""
+    """Counts identical refusals that come one after another: the same status, code, param and model.
+
+    A service that cannot be reached refuses every model alike.
+    """
 
     __slots__ = ("_count", "_last", "_most")
 
@@ -24,11 +27,15 @@ class Refusals:
     def accepted(self) -> None:
         self._last, self._count = None, 0
 
-    def too_many(self, error: EvoLinkError | None, model: str) -> bool:
-        """Count a refusal by the service; True when it is one too many."""
-        if not isinstance(error, APIStatusError):
+    def too_many(self, error: EvoLinkError | None, model: str, *, has_sources: bool) -> bool:
+        """Count a refusal; True when it is one too many. A pool without sources outlives that nobody is reached."""
+        refusal: tuple[Any, ...]
+        if isinstance(error, APIStatusError):
+            refusal = (error.status_code, error.code, error.param, model)
+        elif isinstance(error, ConnectionFailedError) and has_sources:
+            refusal = (ConnectionFailedError,)
+        else:
             return False
-        refusal = (error.status_code, error.code, error.param, model)
         self._count = self._count + 1 if refusal == self._last else 1
         self._last = refusal
         return self._most is not None and self._count >= self._most

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from evolink_async import clock
 from evolink_async.errors import (
     BudgetExceededError,
     ClosedError,
@@ -34,7 +35,6 @@ from evolink_async.http.submit import GRACE, Settled, Submission, new_idempotenc
 from evolink_async.ledger import Census, Entered, Row, Todo, may_try_again, what_to_do
 from evolink_async.ledger import State as Known
 from evolink_async.polling.endings import failure_of, is_over, still_running
-from evolink_async.pool import clock
 from evolink_async.pool.brakes import LONGEST_COOL_DOWN, Block, Refusals
 from evolink_async.pool.deadlines import Deadlines
 from evolink_async.pool.doubts import Doubts
@@ -496,7 +496,7 @@ class Engine:
         submission.resume(
             content=row.body or b"",
             fingerprint=row.fingerprint,
-            sent_at=self.session.loop.time() - (age if age >= 0 else math.inf),  # a clock that was set back
+            sent_at=clock.Moment.of(self.session.loop, age if age >= 0 else math.inf),  # a clock that was set back
             error=EvoLinkError(row.error or "no answer came in an earlier run", code=row.error_code),
             lost=row.losses > 0,
         )
@@ -555,7 +555,9 @@ class Engine:
             self._not_sent(record, error)
         else:
             self._finish(record, OutcomeStatus(settled.ending), error)
-        if settled.ending == "rejected" and self._refusals.too_many(error, record.request.model):
+        if settled.ending == "rejected" and self._refusals.too_many(
+            error, record.request.model, has_sources=self._has_sources
+        ):
             assert error is not None
             self.end_early(error)
         if self.client._closed:

@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import PurePath
 from typing import Any
 
+from evolink_async import clock
 from evolink_async.errors import ClosedError, EvoLinkError, LedgerError, TaskLostError
 from evolink_async.http.answers import Judgement
 from evolink_async.http.retry import Replays, Verdict
@@ -21,7 +22,6 @@ from evolink_async.http.submit import Ending, Settled, Submission
 from evolink_async.ledger import Entered, Entry, JobLedger, Refusal, Row
 from evolink_async.ledger.states import State
 from evolink_async.polling.schedule import Schedule
-from evolink_async.pool import clock
 from evolink_async.pool.identity import content_hash
 from evolink_async.pool.pricing import price_class
 from evolink_async.requests import GenerationRequest

@@ -56,7 +56,8 @@ class TaskPool:
         before its outcome is yielded (docs/saving.md). What is saved already is not fetched again.
     task_timeout: seconds that a task is watched, None: for ever; then its outcome is `unfinished` with its id.
     retry_failed: so many times a task that failed for a passing reason is generated, and paid for, once more.
-    stop_after_rejections: so many identical refusals in a row end the pool; None: never.
+    stop_after_rejections: so many identical refusals in a row end the pool; None: never. Where nobody is reached, each
+        request that `RetryPolicy.unreachable_for` has run out for is one.
     callbacks: a `CallbackReceiver`, which gives each request its `callback_url` unless it has one. Callbacks hasten
         looks and settle what is unknown; polling goes on as without them (docs/callbacks.md).
     on_progress: plain function, called with `PoolStats` at most once a second, and at the end.

@@ -25,10 +25,9 @@ from callback_world import (
 )
 from loop_executor import in_loop
 
-from evolink_async import ConfigurationError, Outcome, TaskPool, open_ledger
+from evolink_async import ConfigurationError, Outcome, TaskPool, clock, open_ledger
 from evolink_async.callbacks import CallbackReceiver
 from evolink_async.emulator import Fault
-from evolink_async.pool import clock
 
 pytestmark = pytest.mark.looptime
 

@@ -26,10 +26,9 @@ from callback_world import (
     world,
 )
 
-from evolink_async import AsyncEvoLink, ConfigurationError, InvalidRequestError, Task, TaskFailedError
+from evolink_async import AsyncEvoLink, ConfigurationError, InvalidRequestError, Task, TaskFailedError, clock
 from evolink_async.callbacks import CallbackReceiver
 from evolink_async.emulator import Fault
-from evolink_async.pool import clock
 
 pytestmark = pytest.mark.looptime
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 import pytest
-from scripted_transport import KEY, TASK, Say, ScriptedTransport, Sent, lost, refusal, replayed, unsent
+from scripted_transport import KEY, Say, ScriptedTransport, Sent, lost, refusal, replayed, unsent
+from submit_room import ID, REQUEST, Listener, Room, now
 
 from evolink_async import (
     AsyncEvoLink,
@@ -19,114 +19,20 @@ from evolink_async import (
     ConfigurationError,
     ConnectionFailedError,
     EvoLinkError,
-    ImageRequest,
     InvalidRequestError,
     NotSubmittedError,
     RateLimitError,
-    RetryPolicy,
     SubmitOutcomeUnknownError,
     Task,
 )
-from evolink_async.http.answers import Judgement
-from evolink_async.http.exchange import Exchange
-from evolink_async.http.keys import ApiKey, KeySource
-from evolink_async.http.pace import Pace, Urgency
-from evolink_async.http.rates import RateLimit
 from evolink_async.http.retry import Replays, next_step
 from evolink_async.http.submit import (
     Settled,
     Submission,
-    Submitter,
     checked_idempotency_key,
-    new_idempotency_key,
-    submit_and_wait,
 )
-from evolink_async.types import TaskReading
 
 pytestmark = pytest.mark.looptime
-
-REQUEST = ImageRequest(model="gpt-4o-image", prompt="a lighthouse", seed=7)
-ID = TASK["id"]
-
-
-class Room:
-    """A submitter on a scripted transport."""
-
-    def __init__(
-        self,
-        transport: ScriptedTransport,
-        *,
-        hold: bool = False,
-        key: KeySource = KEY,
-        limit: str | None = "1000/s",
-        replays: Replays | None = None,
-        request_timeout: float = 30,
-    ) -> None:
-        self.transport = transport
-        self.replays = replays or Replays()
-        policy = RetryPolicy()
-        self.pace = Pace(RateLimit.parse(limit) if limit else None, 50, policy, {})
-        self.submitter = Submitter(
-            Exchange(transport, "http://127.0.0.1"),
-            ApiKey(key),
-            self.pace,
-            policy,
-            self.replays,
-            hold=hold,
-            request_timeout=request_timeout,
-        )
-
-    async def submit(self, timeout: float | None = None, key: str | None = None, model: str | None = None) -> Task:
-        deadline = None if timeout is None else now() + timeout
-        request = REQUEST if model is None else ImageRequest(model=model)
-        return await submit_and_wait(self.submitter, request, key or new_idempotency_key(), "calls", deadline)
-
-    def start(self, listener: Listener | None = None, patience: float = 120) -> Submission:
-        listener = listener or Listener()
-        key = new_idempotency_key()
-        submission = Submission(REQUEST, key, "pool", Urgency.SOURCE, listener, patience, self.replays)
-        self.submitter.start(submission)
-        return submission
-
-    async def aclose(self) -> None:
-        await self.submitter.aclose()
-        await self.pace.aclose()
-
-
-@dataclass
-class Listener:
-    ends: list[Settled] = field(default_factory=list)
-    held_for: list[EvoLinkError] = field(default_factory=list)
-    crashes: list[BaseException] = field(default_factory=list)
-    posts: int = 0
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def intend(self, submission: Submission, fingerprint: str) -> Settled | None:
-        self.posts += 1
-        return None
-
-    def unsent(self, submission: Submission) -> None:
-        pass
-
-    def answered(self, submission: Submission, judgement: Judgement) -> None:
-        pass
-
-    async def accepted(self, submission: Submission, task: TaskReading) -> EvoLinkError | None:
-        return None
-
-    def held(self, submission: Submission, error: EvoLinkError) -> None:
-        self.held_for.append(error)
-
-    def settled(self, submission: Submission, settled: Settled) -> None:
-        self.ends.append(settled)
-        self.done.set()
-
-    def crashed(self, error: BaseException) -> None:
-        self.crashes.append(error)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 async def unknown(submitting: Awaitable[Any]) -> SubmitOutcomeUnknownError:
@@ -403,7 +309,9 @@ async def test_an_abandoned_replay_that_was_not_sent_leaves_its_place_to_another
 async def test_an_abandoned_replay_that_was_sent_counts_when_its_answer_comes() -> None:
     room = Room(ScriptedTransport(choose=first_lost(lambda sent, n: Say(after=10.0))))
     submissions = [room.start() for _ in range(4)]
-    await asyncio.sleep(3)  # three replays are out
+    await asyncio.sleep(1)
+    room.pace.answered(REQUEST.model)  # else one of them would find out for all
+    await asyncio.sleep(2)  # three replays are out
     for submission in submissions[:3]:
         submission.last_try = True
         assert room.submitter.known(submission).ending == "unknown"

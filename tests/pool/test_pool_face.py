@@ -25,8 +25,8 @@ from evolink_async import (
     QuotaExhaustedError,
     Task,
     TaskPool,
+    clock,
 )
-from evolink_async.pool import clock
 from evolink_async.pool.options import PoolOptions
 
 pytestmark = pytest.mark.looptime

@@ -268,7 +268,8 @@ async def test_an_exception_on_its_way_is_not_replaced_by_a_failing_clean_up(api
 
 
 async def test_what_waits_for_a_replay_when_the_block_is_left_is_unknown(api_key: str) -> None:
-    async with world(api_key, faults=[Fault(method="POST", drop="after", path="/v1/images")]) as w:
+    fault = Fault(method="POST", drop="after", delay=0.2, path="/v1/images")  # all are sent before one is lost
+    async with world(api_key, faults=[fault]) as w:
         async with w.pool(images(8)) as pool:
             await asyncio.sleep(1)
         assert len(w.wire.posts) == 8

@@ -27,11 +27,11 @@ from evolink_async import (
     Outcome,
     SubmitOutcomeUnknownError,
     TaskFailedError,
+    clock,
     open_ledger,
 )
 from evolink_async.emulator import Fault
 from evolink_async.ledger import sqlite as sqlite_module
-from evolink_async.pool import clock
 
 pytestmark = pytest.mark.looptime
 

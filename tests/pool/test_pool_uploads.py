@@ -27,9 +27,9 @@ from evolink_async import (
     InvalidRequestError,
     NotSubmittedError,
     Outcome,
+    clock,
 )
 from evolink_async.emulator import Fault
-from evolink_async.pool import clock
 from evolink_async.pool.pricing import price_class
 
 pytestmark = pytest.mark.looptime

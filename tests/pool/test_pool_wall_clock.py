@@ -12,9 +12,8 @@ import pytest
 from loop_executor import in_loop
 from pool_world import drain, images, now, world
 
-from evolink_async import AsyncEvoLink
+from evolink_async import AsyncEvoLink, clock
 from evolink_async.emulator import Fault
-from evolink_async.pool import clock
 
 pytestmark = pytest.mark.looptime
 

@@ -45,7 +45,7 @@ import httpx
 import looptime
 from loop_executor import InLoop
 
-from evolink_async import AsyncEvoLink, BudgetExceededError, ImageRequest, LedgerError, Outcome, open_ledger
+from evolink_async import AsyncEvoLink, BudgetExceededError, ImageRequest, LedgerError, Outcome, clock, open_ledger
 from evolink_async.emulator import Emulator, Fault
 from evolink_async.http.submit import new_idempotency_key
 from evolink_async.ledger import opening
@@ -53,7 +53,7 @@ from evolink_async.ledger.job import JobLedger
 from evolink_async.ledger.sqlite import SqliteStore
 from evolink_async.ledger.values import MICRO
 from evolink_async.polling import watcher
-from evolink_async.pool import TaskPool, clock
+from evolink_async.pool import TaskPool
 from evolink_async.pool.journal import Journal
 
 API_KEY = "sk-simulation-0123456789abcdef"
