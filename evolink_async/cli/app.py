@@ -1,7 +1,8 @@
 """The commands: what they are called, what they take, what they say for --help. The work is done next door.
 
 Exit codes: 0 all completed and saved, 1 some not, 2 usage or bad input (nothing was sent), 3 stopped by the account or
-its budget, 129, 130 and 143 interrupted by SIGHUP, SIGINT and SIGTERM. Standard output is data, standard error is for people.
+its budget, 129, 130 and 143 interrupted by SIGHUP, SIGINT and SIGTERM. Standard output is data, standard error is for
+people.
 """
 
 from __future__ import annotations
