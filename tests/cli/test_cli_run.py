@@ -6,6 +6,7 @@ import asyncio
 import os
 import pty
 import resource
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -542,3 +543,19 @@ async def test_pictures_beside_a_list_are_uploaded_for_it(emulator: Any, tmp_pat
     result = await command("run", table, "--model", "gpt-4o-image", "--out", tmp_path / "out2", server=emulator)
     assert result.code == 2
     assert "line 2: image_urls[0]: no file" in result.stderr
+
+
+async def test_a_folder_that_was_copied_away_goes_on_there_when_its_links_are_dead(
+    api_key: str, tmp_path: Path
+) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(2), {"model": "suno-v5-beta", "prompt": "a song", "key": "song"})
+    async with service(api_key) as server:
+        assert (await command("run", file, "--out", "out", *FAST, server=server, cwd=tmp_path)).code == 0
+        shutil.copytree(tmp_path / "out", tmp_path / "moved", copy_function=shutil.copyfile)  # as cp -r: no marks
+        shutil.rmtree(tmp_path / "out")
+        server.emulator.advance(25 * 3600)
+        again = await command("run", file, "--out", "moved", *FAST, server=server, cwd=tmp_path)
+        assert (again.code, len(posts(server))) == (0, 3), again.stderr
+    files = [path for line in lines_of(tmp_path / "moved/results.jsonl") for path in line["files"]]
+    assert len(files) >= 3
+    assert all(path.startswith("moved/") and (tmp_path / path).is_file() for path in files)
