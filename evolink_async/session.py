@@ -100,7 +100,8 @@ class Session:
         self.pid = os.getpid()
         self.transport = _transport(options.http_client, options.max_connections)
         self.exchange = Exchange(self.transport, options.base_url)
-        self.files_exchange = Exchange(self.transport, options.files_url)
+        self._files_url = options.files_url
+        self._files_exchange: Exchange | None = None
         self._downloads: SlotTransport | None = None
         self._media: MediaSource | None = None
         self.attachments: Attachments | None = None  # once a request has a local file
@@ -135,6 +136,13 @@ class Session:
         self.watcher = Watcher(
             self.reader, memory.schedule, options.retry, memory.reads, workers=workers, observation=observation
         )
+
+    @property
+    def files_exchange(self) -> Exchange:
+        """Calls to the file service. Raises `ConfigurationError` where the way there cannot be gone."""
+        if self._files_exchange is None:
+            self._files_exchange = Exchange(self.transport, self._files_url)
+        return self._files_exchange
 
     @property
     def downloads(self) -> SlotTransport:

@@ -1,7 +1,8 @@
 """The commands: what they are called, what they take, what they say for --help. The work is done next door.
 
 Exit codes: 0 all completed and saved, 1 some not, 2 usage or bad input (nothing was sent), 3 stopped by the account or
-its budget, 130 and 143 interrupted by SIGINT and SIGTERM. Standard output is data, standard error is for people.
+its budget, 129, 130 and 143 interrupted by SIGHUP, SIGINT and SIGTERM. Standard output is data, standard error is for
+people.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ app = typer.Typer(
     help="Run many EvoLink image, video and audio generations. The API key is read from EVOLINK_API_KEY only: "
     "on the command line every user of the machine could see it.",
     epilog="Exit codes: 0 all completed and saved, 1 some not, 2 usage or bad input (nothing sent), 3 stopped by the "
-    "account or the budget, 130/143 interrupted.",
+    "account or the budget, 129/130/143 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import hashlib
+import os
 import re
 import shutil
 import sys
@@ -71,7 +72,10 @@ class Report:
 
 
 class Input:
-    """A file of requests that can be read more than once. Close it."""
+    """A file of requests that can be read more than once. Close it.
+
+    Of text only what was there at first is read: lines that a program appends meanwhile were not checked.
+    """
 
     def __init__(self, file: IO[bytes], name: str, defaults: Defaults) -> None:
         self._file = file
@@ -80,6 +84,8 @@ class Input:
         self.unit = "line"  # what an entry's number counts
         self._skip, self._is_csv = 0, False
         try:
+            self._end = file.seek(0, os.SEEK_END)
+            file.seek(0)
             if _is_parquet(file, name):
                 self.unit = "row"
             else:
@@ -130,8 +136,8 @@ class Input:
         if self.unit == "row":
             return parquet_entries(self._file, self.name, self._defaults)
         if self._is_csv:
-            return _csv_entries(self._file, self.name, self._defaults)
-        return _json_entries(self._file, self._defaults)
+            return _csv_entries(self._file, self._end, self.name, self._defaults)
+        return _json_entries(self._file, self._end, self._defaults)
 
 
 def open_input(name: str, defaults: Defaults) -> Input:
@@ -159,8 +165,8 @@ def open_input(name: str, defaults: Defaults) -> Input:
 # JSON lines
 
 
-def _json_entries(file: IO[bytes], defaults: Defaults) -> Iterator[Entry]:
-    for number, line in _lines(file):
+def _json_entries(file: IO[bytes], end: int, defaults: Defaults) -> Iterator[Entry]:
+    for number, line in _lines(file, end):
         data: Mapping[str, Any] = {}
         try:
             if line is None:
@@ -173,17 +179,22 @@ def _json_entries(file: IO[bytes], defaults: Defaults) -> Iterator[Entry]:
             yield Entry(number, request, data=data, warnings=warnings)
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
+def _lines(file: IO[bytes], end: int) -> Iterator[tuple[int, bytes | None]]:
     """Numbered lines that hold anything; None in place of one that is too long."""
     number = 0
-    while line := file.readline(LONGEST_LINE + 1):
+    while line := _line(file, LONGEST_LINE + 1, end):
         number += 1
         if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
-            while (rest := file.readline(2**20)) and not rest.endswith(b"\n"):
+            while (rest := _line(file, 2**20, end)) and not rest.endswith(b"\n"):
                 pass
             yield number, None
         elif stripped := line.strip(b" \t\r\n"):
             yield number, stripped
+
+
+def _line(file: IO[bytes], most: int, end: int) -> bytes:
+    """The next line, at most so much of it, none behind the end."""
+    return file.readline(min(most, max(end - file.tell(), 0)))
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
@@ -232,8 +243,8 @@ def _unsettled(error: Mapping[str, Any]) -> str:
 # CSV
 
 
-def _csv_entries(file: IO[bytes], name: str, defaults: Defaults) -> Iterator[Entry]:
-    lines = _Text(file, name)
+def _csv_entries(file: IO[bytes], end: int, name: str, defaults: Defaults) -> Iterator[Entry]:
+    lines = _Text(file, end, name)
     delimiter, header = _header(lines, name)
     for place, cell in enumerate(header, 1):
         if not cell:
@@ -283,11 +294,11 @@ def _csv_entry(number: int, row: list[str], columns: list[str], defaults: Defaul
 class _Text(Iterator[str]):
     """The lines of a UTF-8 file, counted; broken bytes are a `BadInput` that says where."""
 
-    def __init__(self, file: IO[bytes], name: str) -> None:
-        self._file, self._name, self.number = file, name, 0
+    def __init__(self, file: IO[bytes], end: int, name: str) -> None:
+        self._file, self._end, self._name, self.number = file, end, name, 0
 
     def __next__(self) -> str:
-        line = self._file.readline(LONGEST_LINE)
+        line = _line(self._file, LONGEST_LINE, self._end)
         if not line:
             raise StopIteration
         self.number += 1

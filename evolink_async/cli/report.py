@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from evolink_async.cli.outputs import Standard
 from evolink_async.errors import EvoLinkError
 from evolink_async.report import write_report
+from evolink_async.report.files import REPORT
 
 if TYPE_CHECKING:
     from evolink_async.cli.view import Screen
@@ -17,7 +18,13 @@ if TYPE_CHECKING:
 
 def make_report(folder: str) -> int:
     """Write the report of a folder, and its path to standard output."""
-    path = asyncio.run(write_report(folder))
+    try:
+        path = asyncio.run(write_report(folder))
+    except OSError as error:
+        raise EvoLinkError(
+            f"cannot write {REPORT} into {folder}: {error.strerror or error}; "
+            "where nothing may be written, copy the folder and make the report there"
+        ) from error
     Standard().line(str(path))
     return 0
 

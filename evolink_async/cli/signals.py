@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while something is under way: the first ends it in order, the second at once."""
+"""SIGINT, SIGTERM and SIGHUP while something is under way: the first ends it in order, the second at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Self
 __all__ = ["Interrupts"]
 
 _SOON = 0.2  # seconds; what closes without waiting is closed by then
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows
 
 
 class Interrupts:
@@ -21,6 +21,9 @@ class Interrupts:
 
     `on_first` is called at the first one, before the cancellation. `count` says how many came; `code` is the exit
     code they ask for, None without any. Enter it in the main thread, inside the running loop.
+
+    A closed terminal or a lost ssh is a SIGHUP, which comes from the system and from the shell: a second one means no
+    hurry and isn't counted. Where it is ignored (nohup) it stays so.
     """
 
     def __init__(self, on_first: Callable[[], object] | None = None) -> None:
@@ -50,7 +53,7 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
+        for number in _signals():
             try:
                 loop.add_signal_handler(number, self._came, number)
                 self._restore.append(partial(loop.remove_signal_handler, number))
@@ -70,6 +73,8 @@ class Interrupts:
         return lambda number, frame: loop.call_soon_threadsafe(self._came, number)
 
     def _came(self, number: int) -> None:
+        if number == _HANGUP and self.count:
+            return
         self.count += 1
         self.code = 128 + number if self.code is None else self.code
         if self.count == 1 and self._on_first is not None:
@@ -78,3 +83,11 @@ class Interrupts:
             os._exit(self.code)
         if self._work is not None:
             self._work.cancel()
+
+
+def _signals() -> list[signal.Signals]:
+    """Those to listen to."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
+        signals.append(_HANGUP)
+    return signals

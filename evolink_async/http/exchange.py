@@ -103,7 +103,10 @@ def checked_base_url(url: str, name: str) -> str:
 
 
 class Exchange:
-    """Makes single calls to one host over a transport."""
+    """Makes single calls to one host over a transport.
+
+    Raises `ConfigurationError` if the environment asks for a proxy on the way there that cannot be used.
+    """
 
     def __init__(self, transport: SlotTransport | HttpxTransport, base_url: str) -> None:
         self._loop = asyncio.get_running_loop()
@@ -112,6 +115,8 @@ class Exchange:
         url = httpx.URL(base_url)
         self.host = url.netloc.decode("ascii")
         self._origin = origin_of(url)
+        if isinstance(transport, SlotTransport):
+            transport.is_proxied(self._origin)
         self._root = url.raw_path.rstrip(b"/")
         self._key = ""
         self._secret = b""

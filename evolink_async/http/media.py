@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import httpx
 
-from evolink_async.errors import DownloadError
+from evolink_async.errors import ConfigurationError, DownloadError
 from evolink_async.http.addresses import refusal
 from evolink_async.http.answers import excerpt
 from evolink_async.http.exchange import CONNECT_TIMEOUT, USER_AGENT
@@ -121,6 +121,8 @@ class MediaSource:
                 f"the host {url.host!r} of the link is {refused}, which is not fetched from; "
                 "if that is meant to be so, make the client with allow_private_hosts=True"
             ) from None
+        except ConfigurationError as error:  # the proxy on the way there
+            raise DownloadError(f"{describe(str(url))} cannot be fetched: {error.message}") from error
         except TimeoutError as error:
             raise MediaCut(f"no answer within {ANSWER_TIMEOUT:g} s") from error
         except (httpx.HTTPError, OSError) as error:

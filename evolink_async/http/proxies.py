@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import os
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import httpx
 
+from evolink_async.errors import ConfigurationError
+from evolink_async.http.addresses import is_loopback
 from evolink_async.http.stream import SocketStream
 from evolink_async.http.wire import HttpConnection, header_lines, request_line
 
@@ -26,17 +29,24 @@ class Proxy:
     authorization: bytes | None = field(repr=False)
 
     @classmethod
-    def parse(cls, url: str) -> Proxy:
-        """Read a proxy's URL. No error shows it, because it may hold a password."""
+    def parse(cls, url: str, source: str) -> Proxy:
+        """Read a proxy's URL. Raises `ConfigurationError`, which never shows it, because it may hold a password.
+
+        source: who asks for it, such as HTTPS_PROXY.
+        """
         try:
             parsed = httpx.URL(url if "://" in url else f"http://{url}")
         except httpx.InvalidURL:
             parsed = httpx.URL()
         if not parsed.host:
-            raise httpx.ProxyError("the environment's proxy URL isn't valid (not shown: it may hold a password)")
+            raise ConfigurationError(
+                f"{source} holds no valid proxy URL (not shown: it may hold a password): "
+                "set it to http://host:port, or unset it"
+            )
         if parsed.scheme not in ("http", "https"):
-            raise httpx.UnsupportedProtocol(
-                f"the environment asks for a {parsed.scheme!r} proxy; only http and https proxies are supported"
+            raise ConfigurationError(
+                f"{source} asks for a {parsed.scheme} proxy, and only http and https proxies are supported: set it to "
+                "one of those, name the host in NO_PROXY, or give http_client= a client that speaks it"
             )
         authorization = None
         if parsed.username or parsed.password:
@@ -55,23 +65,35 @@ class Proxy:
 
 
 class Proxies:
-    """HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, and the system's settings on macOS and Windows; read once."""
+    """HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, and the system's settings on macOS and Windows; read once.
 
-    def __init__(self, settings: Mapping[str, str]) -> None:
+    None is ever used for a loopback host: another machine would look for that host on itself, and the API key, which
+    may go there in plain text, is the proxy's to read.
+    """
+
+    def __init__(self, settings: Mapping[str, str], variables: Mapping[str, str] | None = None) -> None:
+        """variables: by scheme, the name of the one that a setting comes from, where there is one."""
         self._urls = {scheme: settings[scheme] for scheme in ("http", "https", "all") if settings.get(scheme)}
+        self._variables = variables or {}
         entries = (entry.strip().lower() for entry in settings.get("no", "").split(","))
         self._exceptions = [entry for entry in entries if entry]
 
     @classmethod
     def from_environment(cls) -> Proxies:
-        return cls(urllib.request.getproxies())
+        # Sorted, so that of two spellings the lower-case one counts, as it does in `getproxies`.
+        names = sorted(name for name, value in os.environ.items() if value and name.lower().endswith("_proxy"))
+        return cls(urllib.request.getproxies(), {name.lower().removesuffix("_proxy"): name for name in names})
 
     def for_origin(self, origin: Origin) -> Proxy | None:
+        """The proxy that leads there, None: no proxy. Raises `ConfigurationError` for one that cannot be used."""
         scheme, host = origin[0].decode("ascii"), origin[1].decode("ascii")
-        url = self._urls.get(scheme) or self._urls.get("all")
-        if url is None or any(_is_excepted(entry, scheme, host, origin[2]) for entry in self._exceptions):
+        setting = scheme if scheme in self._urls else "all"
+        url = self._urls.get(setting)
+        if url is None or is_loopback(host):
             return None
-        return Proxy.parse(url)
+        if any(_is_excepted(entry, scheme, host, origin[2]) for entry in self._exceptions):
+            return None
+        return Proxy.parse(url, self._variables.get(setting, "the system's proxy setting"))
 
 
 def _is_excepted(entry: str, scheme: str, host: str, port: int) -> bool:

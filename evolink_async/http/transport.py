@@ -330,7 +330,8 @@ class SlotTransport(httpx.AsyncBaseTransport):
     Request extensions: httpx's `"timeout"` and `"sni_hostname"`; `"lane"`: "submit" or "read" (default), see `Gate`;
     `"on_slot"` and `"on_bytes"`: functions without arguments, see `Call`.
 
-    All exceptions of the network are httpx's. `trust_env` covers the proxies, SSL_CERT_FILE and SSL_CERT_DIR.
+    All exceptions of the network are httpx's; a proxy that cannot be used is a `ConfigurationError`. `trust_env` covers
+    the proxies, SSL_CERT_FILE and SSL_CERT_DIR.
     `verify` is True, False or an `ssl.SSLContext`.
     """
 
@@ -367,7 +368,7 @@ class SlotTransport(httpx.AsyncBaseTransport):
         return self._gate.in_use
 
     def is_proxied(self, origin: Origin) -> bool:
-        """Whether a proxy leads there. Raises httpx's errors for a proxy that cannot be used."""
+        """Whether a proxy leads there. Raises `ConfigurationError` for a proxy that cannot be used."""
         return self._proxies.for_origin(origin) is not None
 
     @property

@@ -11,9 +11,10 @@ import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from evolink_async.errors import LedgerError
 from evolink_async.ledger.locks import FileLock, holder_of
@@ -76,11 +77,8 @@ _UNBALANCED = """
 
 def connect(path: Path) -> sqlite3.Connection:
     """A connection to a file that is a ledger, ready for use. Raises `LedgerError` for anything else."""
-    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-        raise LedgerError(f"a ledger needs SQLite 3.24 or later, this Python has {sqlite3.sqlite_version}")
-    refuse_remote(path)
-    _refuse_foreign(path)
-    connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", timeout=BUSY_SECONDS, uri=True, isolation_level=None)
+    _refuse_foreign(path, "r+b")
+    connection = _opened(path, "mode=rw")
     try:
         _refuse_unknown(connection, path)
         [[mode]] = connection.execute("PRAGMA journal_mode = WAL")
@@ -94,16 +92,76 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _refuse_foreign(path: Path) -> None:
-    """Before SQLite sees it: it would make an empty file its own, and leave logs beside one it may not write to."""
+def may_write(path: Path) -> bool:
+    """Whether a ledger and what lies beside it may be written to, as SQLite does even for those who only read."""
+    options = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
+    return all(os.access(place, os.W_OK, **options) for place in (path, path.parent) if place.exists())
+
+
+def connect_to_look(path: Path) -> tuple[sqlite3.Connection, Callable[[], None]]:
+    """A connection for reading a ledger where nothing may be written, and nothing is.
+
+    The function raises `LedgerError` if what was read may be no whole picture, because somebody began to write. Raises
+    it too for what is no ledger, is of another version, or cannot be read without writing.
+    """
+    _refuse_foreign(path, "rb")
+    wal, index = Path(f"{path}-wal"), Path(f"{path}-shm")
+    before = _stamp(path, wal)
+    closed = before[-1] == 0  # whoever had it open has ended in order: all is in the file itself
+    if not closed and not index.exists():
+        raise LedgerError(
+            f"what was written last into the ledger {str(path)!r} is in {wal.name!r}, which cannot be read where "
+            "nothing may be written: copy both files into a folder of yours and look there"
+        )
+    # Immutable: neither locks nor logs. Else SQLite reads along with whoever writes, by the index that they share.
+    connection = _opened(path, "mode=ro&immutable=1" if closed else "mode=ro")
+
+    def refuse_changed() -> None:
+        if closed and _stamp(path, wal) != before:
+            raise LedgerError(f"somebody has begun to write into the ledger {str(path)!r} meanwhile: look again")
+
     try:
-        with path.open("r+b") as file:
+        _refuse_unknown(connection, path)
+        if (version := _version(connection)) < VERSION:
+            raise LedgerError(
+                f"the ledger {str(path)!r} has version {version} and must be brought up to {VERSION}, which cannot be "
+                "done where nothing may be written: copy it into a folder of yours and look there"
+            )
+        connection.execute("PRAGMA trusted_schema = OFF")
+    except BaseException:
+        connection.close()
+        raise
+    return connection, refuse_changed
+
+
+def _stamp(path: Path, wal: Path) -> tuple[int, int, int]:
+    """What changes when somebody writes into a ledger; at last the size of its log."""
+    details = path.stat()
+    try:
+        log = wal.stat().st_size
+    except FileNotFoundError:
+        log = 0
+    return details.st_mtime_ns, details.st_size, log
+
+
+def _opened(path: Path, how: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.as_uri()}?{how}", timeout=BUSY_SECONDS, uri=True, isolation_level=None)
+
+
+def _refuse_foreign(path: Path, mode: Literal["rb", "r+b"]) -> None:
+    """Before SQLite sees it: it would make an empty file its own, and leave logs beside one it may not write to."""
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise LedgerError(f"a ledger needs SQLite 3.24 or later, this Python has {sqlite3.sqlite_version}")
+    refuse_remote(path)
+    try:
+        with path.open(mode) as file:
             start = file.read(18)
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise LedgerError(f"there is no ledger {str(path)!r}") from None
     except OSError as error:
-        raise LedgerError(f"the ledger {str(path)!r} cannot be opened for writing: {error.strerror}") from error
+        purpose = "for writing" if mode == "r+b" else "for reading"
+        raise LedgerError(f"the ledger {str(path)!r} cannot be opened {purpose}: {error.strerror}") from error
     if not start.startswith(b"SQLite format 3\0"):
         what = "is empty" if not start else "is no SQLite file"
         raise LedgerError(

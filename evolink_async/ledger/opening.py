@@ -96,8 +96,8 @@ def open_ledger(url: str | os.PathLike[str]) -> Ledger:
             for request in await ledger.job("default").unknown():
                 print(request.identity, request.credits, request.idempotency_key)
 
-    The file must exist. What is wrong with it is raised as `LedgerError` on entering the block. Raises
-    `ConfigurationError` for what is no path. Since 0.1.0.
+    The file must exist. It may lie where nothing may be written; then nothing is. What is wrong with it is raised as
+    `LedgerError` on entering the block. Raises `ConfigurationError` for what is no path. Since 0.1.0.
     """
     return Ledger(ledger_path(url))
 
@@ -109,6 +109,7 @@ class Ledger:
         self._path = path
         self._executor: Executor | None = None
         self._connection: sqlite3.Connection | None = None
+        self._refuse_changed: Callable[[], None] | None = None  # where it is read without taking part in its locks
 
     async def __aenter__(self) -> Self:
         if self._executor is not None:
@@ -152,11 +153,14 @@ class Ledger:
             await asyncio.wrap_future(closing)
 
     def _connect(self) -> None:
-        from evolink_async.ledger.file import connect, ledger_errors, migrate
+        from evolink_async.ledger.file import connect, connect_to_look, ledger_errors, may_write, migrate
 
         with ledger_errors(self._path):
-            self._connection = connect(self._path)
-            migrate(self._connection, self._path)
+            if may_write(self._path):
+                self._connection = connect(self._path)
+                migrate(self._connection, self._path)
+            else:
+                self._connection, self._refuse_changed = connect_to_look(self._path)
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -171,7 +175,11 @@ class Ledger:
 
             assert self._connection is not None
             with ledger_errors(self._path):
-                return question(self._connection, *args, **kwargs)
+                try:
+                    return question(self._connection, *args, **kwargs)
+                finally:
+                    if self._refuse_changed is not None:
+                        self._refuse_changed()
 
         return await self._call(asked)
 

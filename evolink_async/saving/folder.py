@@ -264,10 +264,19 @@ class Folder:
                 return self._given / path.name
         return None
 
-    def has(self, file: PurePath) -> bool:
-        """Whether this file, which an earlier run has saved, is there and whole, in whatever folder."""
-        path = Path(file)
-        return _whole_mark(path, path.suffix.removeprefix(".")) is not None
+    def kept(self, file: PurePath, result: str) -> Path | None:
+        """Where this file, which an earlier run has saved as this result, is now, if it is whole; in whatever folder.
+
+        Its folder may have been moved or copied, and the copy have no marks: where the recorded path leads to nothing,
+        or to another result by now, the file of that name in this folder is it, unless its mark says otherwise.
+        """
+        for path, told in ((Path(file), Path(file)), (self.part_folder / file.name, self._given / file.name)):
+            mark = _whole_mark(path, path.suffix.removeprefix("."))
+            if mark is not None and mark in ("", result):
+                return told
+            if mark is None and os.path.lexists(path):
+                return None  # cut, or no file of ours: fetched again
+        return None
 
     def publish(self, part: PartFile, name: str, result: str | None) -> Path:
         """Give the file its name, durably: the path. A file of that name and the same content is kept as it is.

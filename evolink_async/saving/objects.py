@@ -103,12 +103,12 @@ class Bucket:
                 return self._root / f"{stem}.{ending}"
         return None
 
-    def has(self, file: PurePath) -> bool:
-        """Whether this object, which an earlier run has saved, is there. Objects are whole or not there."""
+    def kept(self, file: PurePath, result: str) -> ObjectPath | None:
+        """This object, which an earlier run has saved, if it is there. Objects are whole or not there."""
         inside = PurePosixPath(file).parts[len(self._root.parts) :]
-        if PurePosixPath(file).parts[: len(self._root.parts)] == self._root.parts and inside:
-            return self._mark("/".join(inside)) is not None
-        return False
+        if PurePosixPath(file).parts[: len(self._root.parts)] != self._root.parts or not inside:
+            return None
+        return ObjectPath(file) if self._mark("/".join(inside)) in ("", result) else None
 
     def publish(self, part: PartFile, name: str, result: str | None) -> ObjectPath:
         """Upload the file under its name: its path. An object of that name and the same content is kept as it is.

@@ -12,9 +12,10 @@ For a pool. One for its life, made when the options are checked, as nothing is b
     )
 
 It returns the paths in the order of the task's links, all of them whole, durable and under their names. Nothing is
-fetched for a link whose file is there: one of `saved` that is whole, or one in the folder that carries the mark of this
-very result (a run that was killed between saving and recording). Anything else under the name is compared with what
-is fetched, kept if it is the same, and otherwise left alone: `DownloadError`.
+fetched for a link whose file is there: one of `saved` that is whole (where nothing is at its path, under its name in
+the present folder: the folder was moved), or one in the folder that carries the mark of this very result (a run that
+was killed between saving and recording). A mark of another result is always heeded. Anything else under the name is
+compared with what is fetched, kept if it is the same, and otherwise left alone: `DownloadError`.
 
 Whole means: a regular file of the size in its mark, or (no mark, or somebody edited it) one whose first bytes are of
 the type of its extension and whose structure has its end, for types that tell: PNG, JPEG, GIF, WebP, WAV, MP4 and kin.
@@ -68,7 +69,7 @@ class Place(Protocol):
     def prepare(self) -> None: ...
     def case_matters(self) -> bool: ...
     def find(self, stem: str, result: str | None, *, by_name: bool, kind: str | None = None) -> SavedPath | None: ...
-    def has(self, file: PurePath) -> bool: ...
+    def kept(self, file: PurePath, result: str) -> SavedPath | None: ...
     def publish(self, part: PartFile, name: str, result: str | None) -> SavedPath: ...
 
 
@@ -188,8 +189,8 @@ class _TaskSaving:
 
     def _kept(self) -> dict[int, SavedPath]:
         """What an earlier run has saved and is still there, by number."""
-        paths = ((n, _as_path(text)) for n, text in enumerate(self._saved, 1))
-        return {n: path for n, path in paths if self._place.has(path)}
+        kept = ((n, self._place.kept(_as_path(text), _result(self._task, n))) for n, text in enumerate(self._saved, 1))
+        return {n: path for n, path in kept if path is not None}
 
     async def _save_one(self, n: int, link: str) -> SavedPath:
         saving = _LinkSaving(
@@ -244,7 +245,7 @@ class _LinkSaving:
         self._link = link
         self._stem = stem
         self._task = task
-        self._result = None if task is None else f"{task.id}/{number}"
+        self._result = None if task is None else _result(task, number)
         self._by_name = by_name
         self._about = "" if task is None else f"result {number} of task {task.id}: "
         self._renew = renew
@@ -317,6 +318,11 @@ class _LinkSaving:
 
 async def _no_fresh_link() -> str | None:
     return None
+
+
+def _result(task: Task, number: int) -> str:
+    """Which result of which task, as marks say it."""
+    return f"{task.id}/{number}"
 
 
 def _as_path(text: str) -> SavedPath:

@@ -242,6 +242,27 @@ def test_cells_and_options_become_what_the_catalogue_says(model: str | None, nam
     assert type(converted) is type(value)
 
 
+@pytest.mark.parametrize("ending", [b"\n", b""], ids=["ended", "open"])
+@pytest.mark.parametrize(
+    ("name", "head", "line"),
+    [
+        ("in.jsonl", b"", b'{"model": "krea-2-turbo", "prompt": "%d"}'),
+        ("in.csv", b"model,prompt\n", b"krea-2-turbo,%d"),
+    ],
+)
+def test_what_is_appended_after_a_file_was_opened_is_not_read(
+    tmp_path: Path, name: str, head: bytes, line: bytes, ending: bytes
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(head + line % 0 + ending)
+    with open_input(str(path), Defaults()) as source, path.open("ab", buffering=0) as writer:
+        writer.write(line % 1 + b"\n")
+        report = source.check()
+        writer.write(line % 2 + b"\n")
+        assert [entry.request and entry.request.prompt for entry in source.read(report.repeated)] == ["0"]
+        assert (report.requests, report.bad_count) == (1, 0)
+
+
 def test_standard_input_is_kept_to_be_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.TextIOWrapper(io.BytesIO(b'{"model": "krea-2-turbo", "prompt": "a"}\n'))
     monkeypatch.setattr(sys, "stdin", stream)

@@ -101,7 +101,10 @@ async def test_a_report_that_cannot_be_written_makes_the_run_no_worse(emulator: 
     assert "no report was written: " in result.stderr
     assert f"evolink-async report {tmp_path / 'out'}" in result.stderr
     assert not list((tmp_path / "out").glob(".report*"))
-    assert (await command("report", tmp_path / "out")).code == 1
+    alone = await command("report", tmp_path / "out")
+    assert (alone.code, alone.stdout) == (1, "")
+    assert f"cannot write report.html into {tmp_path / 'out'}: Is a directory" in " ".join(alone.stderr.split())
+    assert "copy the folder" in alone.stderr
 
 
 async def without_jinja(server: Any, *arguments: object) -> Ended:

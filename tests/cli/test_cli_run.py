@@ -6,6 +6,7 @@ import asyncio
 import os
 import pty
 import resource
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -203,7 +204,7 @@ async def test_what_failed_is_a_line_that_is_accepted_again(api_key: str, tmp_pa
     assert {line["key"] for line in lines_of(tmp_path / "out2/results.jsonl")} == {"k0", "k1", "k2", "k3"}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 async def test_one_signal_ends_it_in_order(number: int, code: int, api_key: str, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "in.jsonl", *images(30))
     async with service(api_key, speed=1) as server:
@@ -252,6 +253,44 @@ async def test_a_post_under_way_is_awaited_after_one_signal(api_key: str, tmp_pa
         assert result.code == 130
         assert line["error"]["status"] == "unfinished"
         assert line["error"]["task_id"] == posts(server)[0]["task_id"]
+
+
+async def test_a_closed_terminal_leaves_its_posts_their_seconds_however_often_the_shell_says_so(
+    api_key: str, tmp_path: Path
+) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(1))
+    slow = {"method": "POST", "path": "/v1/images", "delay": 2.0}
+    ours, theirs = pty.openpty()
+    async with service(api_key, speed=1, faults=[slow]) as server:
+        streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+        async with started("run", file, "--out", tmp_path / "out", server=server, **streams) as process:
+            os.close(theirs)
+            await until(lambda: len(posts(server)) == 1)
+            process.send_signal(signal.SIGHUP)
+            seen = b""
+            while b"stopping" not in seen:
+                seen += await asyncio.wait_for(asyncio.to_thread(os.read, ours, 65536), 20)
+            os.close(ours)
+            process.send_signal(signal.SIGHUP)
+            assert await asyncio.wait_for(process.wait(), 20) == 129
+        (line,) = lines_of(tmp_path / "out/errors.jsonl")
+        assert line["error"]["status"] == "unfinished"
+        assert line["error"]["task_id"] == posts(server)[0]["task_id"]
+
+
+async def test_a_run_that_ignores_hang_ups_goes_on(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(1))
+    slow = {"method": "POST", "path": "/v1/images", "delay": 1.0}
+    async with service(api_key, speed=200, faults=[slow]) as server:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does: a child inherits it
+        try:
+            async with started("run", file, "--out", tmp_path / "out", server=server) as process:
+                await until(lambda: len(posts(server)) == 1)
+                process.send_signal(signal.SIGHUP)
+                result = await ended(process)
+        finally:
+            signal.signal(signal.SIGHUP, before)
+    assert (result.code, len(lines_of(tmp_path / "out/results.jsonl"))) == (0, 1), result.stderr
 
 
 async def test_what_is_still_unanswered_after_one_signal_is_told_once_and_not_waited_for_again(
@@ -504,3 +543,19 @@ async def test_pictures_beside_a_list_are_uploaded_for_it(emulator: Any, tmp_pat
     result = await command("run", table, "--model", "gpt-4o-image", "--out", tmp_path / "out2", server=emulator)
     assert result.code == 2
     assert "line 2: image_urls[0]: no file" in result.stderr
+
+
+async def test_a_folder_that_was_copied_away_goes_on_there_when_its_links_are_dead(
+    api_key: str, tmp_path: Path
+) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(2), {"model": "suno-v5-beta", "prompt": "a song", "key": "song"})
+    async with service(api_key) as server:
+        assert (await command("run", file, "--out", "out", *FAST, server=server, cwd=tmp_path)).code == 0
+        shutil.copytree(tmp_path / "out", tmp_path / "moved", copy_function=shutil.copyfile)  # as cp -r: no marks
+        shutil.rmtree(tmp_path / "out")
+        server.emulator.advance(25 * 3600)
+        again = await command("run", file, "--out", "moved", *FAST, server=server, cwd=tmp_path)
+        assert (again.code, len(posts(server))) == (0, 3), again.stderr
+    files = [path for line in lines_of(tmp_path / "moved/results.jsonl") for path in line["files"]]
+    assert len(files) >= 3
+    assert all(path.startswith("moved/") and (tmp_path / path).is_file() for path in files)

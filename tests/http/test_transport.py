@@ -22,6 +22,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
+from evolink_async import AsyncEvoLink, ConfigurationError
 from evolink_async.http import stream as stream_module
 from evolink_async.http.foreign import ForeignTransport
 from evolink_async.http.gate import Gate
@@ -1169,7 +1170,7 @@ def proxying(peer: Peer, asked: bytes) -> None:
     if not asked.startswith(b"CONNECT "):
         peer.write(OK.replace(b"ok", b"px"))
         return
-    host, _, port = asked.split(b" ")[1].decode().rpartition(":")
+    _, _, port = asked.split(b" ")[1].decode().rpartition(":")
 
     class Back(asyncio.Protocol):
         def data_received(self, data: bytes) -> None:
@@ -1179,7 +1180,7 @@ def proxying(peer: Peer, asked: bytes) -> None:
             peer.close()
 
     async def connect() -> None:
-        peer.tunnel, _ = await asyncio.get_running_loop().create_connection(Back, host, int(port))
+        peer.tunnel, _ = await asyncio.get_running_loop().create_connection(Back, "127.0.0.1", int(port))
         peer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
 
     peer.connecting = asyncio.ensure_future(connect())  # type: ignore[attr-defined]
@@ -1211,9 +1212,10 @@ async def test_https_goes_through_a_tunnel(
         proxy_env(**{variable: f"127.0.0.1:{proxy.port}"})
         transport = make(trust_env=True, verify=client_tls)
         for _ in range(2):
-            assert await fetch(transport, server.url, **calls.extensions) == b"ok"
+            url = f"https://evolink.invalid:{server.port}/"
+            assert await fetch(transport, url, sni_hostname="127.0.0.1", **calls.extensions) == b"ok"
         assert [head.split(b"\r\n")[0] for _, head in proxy.requests] == [
-            b"CONNECT 127.0.0.1:%d HTTP/1.1" % server.port
+            b"CONNECT evolink.invalid:%d HTTP/1.1" % server.port
         ]
         assert len(server.peers) == 1
     assert calls == ["slot", "bytes"] * 2
@@ -1225,7 +1227,8 @@ async def test_a_proxy_that_itself_speaks_tls(
     async with serving(proxying, server_tls) as proxy, serving(always(OK), server_tls) as server:
         proxy_env(ALL_PROXY=f"https://127.0.0.1:{proxy.port}")
         transport = make(trust_env=True, verify=client_tls)
-        assert await fetch(transport, server.url) == b"ok"
+        tunnelled = await fetch(transport, f"https://evolink.invalid:{server.port}/", sni_hostname="127.0.0.1")
+        assert tunnelled == b"ok"
         assert await fetch(transport, "http://evolink.invalid/") == b"px"
 
 
@@ -1253,19 +1256,19 @@ async def test_a_refusing_proxy_is_named_without_its_password(
 
 
 @pytest.mark.parametrize(
-    ("url", "error"),
+    ("url", "text"),
     [
-        ("http://user:SECRET@host:port", httpx.ProxyError),
-        ("http://user:SECRET@", httpx.ProxyError),
-        ("socks5://user:SECRET@127.0.0.1:1080", httpx.UnsupportedProtocol),
+        ("http://user:SECRET@host:port", "ALL_PROXY holds no valid proxy URL"),
+        ("http://user:SECRET@", "ALL_PROXY holds no valid proxy URL"),
+        ("socks5://user:SECRET@127.0.0.1:1080", "ALL_PROXY asks for a socks5 proxy"),
     ],
 )
 async def test_a_proxy_that_cannot_be_used_is_refused_without_its_password(
-    make: Make, proxy_env: ProxyEnv, url: str, error: type[Exception]
+    make: Make, proxy_env: ProxyEnv, url: str, text: str
 ) -> None:
     proxy_env(ALL_PROXY=url)
     transport = make(1, trust_env=True)
-    with pytest.raises(error) as caught:
+    with pytest.raises(ConfigurationError, match=text) as caught:
         await fetch(transport, "https://evolink.invalid/")
     assert "SECRET" not in "".join(traceback.format_exception(caught.value))
     assert_clean(transport)
@@ -1299,19 +1302,76 @@ async def test_cancelled_while_the_proxy_thinks(make: Make, proxy_env: ProxyEnv)
         ("evolink.ai:8443", (b"https", b"evolink.ai", 8443), True),
         ("http://evolink.ai", (b"https", b"evolink.ai", 443), False),
         ("all://evolink.ai", (b"https", b"evolink.ai", 443), True),
-        ("localhost", (b"http", b"localhost", 80), True),
-        ("127.0.0.1", (b"http", b"127.0.0.1", 80), True),
+        ("10.0.0.1", (b"http", b"10.0.0.1", 80), True),
         ("192.168.0.0/16", (b"http", b"192.168.3.4", 80), True),
         ("192.168.0.0/16", (b"http", b"10.0.0.1", 80), False),
-        ("::1", (b"http", b"::1", 80), True),
-        ("[::1]:80", (b"http", b"::1", 80), True),
-        ("[::1]:81", (b"http", b"::1", 80), False),
+        ("fd00::1", (b"http", b"fd00::1", 80), True),
+        ("[fd00::1]:80", (b"http", b"fd00::1", 80), True),
+        ("[fd00::1]:81", (b"http", b"fd00::1", 80), False),
         ("", (b"http", b"evolink.ai", 80), False),
     ],
 )
 def test_no_proxy(no_proxy: str, origin: tuple[bytes, bytes, int], direct: bool) -> None:
     proxies = Proxies({"all": "http://proxy:3128", "no": no_proxy})
     assert (proxies.for_origin(origin) is None) is direct
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "localhost", "[::1]"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_no_proxy_is_asked_for_a_loopback_host(
+    make: Make, proxy_env: ProxyEnv, unused_port: int, scheme: str, host: str
+) -> None:
+    async with serving(then_close(b"")) as proxy:
+        proxy_env(**{f"{scheme.upper()}_PROXY": f"http://127.0.0.1:{proxy.port}"}, NO_PROXY="evolink.ai")
+        transport = make(trust_env=True)
+        with pytest.raises(httpx.ConnectError):
+            await fetch(transport, f"{scheme}://{host}:{unused_port}/")
+        assert proxy.peers == []
+
+
+async def test_the_key_and_the_files_of_a_service_on_this_machine_pass_by_every_proxy(
+    proxy_env: ProxyEnv, tmp_path: Path, api_key: str
+) -> None:
+    picture = b"\x89PNG\r\n\x1a\n" + bytes(4) + b"IHDR" + bytes(17) + bytes(4) + b"IEND\xaeB`\x82"
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b"
+    answers = in_turn(always(answer % (2, b"{}")), always(answer % (len(picture), picture)))
+    async with serving(then_close(b"")) as proxy, serving(answers) as server:
+        proxy_env(HTTP_PROXY=f"http://127.0.0.1:{proxy.port}", ALL_PROXY=f"http://127.0.0.1:{proxy.port}")
+        async with AsyncEvoLink(base_url=server.url) as client:
+            assert await client.raw("GET", "/v1/anything") == {}
+            [path] = await client.save(f"{server.url.rstrip('/')}/a.png", tmp_path / "out")
+        assert path.read_bytes() == picture
+        assert [api_key.encode() in head for _, head in server.requests] == [True, False]
+        assert proxy.peers == []
+
+
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+async def test_a_proxy_of_a_kind_that_cannot_be_spoken_ends_the_first_call_at_once(
+    proxy_env: ProxyEnv, variable: str
+) -> None:
+    proxy_env(**{variable: "socks5://user:SECRET@127.0.0.1:1080"})
+    async with AsyncEvoLink() as client:
+        for call in (
+            lambda: client.credits(),
+            lambda: client.images.submit(model="gpt-4o-image", prompt="x"),
+            lambda: client.files.quota(),
+            lambda: client.run_many([]),
+        ):
+            async with asyncio.timeout(5):
+                with pytest.raises(ConfigurationError, match=f"^{variable} asks for a socks5 proxy") as caught:
+                    await call()
+            assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_a_proxy_that_only_the_files_host_needs_hinders_no_other_call(proxy_env: ProxyEnv) -> None:
+    proxy_env(HTTPS_PROXY="socks5://127.0.0.1:1080")
+    async with (
+        serving(always(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")) as server,
+        AsyncEvoLink(base_url=server.url, files_url="https://files.invalid") as client,
+    ):
+        assert await client.raw("GET", "/v1/anything") == {}
+        with pytest.raises(ConfigurationError, match="HTTPS_PROXY asks for a socks5 proxy"):
+            await client.files.quota()
 
 
 # -- A user's own client -----------------------------------------------------------------------------

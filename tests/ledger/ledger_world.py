@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import json
+import os
 import sqlite3
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -164,3 +167,20 @@ def sums_on_disk(path: Path, name: str = "default") -> tuple[int, int, int, int]
 def assert_balanced(path: Path, name: str = "default") -> None:
     reserved, spent, of_rows, spent_of_rows = sums_on_disk(path, name)
     assert (reserved, spent) == (of_rows, spent_of_rows)
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[Path]:
+    """A folder, and no rights but those of others to it; for root itself nothing is forbidden."""
+    with tempfile.TemporaryDirectory(prefix="evolink-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        if os.geteuid() != 0:
+            yield folder
+            return
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import functools
@@ -10,14 +9,12 @@ import os
 import random
 import sqlite3
 import stat
-import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_world import ask, assert_balanced, entry, opened, row_in
+from ledger_world import as_nobody, ask, assert_balanced, entry, opened, row_in
 from loop_executor import in_loop
 
 from evolink_async import ConfigurationError, LedgerError
@@ -155,23 +152,6 @@ async def test_looking_at_a_ledger_that_is_not_there_makes_none(tmp_path: Path) 
         async with open_ledger(tmp_path / "typo.db"):
             pass
     assert list(tmp_path.iterdir()) == []
-
-
-@contextlib.contextmanager
-def as_nobody() -> Iterator[Path]:
-    """A folder, and no rights but those of others to it; for root itself nothing is forbidden."""
-    with tempfile.TemporaryDirectory(prefix="evolink-test-") as name:
-        folder = Path(name)
-        folder.chmod(0o777)
-        if os.geteuid() != 0:
-            yield folder
-            return
-        os.chown(folder, 65534, 65534)
-        os.seteuid(65534)
-        try:
-            yield folder
-        finally:
-            os.seteuid(0)
 
 
 async def test_a_ledger_or_a_folder_that_may_not_be_written_to_is_refused() -> None:

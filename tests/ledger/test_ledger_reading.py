@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import UTC, date
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from ledger_world import (
     MODEL,
     accept,
+    as_nobody,
     ask,
     assert_balanced,
     at,
@@ -358,3 +360,112 @@ async def test_a_job_that_died_is_recovered_by_who_resolves(quick_path: Path) ->
         assert [request.state for request in await look.unknown()] == ["sending"]
         await look.resolve("k", submitted=False)
         assert await look.unknown() == []
+
+
+# Where nothing may be written
+
+
+@contextmanager
+def read_only(folder: Path, *, also_folder: bool = True) -> Iterator[None]:
+    """Takes away the right to write, and sees that nothing was written."""
+    before = contents(folder)
+    for file in folder.iterdir():
+        file.chmod(0o444)
+    folder.chmod(0o555 if also_folder else 0o755)
+    try:
+        yield
+        assert contents(folder) == before
+    finally:
+        folder.chmod(0o755)
+        for file in folder.iterdir():
+            file.chmod(0o644)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.endswith("-shm")}
+
+
+async def one_of_each(path: Path) -> None:
+    async with opened(path) as job:
+        for state in State:
+            await row_in(job, state, state.value)
+
+
+@pytest.mark.parametrize("also_folder", [True, False], ids=["folder too", "file alone"])
+async def test_a_ledger_that_may_not_be_written_to_is_looked_at_and_nothing_is_left_beside_it(
+    also_folder: bool,
+) -> None:
+    with as_nobody() as folder:
+        await one_of_each(folder / "job.db")
+        names = {file.name for file in folder.iterdir()}
+        with read_only(folder, also_folder=also_folder):
+            async with looking(folder / "job.db") as job:
+                assert (await job.stats()).requests == len(State)
+                assert {row.state async for row in job.rows()} == set(State)
+                assert len(await job.unknown()) > 0
+                assert await job.costs()
+            with pytest.raises(LedgerError):
+                await resolve_first(folder / "job.db")
+            assert {file.name for file in folder.iterdir()} == names
+
+
+async def resolve_first(path: Path) -> None:
+    async with looking(path) as job:
+        await job.resolve((await job.unknown())[0].identity, give_up=True)
+
+
+async def test_what_a_killed_program_wrote_last_is_seen_where_nothing_may_be_written() -> None:
+    with as_nobody() as folder:
+        living, dead = folder / "living", folder / "dead"
+        living.mkdir()
+        await one_of_each(living / "job.db")
+        async with opened(living / "job.db") as job:
+            await row_in(job, State.COMPLETED, "last")
+            shutil.copytree(living, dead)  # with the log and its index, as a power cut leaves them
+        with read_only(dead):
+            async with looking(dead / "job.db") as job:
+                assert await job.find("last") is not None
+        (dead / "job.db-shm").unlink()
+        with read_only(dead), pytest.raises(LedgerError, match=r"in 'job.db-wal', .* copy both files"):
+            async with looking(dead / "job.db"):
+                pass
+
+
+async def test_a_look_without_locks_is_refused_when_somebody_begins_to_write() -> None:
+    with as_nobody() as folder:
+        path = folder / "job.db"
+        await one_of_each(path)
+        path.chmod(0o444)
+        async with looking(path) as job:
+            assert (await job.stats()).requests == len(State)
+            path.chmod(0o644)
+            async with opened(path) as running:
+                await row_in(running, State.COMPLETED, "new")
+                path.chmod(0o444)
+                with pytest.raises(LedgerError, match=r"somebody has begun to write .* look again"):
+                    await job.stats()
+                async with looking(path) as again:
+                    assert (await again.stats()).requests == len(State) + 1
+                    assert (await again.stats()).in_use_by is not None
+                path.chmod(0o644)
+
+
+async def test_an_older_ledger_that_may_not_be_written_to_is_refused_with_what_to_do() -> None:
+    with as_nobody() as folder:
+        path = folder / "job.db"
+        await one_of_each(path)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA user_version = 1")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with read_only(folder), pytest.raises(LedgerError, match=r"has version 1 .* copy it into a folder"):
+            async with looking(path):
+                pass
+
+
+async def test_a_ledger_that_may_not_even_be_read_is_one_sentence() -> None:
+    with as_nobody() as folder:
+        await one_of_each(folder / "job.db")
+        (folder / "job.db").chmod(0)
+        with pytest.raises(LedgerError, match="cannot be opened for reading: Permission denied"):
+            async with looking(folder / "job.db"):
+                pass

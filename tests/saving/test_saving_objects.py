@@ -137,10 +137,11 @@ async def test_what_is_there_is_not_fetched_again_and_nothing_else_is_replaced(
         task, other = task_with(f"{host.url}/1"), task_with(f"{host.url}/other", id="task-unified-2-xyz")
         first = await Saver(client, address).save(task, **NAMES)
         assert await Saver(client, address).save(task, **NAMES) == first  # known by its mark
-        assert await Saver(client, address).save(other, **NAMES, saved=[str(first[0])]) == first  # recorded
+        renamed = NAMES | {"key": "renamed"}
+        assert await Saver(client, address).save(task, **renamed, saved=[str(first[0])]) == first  # recorded
         assert len(host.calls) == 1
         with pytest.raises(DownloadError, match="another object is there already"):
-            await Saver(client, address).save(other, **NAMES)
+            await Saver(client, address).save(other, **NAMES, saved=[str(first[0])])
         same = task_with(f"{host.url}/1", id="task-unified-3-xyz")
         assert await Saver(client, address).save(same, **NAMES) == first
         await client.save(task, address)

@@ -275,6 +275,17 @@ async def test_behind_a_proxy_names_are_the_proxys_business_and_private_addresse
     assert names_in(tmp_path) == ["a.png"]
 
 
+async def test_a_proxy_that_cannot_be_spoken_to_ends_a_download_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "socks5://user:SECRET@127.0.0.1:1080")
+    async with AsyncEvoLink(base_url="http://127.0.0.1:9") as client, asyncio.timeout(5):
+        with pytest.raises(DownloadError, match="HTTP_PROXY asks for a socks5 proxy") as caught:
+            await client.save("http://media.invalid/a.png", tmp_path)
+    assert "SECRET" not in str(caught.value)
+    assert names_in(tmp_path) == []
+
+
 async def test_five_redirects_are_followed_and_six_are_not(saver: AsyncEvoLink, tmp_path: Path) -> None:
     async def handler(call: Call, writer: Writer) -> None:
         left = int(call.path.rpartition("/")[2])

@@ -196,6 +196,67 @@ async def test_a_recorded_file_that_is_not_whole_is_fetched(client: AsyncEvoLink
     assert len(host.calls) == 1
 
 
+async def test_the_files_of_a_folder_that_was_copied_without_marks_and_removed_are_known_by_their_recorded_names(
+    client: AsyncEvoLink, tmp_path: Path
+) -> None:
+    async with media_host(good) as host:
+        task = task_with(f"{host.url}/1", f"{host.url}/2")
+        saved = await Saver(client, tmp_path / "out").save(task, **Named("k").as_options())
+        shutil.copytree(tmp_path / "out", tmp_path / "moved", copy_function=shutil.copyfile)
+        shutil.rmtree(tmp_path / "out")
+        host.calls.clear()
+        saver = Saver(client, tmp_path / "moved")
+        found = await saver.save(task, saved=[str(path) for path in saved], **Named("k").as_options())
+        assert found == (tmp_path / "moved" / "k-1.png", tmp_path / "moved" / "k-2.png")
+        assert host.calls == []
+
+
+@pytest.mark.parametrize("how", ["cut", "marked", "type", "link", "recorded is there", "not recorded"])
+async def test_what_may_be_another_file_is_not_taken_for_a_recorded_one(
+    client: AsyncEvoLink, tmp_path: Path, how: str
+) -> None:
+    there, recorded = tmp_path / "moved" / "k-1.png", tmp_path / "out" / "k-1.png"
+    there.parent.mkdir()
+    recorded.parent.mkdir()
+    if how == "link":
+        (tmp_path / "real.png").write_bytes(OTHER)
+        there.symlink_to(tmp_path / "real.png")
+    else:
+        there.write_bytes({"cut": OTHER[:-20], "type": MP4}.get(how, OTHER))
+    if how == "marked":
+        set_mark(there, f"task-unified-9-xyz/1/{len(OTHER)}")
+    if how == "recorded is there":
+        recorded.write_bytes(PNG[:-20])
+    before = there.read_bytes()
+    async with media_host(good) as host:
+        with pytest.raises(DownloadError, match="another file is there already"):
+            await Saver(client, tmp_path / "moved").save(
+                task_with(f"{host.url}/1"),
+                saved=[] if how == "not recorded" else [str(recorded)],
+                **Named("k").as_options(),
+            )
+    assert there.read_bytes() == before
+
+
+@pytest.mark.parametrize("moved", [True, False])
+async def test_a_recorded_path_where_another_result_lies_by_now_is_not_this_one_s(
+    client: AsyncEvoLink, tmp_path: Path, moved: bool
+) -> None:
+    recorded, there = tmp_path / "out" / "k-1.png", tmp_path / "moved" / "k-1.png"
+    recorded.parent.mkdir()
+    there.parent.mkdir()
+    recorded.write_bytes(OTHER)
+    set_mark(recorded, f"task-unified-9-xyz/1/{len(OTHER)}")
+    if moved:
+        there.write_bytes(PNG)
+    async with media_host(good) as host:
+        task = task_with(f"{host.url}/1")
+        paths = await Saver(client, tmp_path / "moved").save(task, saved=[str(recorded)], **Named("k").as_options())
+        assert len(host.calls) == (0 if moved else 1)
+    assert paths == (there,)
+    assert there.read_bytes() == PNG
+
+
 async def test_the_file_of_another_task_under_the_same_key_is_never_taken_for_this_one_s(
     client: AsyncEvoLink, tmp_path: Path
 ) -> None:
@@ -229,10 +290,11 @@ def test_a_marked_file_of_another_size_is_whole_only_if_its_content_says_so(tmp_
     ):
         path = tmp_path / name
         path.write_bytes(content)
-        set_mark(path, f"task-unified-1-abc/1/{len(content) + 1}")
-        assert place.has(path) is whole, name
-        set_mark(path, f"task-unified-1-abc/1/{len(content)}")
-        assert place.has(path), name
+        result = "task-unified-1-abc/1"
+        set_mark(path, f"{result}/{len(content) + 1}")
+        assert place.kept(path, result) == (path if whole else None), name
+        set_mark(path, f"{result}/{len(content)}")
+        assert place.kept(path, result) == path, name
 
 
 # --- links that are dead or missing -----------------------------------------------------------------------------
