@@ -660,7 +660,7 @@ class Submitter:
         elif pause > 0:
             why = f"its model has a pause, of which {pause:.0f} s are left"
         error = NotSubmittedError(f"the request was not sent: {why}; give it again")
-        error.__cause__ = submission.last_error
+        error.__cause__ = submission.last_error or ConnectionFailedError(f"no byte was written: {why}")
         return Settled("not_submitted", error=error)
 
     def _log_late(self, submission: Submission, judgement: Judgement) -> None:

@@ -254,4 +254,6 @@ class Refusal:
                 f", since the rest is reserved for the request {self.probe.identity!r}, whose price is not known and "
                 f"which is {self.probe.state}: settle it, or tell the price with prices=..."
             )
+        elif self.price is None:
+            text += "; a service that tells no prices leaves them to you: prices=..."
         return BudgetExceededError(f"{text}; what is reserved may come back when tasks end, or raise max_credits")
