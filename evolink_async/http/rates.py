@@ -28,7 +28,7 @@ _BOLDNESS = 0.1  # how far above what was refused a probe is after as many accep
 # Under a limit as much comes through per second at one rate that is refused as at another. Where less comes through at
 # the lower one, the refusals don't come from our rate, and each cut only makes the time between two of them longer.
 _POOL = 5  # accepted; what few say is put together until there are as many
-_ALIKE, _AS_MUCH, _MUCH_LESS = 1.25, 0.9, 0.7
+_ALIKE, _AS_MUCH, _MUCH_LESS = 1.25, 0.9, 0.75
 _REMEMBERED = 16
 # Where cuts had to be taken back more than once in a row: so much faster at most, but not much faster than that the
 # pauses take most of the time; and so many refusals, twice as many each time, before it is cut again.
@@ -410,8 +410,9 @@ class ModelPace:
 
     def _take_back_cuts(self, rate: float, through: float) -> None:
         """At this higher rate much more came through."""
-        if self._doubts:
+        if self._doubts or self._taken < _SURE:  # where many are accepted in between, being wrong costs many refusals
             rate = max(rate, min(_BOLDER * rate, _MOSTLY_PAUSES * through))
+        if self._doubts:
             self._spared = min(_SPARED * 2 ** (self._doubts - 1), _MOST_SPARED)
         self._doubts = min(self._doubts + 1, _MOST_DOUBTS)
         self._go_back_to(min(rate, self._ceiling))
