@@ -28,7 +28,7 @@ _BOLDNESS = 0.1  # how far above what was refused a probe is after as many accep
 # Under a limit as much comes through per second at one rate that is refused as at another. Where less comes through at
 # the lower one, the refusals don't come from our rate, and each cut only makes the time between two of them longer.
 _POOL = 5  # accepted; what few say is put together until there are as many
-_ALIKE, _AS_MUCH, _MUCH_LESS = 1.25, 0.9, 0.75
+_ALIKE, _AS_MUCH, _MUCH_LESS = 1.25, 0.9, 0.7
 _REMEMBERED = 16
 # Where cuts had to be taken back more than once in a row: so much faster at most, but not much faster than that the
 # pauses take most of the time; and so many refusals, twice as many each time, before it is cut again.
@@ -131,6 +131,11 @@ class Trials:
     def highest_rate(self) -> float:
         """The highest rate that counts; 0.0 if none does."""
         return self._at[0][0] if self._at else 0.0
+
+    @property
+    def asked(self) -> float:
+        """The mean rate of what was added and not yet compared; 0.0 if nothing was."""
+        return self._accepted / self._asking if self._accepted else 0.0
 
     def add(self, rate: float, accepted: int, through: float) -> None:
         """`accepted` between two refusals at `rate`, `through` per second with the pauses."""
@@ -394,7 +399,8 @@ class ModelPace:
         allowed = through
         if self._taken >= _SURE and self._asked(now) >= self._allowed:  # else less is let through than before
             allowed = max(allowed, self._allowed)
-        self._search_rate(min(max(allowed, _DEEPEST_CUT * rate), _BELOW * rate), rate)
+        deepest = _DEEPEST_CUT * max(rate, self._trials.asked)  # few accepted cut no deeper, however many refusals
+        self._search_rate(min(max(allowed, deepest), _BELOW * rate), rate)
 
     def _search_rate(self, allowed: float, refused: float) -> None:
         self._allowed = allowed
