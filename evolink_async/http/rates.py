@@ -203,6 +203,8 @@ class ModelPace:
         "_pressed",
         "_probe_at",
         "_probing",
+        "_ran",
+        "_ran_before",
         "_rate",
         "_refusals",
         "_running",
@@ -253,6 +255,7 @@ class ModelPace:
         self._since = self._asked_at = now
         self._taken = self._ended = 0
         self._idle = self._paused = 0.0
+        self._ran = self._ran_before = 0  # most tasks with which one was accepted: since then, and before it
         self._full = False  # whether requests had to wait for a place
 
     @property
@@ -317,6 +320,7 @@ class ModelPace:
                 self._shared_until = until
             self._running[task_id] = self._shared_until
             self._believed_until = min(self._believed_until, self._shared_until)
+        self._ran = max(self._ran, self.running)
         self._refusals = 0
         if now >= self.cool_until:  # else it was sent before the pause
             self._probing = False
@@ -429,6 +433,8 @@ class ModelPace:
         self._search_rate(_BELOW * rate, rate)
 
     def _was_for_places(self, now: float) -> bool:
+        if self.running < _PLACES_KEPT * max(self._ran, self._ran_before):
+            return False  # more ran lately, and that was no obstacle
         few = self._through(now) < _FEW * self._usable_rate
         balanced = abs(self._taken - self._ended) <= 1 + _BALANCE * max(self._taken, self._ended)
         return few and balanced and self._ended > 0 and self.running > 1
@@ -450,6 +456,7 @@ class ModelPace:
         self._taken = self._ended = 0
         self._idle = self._paused = 0.0
         self._full = False
+        self._ran, self._ran_before = 0, self._ran
 
     def _through(self, now: float) -> float:
         """Accepted per second since the last refusal, its pause included."""

@@ -62,6 +62,12 @@ def test_a_job_of_300_requests_is_not_brought_to_a_standstill_by_random_refusals
     assert max(seconds) < 600
 
 
+@pytest.mark.parametrize(("share", "most"), [(0.1, 150.0), (0.2, 400.0)])
+def test_random_refusals_of_short_tasks_are_seldom_taken_for_a_lack_of_places(share: float, most: float) -> None:
+    seconds = figures("finished", rate=None, chance=share, chance_hint=None, lasts=2.0, lag=0.5, requests=300)
+    assert statistics.fmean(seconds) < most
+
+
 def test_a_limit_is_found_though_some_are_refused_whatever_the_rate() -> None:
     assert statistics.fmean(figures("whole used", rate=5.0, chance=0.1)) > 0.45
     assert statistics.fmean(figures("whole refused", rate=5.0, chance=0.1)) < 0.25
