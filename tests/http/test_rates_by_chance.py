@@ -51,6 +51,7 @@ def test_of_what_the_pauses_after_random_refusals_leave_a_good_share_is_used(
 ) -> None:
     per_second = figures("per second", rate=None, chance=share, chance_hint=hint, ceiling=ceiling)
     assert statistics.fmean(per_second) > least * bench.most_by_chance(share, hint, ceiling)
+    assert min(per_second) > 0.2 * bench.most_by_chance(share, hint, ceiling)
 
 
 @pytest.mark.parametrize("hint", [1.0, None], ids=["hint", "no-hint"])
@@ -62,7 +63,7 @@ def test_a_job_of_300_requests_is_not_brought_to_a_standstill_by_random_refusals
     assert max(seconds) < 600
 
 
-@pytest.mark.parametrize(("share", "most"), [(0.1, 150.0), (0.2, 400.0)])
+@pytest.mark.parametrize(("share", "most"), [(0.1, 95.0), (0.2, 290.0)])
 def test_random_refusals_of_short_tasks_are_seldom_taken_for_a_lack_of_places(share: float, most: float) -> None:
     seconds = figures("finished", rate=None, chance=share, chance_hint=None, lasts=2.0, lag=0.5, requests=300)
     assert statistics.fmean(seconds) < most
