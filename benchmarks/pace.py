@@ -14,7 +14,8 @@ what is stored at the beginning). "steady": the first half without its first ten
 requests sent. Means over the seeds, the spread of them in brackets.
 
 Further: the same with a hint of every kind, with other stores, a limit that is raised fourfold, refusals by mere
-chance, limits on the tasks that may run (against somebody who knows them), and the real dispatcher on a virtual clock.
+chance, rare and frequent ("of the most": as a share of what the pauses that they ask for leave), limits on the tasks
+that may run (against somebody who knows them), and the real dispatcher on a virtual clock.
 
 Exit status 1 if a claim that this program checks doesn't hold. --quick checks that it runs, not the claims.
 """
@@ -513,6 +514,40 @@ def by_chance(bench: Bench, quick: bool) -> None:
     bench.table("Refusals by mere chance, no limit at the service", ("per second", "refused"), cases)
 
 
+def most_by_chance(share: float, hint: float | None, ceiling: float | None) -> float:
+    """Accepted per second by one who keeps every pause, tries with one request after it, and then sends as fast as
+    `ceiling` allows until one is refused.
+
+    Between two refusals (1 - share) / share are accepted; each costs its pause and the answer to the one that tries.
+    Without a hint a pause is doubled with each refusal in a row. Who has many under way when one is refused gets more:
+    they share its pause.
+    """
+    pause = hint if hint is not None else 0.75 * RETRY.base_delay * (1 - share) / (1 - 2 * share)
+    accepted = (1 - share) / share
+    sending = 0.0 if ceiling is None else accepted / ceiling
+    return accepted / (pause + statistics.fmean(LATENCY) + sending)
+
+
+def random_refusals(bench: Bench, quick: bool) -> None:
+    """A good part of the requests is refused whatever the rate."""
+    cases, bounds = {}, {}
+    for hint, ceiling, share in itertools.product((1.0, None), (None, 2.0), (0.1, 0.2) if quick else (0.1, 0.2, 0.3)):
+        what = "no hint" if hint is None else f"Retry-After: {hint:g}"
+        name = f"{share:.0%}, {what}, {'no limit set' if ceiling is None else f'limit {ceiling:g}/s'}"
+        seconds = 60.0 if quick else 600.0
+        cases[name] = Case(World(None, chance=share, chance_hint=hint, ceiling=ceiling, seconds=seconds))
+        bounds[name] = most_by_chance(share, hint, ceiling)
+    rows = bench.table("Random refusals, no limit at the service", ("per second", "refused", "of the most"), cases)
+    for name, row in rows.items():
+        row["of the most"] = {of: value / bounds[name] for of, value in row["per second"].items()}
+    if not quick:
+        shares = [row["of the most"]["mean"] for row in rows.values()]
+        bench.claim("random refusals: half of what the pauses leave, in the mean", statistics.fmean(shares) >= 0.5)
+        bench.claim("random refusals: at least a quarter in each world", min(shares) >= 0.25)
+        kept = not any(row["early"]["most"] for row in rows.values())
+        bench.claim("random refusals: no submission during a cool-down", kept)
+
+
 def places(bench: Bench, quick: bool) -> None:
     """Limits on the tasks that may run, and on the rate too: the time for a job over the least possible."""
     table = Table(
@@ -666,7 +701,7 @@ def main() -> int:
     started = time.perf_counter()
     seeds = range(options.seed, options.seed + (1 if options.quick else options.seeds))
     bench = Bench(seeds, 1 if options.quick else options.jobs)
-    for part in (hidden_limits, by_chance, places, on_a_virtual_clock):
+    for part in (hidden_limits, by_chance, random_refusals, places, on_a_virtual_clock):
         part(bench, options.quick)
     if options.plot:
         plot(options.plot, options.seed)

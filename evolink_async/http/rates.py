@@ -7,7 +7,6 @@ import math
 import re
 from collections import deque
 from dataclasses import dataclass
-from itertools import pairwise
 
 from evolink_async.errors import ConfigurationError
 from evolink_async.http.retry import RetryPolicy
@@ -26,9 +25,15 @@ _DEEPEST_CUT = 0.5
 # Climbing and probing take at most so long, in seconds and in accepted requests: this sets the share of refusals.
 _PATIENCE_SECONDS, _PATIENCE, _LEAST_PATIENCE = 30.0, 300.0, 50.0
 _BOLDNESS = 0.1  # how far above what was refused a probe is after as many accepted as its patience
-# Under a limit as much is let through per second before one refusal as before the next, and who comes nearer to it has
-# more accepted in between. Where it falls, again and again, the refusals have nothing to do with our rate.
-_STEADY, _FEWER, _FALLS, _FALLS_AMONG, _REMEMBERED = 0.05, 0.7, 3, 8, 16
+# Under a limit as much comes through per second at one rate that is refused as at another. Where less comes through at
+# the lower one, the refusals don't come from our rate, and each cut only makes the time between two of them longer.
+_POOL = 5  # accepted; what few say is put together until there are as many
+_ALIKE, _AS_MUCH, _MUCH_LESS = 1.25, 0.9, 0.7
+_REMEMBERED = 16
+# Where cuts had to be taken back more than once in a row: so much faster at most, but not much faster than that the
+# pauses take most of the time; and so many refusals, twice as many each time, before it is cut again.
+_BOLDER, _MOSTLY_PAUSES = 2.0, 4.0
+_SPARED, _MOST_SPARED, _MOST_DOUBTS = 4, 32, 6
 _SURE = 10  # accepted; fewer say little
 _IDLE = 1.0  # seconds without a request, where more than two would have been due: nobody asked
 # Places: less than this share of the rate came through, and as many as had ended.
@@ -103,6 +108,64 @@ class Climb:
             self.level = self.refused * (1 + _BOLDNESS * self._probed**3) + self._unit * self._probed
 
 
+class Trials:
+    """What came through per second at the rates that were refused, to tell whether a lower rate serves us.
+
+    A rate counts until as high a one is tried again; of rates that are alike the highest stands for all, unless much
+    less comes through now than then.
+    """
+
+    __slots__ = ("_accepted", "_asking", "_at", "_latest", "_seconds")
+
+    def __init__(self) -> None:
+        self._at: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)  # rate, through: from the highest rate down
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin again."""
+        self._at.clear()
+        self._latest = math.inf
+        self._accepted, self._seconds, self._asking = 0, 0.0, 0.0
+
+    @property
+    def highest_rate(self) -> float:
+        """The highest rate that counts; 0.0 if none does."""
+        return self._at[0][0] if self._at else 0.0
+
+    @property
+    def asked(self) -> float:
+        """The mean rate of what was added and not yet compared; 0.0 if nothing was."""
+        return self._accepted / self._asking if self._accepted else 0.0
+
+    def add(self, rate: float, accepted: int, through: float) -> None:
+        """`accepted` between two refusals at `rate`, `through` per second with the pauses."""
+        self._accepted += accepted
+        self._seconds += accepted / through
+        self._asking += accepted / rate
+
+    def compare(self) -> bool:
+        """Compare what was added, if it is enough; whether as much came through as at any higher rate."""
+        if self._accepted < _POOL:
+            return False
+        rate, through = self._accepted / self._asking, self._accepted / self._seconds
+        as_much = bool(self._at) and through >= _AS_MUCH * max(before for _, before in self._at)
+        while self._at and self._at[-1][0] <= rate:
+            self._at.pop()
+        if self._at and self._at[-1][0] <= _ALIKE * rate:
+            if through < _MUCH_LESS * self._at[-1][1]:
+                self._at[-1] = (rate, through)
+        else:
+            self._at.append((rate, through))
+        self._latest = through
+        self._accepted, self._seconds, self._asking = 0, 0.0, 0.0
+        return as_much
+
+    def better(self) -> tuple[float, float] | None:
+        """The rate at which most came through, and how much, if it is much more than lately."""
+        best = max(self._at, key=lambda trial: trial[1], default=None)
+        return best if best is not None and self._latest < _MUCH_LESS * best[1] else None
+
+
 class ModelPace:
     """How fast one model may be asked now, and how many of its tasks may run. Pure: the caller passes the time, in
     seconds of any one clock.
@@ -111,6 +174,11 @@ class ModelPace:
     limiter that stores what is not used has let through exactly its rate, so what was accepted since the last one,
     pauses included, is a rate that may be asked for, and the rate that was refused is one that may not. The rate climbs
     from the one to the other, the slower the nearer they are, and later, bolder and bolder, beyond, for limits change.
+
+    No limit lets less through because it is asked for less. Where much less comes through than at a higher rate, the
+    refusals have other reasons (an overloaded service, mere chance), or the limit was lowered meanwhile: the rate goes
+    back to where most came through. That costs one more refusal where the limit was lowered. Where it has to go back
+    again and again, it goes higher, until most of the time is spent in the pauses, and is cut more and more rarely.
 
     A refusal while few were sent lately, with as many accepted as had ended since the one before, was not for the rate
     but for the places: then the cap on running tasks is searched for in the same way.
@@ -125,6 +193,7 @@ class ModelPace:
         "_cap",
         "_ceiling",
         "_cut_at",
+        "_doubts",
         "_due",
         "_ended",
         "_flying",
@@ -134,11 +203,14 @@ class ModelPace:
         "_pressed",
         "_probe_at",
         "_probing",
+        "_ran",
+        "_ran_before",
         "_rate",
         "_refusals",
         "_running",
         "_shared_until",
         "_since",
+        "_spared",
         "_taken",
         "_trials",
         "burst",
@@ -171,8 +243,9 @@ class ModelPace:
         self._pressed = False  # the last one was sent as soon as it might
         self._probing = False  # after a pause one goes first
         self._probe_at = -math.inf
-        # The rates that were refused, with how many were accepted before, and how many per second.
-        self._trials: deque[tuple[float, int, float]] = deque(maxlen=_REMEMBERED)
+        self._trials = Trials()
+        self._doubts = 0  # how often, about in a row, the cuts had to be taken back
+        self._spared = 0  # so many refusals more don't cut the rate
         # The tasks that are believed to run, and until when; `_believed_until` is no later than the first of these.
         self._running: dict[str, float] = {}
         self._believed_until = math.inf
@@ -182,6 +255,7 @@ class ModelPace:
         self._since = self._asked_at = now
         self._taken = self._ended = 0
         self._idle = self._paused = 0.0
+        self._ran = self._ran_before = 0  # most tasks with which one was accepted: since then, and before it
         self._full = False  # whether requests had to wait for a place
 
     @property
@@ -246,6 +320,7 @@ class ModelPace:
                 self._shared_until = until
             self._running[task_id] = self._shared_until
             self._believed_until = min(self._believed_until, self._shared_until)
+        self._ran = max(self._ran, self.running)
         self._refusals = 0
         if now >= self.cool_until:  # else it was sent before the pause
             self._probing = False
@@ -292,7 +367,7 @@ class ModelPace:
             return  # the pause was too short, which says nothing about the rate
         if searching and self._was_for_places(now):
             self._cut_places()
-            self._take_back_cuts()
+            self._go_back_to(max(self._trials.highest_rate, self._usable_rate))
         elif searching and self._full and self.running >= _PLACES_KEPT * self._cap.refused:
             self._cut_places()  # it may have been for either
             self._search_rate(_PLACES_KEPT * self._usable_rate, self._usable_rate)
@@ -312,19 +387,24 @@ class ModelPace:
 
     def _cut_rate(self, now: float) -> None:
         rate = self._usable_rate
-        through = min(rate, self._through(now))
-        self._trials.append((rate, self._taken, through))
         if math.isinf(self._rate.refused):  # what was stored until then hides the limit
-            allowed = _DEEPEST_CUT * rate
-        else:
-            allowed = through
-            if self._taken >= _SURE and self._asked(now) >= self._allowed:  # else less is let through than before
-                allowed = max(allowed, self._allowed)
-            allowed = min(max(allowed, _DEEPEST_CUT * rate), _BELOW * rate)
-        if self._falls() < _FALLS:
-            self._search_rate(allowed, rate)
-        else:
-            self._take_back_cuts()
+            self._search_rate(_DEEPEST_CUT * rate, rate)
+            return
+        through = min(rate, self._through(now))
+        self._trials.add(rate, self._taken, through)
+        if self._spared:
+            self._spared -= 1
+            return
+        if self._trials.compare():
+            self._doubts = max(0, self._doubts - 1)
+        if (better := self._trials.better()) is not None:
+            self._take_back_cuts(*better)
+            return
+        allowed = through
+        if self._taken >= _SURE and self._asked(now) >= self._allowed:  # else less is let through than before
+            allowed = max(allowed, self._allowed)
+        deepest = _DEEPEST_CUT * max(rate, self._trials.asked)  # few accepted cut no deeper, however many refusals
+        self._search_rate(min(max(allowed, deepest), _BELOW * rate), rate)
 
     def _search_rate(self, allowed: float, refused: float) -> None:
         self._allowed = allowed
@@ -338,23 +418,23 @@ class ModelPace:
             level, refused, _within(_LEAST_CLIMB, steps, longest), _within(_LEAST_PATIENCE, patience, longest)
         )
 
-    def _falls(self) -> int:
-        """How often among the last refusals less was accepted before it than before the one before."""
-        trials = list(self._trials)[-_FALLS_AMONG - 1 :]
-        return sum(
-            taken >= _SURE
-            and abs(through - through_before) > _STEADY * through_before
-            and (through < through_before or taken < _FEWER * taken_before)
-            for (_, taken_before, through_before), (_, taken, through) in pairwise(trials)
-        )
+    def _take_back_cuts(self, rate: float, through: float) -> None:
+        """At this higher rate much more came through."""
+        if self._doubts or self._taken < _SURE:  # where many are accepted in between, being wrong costs many refusals
+            rate = max(rate, min(_BOLDER * rate, _MOSTLY_PAUSES * through))
+        if self._doubts:
+            self._spared = min(_SPARED * 2 ** (self._doubts - 1), _MOST_SPARED)
+        self._doubts = min(self._doubts + 1, _MOST_DOUBTS)
+        self._go_back_to(min(rate, self._ceiling))
 
-    def _take_back_cuts(self) -> None:
+    def _go_back_to(self, rate: float) -> None:
         """The last refusals had nothing to do with our rate."""
-        rate = max((refused for refused, _, _ in self._trials), default=self._usable_rate)
-        self._trials.clear()
+        self._trials.forget()
         self._search_rate(_BELOW * rate, rate)
 
     def _was_for_places(self, now: float) -> bool:
+        if self.running < _PLACES_KEPT * max(self._ran, self._ran_before):
+            return False  # more ran lately, and that was no obstacle
         few = self._through(now) < _FEW * self._usable_rate
         balanced = abs(self._taken - self._ended) <= 1 + _BALANCE * max(self._taken, self._ended)
         return few and balanced and self._ended > 0 and self.running > 1
@@ -376,6 +456,7 @@ class ModelPace:
         self._taken = self._ended = 0
         self._idle = self._paused = 0.0
         self._full = False
+        self._ran, self._ran_before = 0, self._ran
 
     def _through(self, now: float) -> float:
         """Accepted per second since the last refusal, its pause included."""

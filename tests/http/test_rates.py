@@ -86,7 +86,7 @@ def test_refusals_by_mere_chance_do_not_slow_it_down_for_good(hint: Any, seed: i
 def test_the_rate_of_a_client_with_a_limit_never_exceeds_it() -> None:
     world = bench.World(100.0, ceiling=20.0, seconds=200.0, chance=0.01)
     run = bench.Simulation(world, policy := ModelPace(math.inf, 1, 0.0, 20.0), 1)()
-    assert len(run.accepted) > 0.5 * 20 * 200
+    assert len(run.accepted) > 0.25 * 20 * 200  # how much in the mean: `test_rates_by_chance.py`
     assert policy.rate <= 20
 
 
