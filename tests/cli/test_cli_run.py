@@ -8,7 +8,7 @@ import pty
 import resource
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,17 @@ async def test_what_failed_is_a_line_that_is_accepted_again(api_key: str, tmp_pa
         again = await command("run", tmp_path / "out/errors.jsonl", "--out", tmp_path / "out2", server=server)
     assert again.code == 0
     assert {line["key"] for line in lines_of(tmp_path / "out2/results.jsonl")} == {"k0", "k1", "k2", "k3"}
+
+
+@pytest.fixture(autouse=True)
+def hang_ups_are_told() -> Iterator[None]:
+    """Also where the tests themselves run under nohup, which a child would inherit."""
+    before = signal.getsignal(signal.SIGHUP)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -73,7 +73,7 @@ async def test_what_is_sent_again_after_an_outage_keeps_its_ten_minutes(minutes:
     assert again
     assert 2 <= min(again) <= max(again) <= 600
     unknown = sum(listener.ends[0].ending == "unknown" for listener in listeners)
-    assert unknown <= (0 if minutes < 10 else 4 + 2 * minutes)
+    assert unknown <= (0 if minutes < 10 else 10 + 2 * minutes)
 
 
 async def test_the_pause_grows_with_each_answer_lost_after_it_and_one_finds_out_for_all(
