@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import PurePath
 from evolink_async.errors import DownloadError
 from evolink_async.pool.record import Record
 from evolink_async.saving.crew import Crew
+from evolink_async.saving.folder import lacks_room
 from evolink_async.saving.saver import Saver
 
 logger = logging.getLogger("evolink_async.pool")
@@ -20,7 +20,7 @@ WORKERS = 32  # the saver has fewer connections than that
 FULL_PAUSE = 10.0  # seconds, until a full disk is tried again
 FULL_PATIENCE = 900.0  # seconds without room, after which results are given up one by one; their links live a day
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_Attempt = tuple[tuple[PurePath, ...], DownloadError | None]  # the files that are saved, and why not all are
 
 
 class Savings:
@@ -42,7 +42,7 @@ class Savings:
         self._saved = saved
         self._crashed = crashed
         self._crew = Crew("evolink saving", WORKERS, self._work)
-        self._first = asyncio.Lock()  # while the disk is full, one finds out for all
+        self._finding_out = asyncio.Lock()  # whether there is room again: one at a time
         self._full_since: float | None = None
 
     async def prepare(self) -> None:
@@ -65,19 +65,32 @@ class Savings:
 
     async def _save(self, record: Record) -> None:
         files, problem = await self._attempt(record)
-        if _is_full(problem):
-            async with self._first:
-                files, problem = await self._attempt(record)  # whoever was the first before has found room, perhaps
-                while _is_full(problem) and self._seconds_full() < FULL_PATIENCE:
-                    await asyncio.sleep(FULL_PAUSE)
-                    files, problem = await self._attempt(record)
+        if _lacks_room(problem):
+            async with self._finding_out:
+                files, problem = await self._wait_for_room(record)
+        elif not self._finding_out.locked():
+            self._full_since = None  # nobody waits for room any more
         self._saved(record, files, problem)
 
-    async def _attempt(self, record: Record) -> tuple[tuple[PurePath, ...], DownloadError | None]:
+    async def _wait_for_room(self, record: Record) -> _Attempt:
+        """Try until there is room, or there was none for too long: one finds out for all that wait behind it."""
+        files, problem = await self._attempt(record)
+        while _lacks_room(problem):
+            if self._full_since is None:
+                self._full_since = time.monotonic()
+                logger.warning("saving waits for room: %s", problem, extra={"event": "disk_full"})
+            if time.monotonic() - self._full_since >= FULL_PATIENCE:
+                return files, problem
+            await asyncio.sleep(FULL_PAUSE)
+            files, problem = await self._attempt(record)
+        if self._full_since is not None:
+            self._full_since = None
+            logger.warning("there is room for results again", extra={"event": "disk_has_room"})
+        return files, problem
+
+    async def _attempt(self, record: Record) -> _Attempt:
         task, row = record.task, record.row
         assert task is not None
-        files: tuple[PurePath, ...] = ()
-        problem: DownloadError | None = None
         try:
             files = await self._saver.save(
                 task,
@@ -87,25 +100,9 @@ class Savings:
                 saved=() if row is None else row.files,
             )
         except DownloadError as error:
-            files, problem = tuple(error.files), error
-        self._note_room(problem)
-        return files, problem
-
-    def _note_room(self, problem: DownloadError | None) -> None:
-        if _is_full(problem):
-            if self._full_since is None:
-                self._full_since = time.monotonic()
-                logger.warning("saving waits for room on the disk: %s", problem, extra={"event": "disk_full"})
-        elif problem is None and self._full_since is not None:
-            logger.warning(
-                "there is room on the disk again after %.0f s", self._seconds_full(), extra={"event": "disk_has_room"}
-            )
-            self._full_since = None
-
-    def _seconds_full(self) -> float:
-        return 0.0 if self._full_since is None else time.monotonic() - self._full_since
+            return tuple(error.files), error
+        return files, None
 
 
-def _is_full(problem: DownloadError | None) -> bool:
-    cause = None if problem is None else problem.__cause__
-    return isinstance(cause, OSError) and cause.errno in _FULL
+def _lacks_room(problem: DownloadError | None) -> bool:
+    return problem is not None and lacks_room(problem)

@@ -44,7 +44,8 @@ THREADS = 16
 MARK = "user.evolink.result"
 _BLOCK = 1024 * 1024
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES})
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL = _NO_ROOM | {errno.EFBIG}
 # `O_NOFOLLOW` and `O_BINARY` don't exist everywhere.
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _PART = ".evolink-", ".part"
@@ -99,7 +100,7 @@ class _Room:
                 raise DownloadError(
                     f"not enough space in {str(folder)!r}: {size / 1e6:.1f} MB are needed, "
                     f"{free / 1e6:.1f} MB are free{taken}; make room and save again"
-                )
+                ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._promised[device] += size
 
     def give_back(self, device: int, size: int) -> None:
@@ -446,6 +447,11 @@ def hash_of(file: BinaryIO, most: int | None = None) -> tuple[bytes, int]:
 def is_full(error: OSError) -> bool:
     """Whether it says that no more can be written."""
     return error.errno in _FULL
+
+
+def lacks_room(problem: DownloadError) -> bool:
+    """Whether there was no room for a file, as there may be later."""
+    return isinstance(problem.__cause__, OSError) and problem.__cause__.errno in _NO_ROOM
 
 
 def _sync_folder(folder: Path) -> None:

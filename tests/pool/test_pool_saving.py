@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pool_world import drain, images
 
-from evolink_async import AsyncEvoLink, ConfigurationError, DownloadError, ImageRequest
+from evolink_async import AsyncEvoLink, ConfigurationError, DownloadError, ImageRequest, VideoRequest
 from evolink_async.emulator import Emulator
 from evolink_async.pool import savings
+from evolink_async.saving import download, folder
 from evolink_async.saving.folder import PartFile
 
 
@@ -106,24 +109,32 @@ async def test_a_download_holds_no_place_among_the_outstanding(api_key: str, tmp
 
 
 class FullDisk:
-    """A disk without room for another byte until `room` is set."""
+    """A disk without room for another byte until `room` is set: by what it says is free, or only when it is written."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, says_so: bool = True) -> None:
         self.room = False
-        flush = PartFile.flush
+        flush, usage = PartFile.flush, shutil.disk_usage
 
         def flush_if_there_is_room(part: PartFile) -> None:
             if not self.room:
                 raise OSError(errno.ENOSPC, "No space left on device")
             flush(part)
 
-        monkeypatch.setattr(PartFile, "flush", flush_if_there_is_room)
+        def usage_if_full(path: Path) -> Any:
+            return usage(path) if self.room else usage(path)._replace(free=0)
+
+        if says_so:
+            monkeypatch.setattr(folder.shutil, "disk_usage", usage_if_full)
+            monkeypatch.setattr(download, "FLUSH", 1000)  # smaller files are written at one go and don't ask
+        else:
+            monkeypatch.setattr(PartFile, "flush", flush_if_there_is_room)
 
 
+@pytest.mark.parametrize("says_so", [True, False])
 async def test_while_the_disk_is_full_saving_waits_and_no_more_is_paid_for(
-    api_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    api_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, says_so: bool
 ) -> None:
-    disk = FullDisk(monkeypatch)
+    disk = FullDisk(monkeypatch, says_so=says_so)
     monkeypatch.setattr(savings, "FULL_PAUSE", 0.02)
     caplog.set_level(logging.WARNING, "evolink_async")
 
@@ -179,3 +190,37 @@ async def test_leaving_a_pool_whose_disk_is_full_waits_for_no_room(
         outcome = await running
     assert outcome.status == "completed"
     assert isinstance(outcome.error, DownloadError)
+
+
+async def test_a_file_that_never_fits_is_given_up_although_smaller_ones_are_saved_meanwhile(
+    api_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=20_000)  # pictures have 3,000 bytes, the video 60,000
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(download, "FLUSH", 20_000)
+    monkeypatch.setattr(savings, "FULL_PAUSE", 0.02)
+    monkeypatch.setattr(savings, "FULL_PATIENCE", 0.5)
+
+    async def some() -> AsyncIterator[ImageRequest | VideoRequest]:
+        yield VideoRequest(model="veo3.1-fast-beta", prompt="waves", key="video")
+        for request in images(10_000):
+            if over.is_set():
+                return
+            yield request
+            await asyncio.sleep(0.05)
+
+    over = asyncio.Event()
+    async with (
+        Emulator(speed=200, api_key=api_key).serve() as server,
+        client_of(server) as client,
+        asyncio.timeout(60),
+        client.pool(some(), save_to=tmp_path) as pool,
+    ):
+        async for outcome in pool:
+            if outcome.key == "video":
+                video = outcome
+                over.set()
+            else:
+                assert outcome.ok
+    assert isinstance(video.error, DownloadError)
+    assert "make room" in str(video.error)
