@@ -199,7 +199,7 @@ async def test_a_file_that_never_fits_is_given_up_although_smaller_ones_are_save
     monkeypatch.setattr(folder.shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(download, "FLUSH", 20_000)
     monkeypatch.setattr(savings, "FULL_PAUSE", 0.02)
-    monkeypatch.setattr(savings, "FULL_PATIENCE", 0.5)
+    monkeypatch.setattr(savings, "FULL_PATIENCE", 4.0)
 
     async def some() -> AsyncIterator[ImageRequest | VideoRequest]:
         yield VideoRequest(model="veo3.1-fast-beta", prompt="waves", key="video")
@@ -213,7 +213,7 @@ async def test_a_file_that_never_fits_is_given_up_although_smaller_ones_are_save
     async with (
         Emulator(speed=200, api_key=api_key).serve() as server,
         client_of(server) as client,
-        asyncio.timeout(60),
+        asyncio.timeout(30),
         client.pool(some(), save_to=tmp_path) as pool,
     ):
         async for outcome in pool:
