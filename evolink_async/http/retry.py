@@ -154,7 +154,7 @@ def _asking_pause(history: History) -> float:
     left = _LAST_ASK - history.asked_for
     if left < _FIRST_ASK:
         return 0.0
-    return min(_FIRST_ASK ** min(history.asked, 10), left)
+    return min(_FIRST_ASK * 2.0 ** (min(history.asked, 10) - 1), left)
 
 
 class Replays:
