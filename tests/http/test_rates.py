@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from pace_bench import BENCHMARKS, bench
 
 from evolink_async import RetryPolicy
 from evolink_async.http.rates import START_BURST, START_RATE, Climb, ModelPace
 
 POLICY = RetryPolicy()
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def _load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("benchmarks_pace", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = _load(BENCHMARKS / "pace.py")
 
 
 def figures(seed: int = 1, **world: Any) -> dict[str, float]:

@@ -3,31 +3,16 @@ that of `benchmarks/pace.py`."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from pace_bench import bench
 
 from evolink_async.http.rates import ModelPace, Trials
 
 SEEDS = range(1, 7)
-
-
-def _load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("benchmarks_pace_by_chance", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = _load(Path(__file__).parents[2] / "benchmarks" / "pace.py")
 
 
 def figures(figure: str, **world: Any) -> list[float]:

@@ -13,7 +13,7 @@ import pytest
 from loop_executor import in_loop
 from pool_world import answering, drain, images, now, task_json, world
 
-from evolink_async import BudgetExceededError, LedgerError
+from evolink_async import BudgetExceededError, LedgerError, Outcome, TaskPool
 
 pytestmark = pytest.mark.looptime
 
@@ -53,6 +53,14 @@ class Service:
         return {} if credits is None else {name: credits}
 
 
+async def until_the_budget_ends_it(pool: TaskPool) -> list[Outcome]:
+    """All its outcomes; its reason must be the budget."""
+    with pytest.raises(BudgetExceededError):
+        async with pool:
+            outcomes = await drain(pool)
+    return outcomes
+
+
 @pytest.mark.parametrize(
     ("reserved", "used", "posts", "spent"),
     [(10, 10, 5, 50), (0, 10, 5, 50), (-100, 10, 5, 50), (None, 10, 5, 50), (10, -10, 5, 50), (0, 0, 40, 0)],
@@ -85,15 +93,11 @@ async def test_after_the_first_has_shown_that_it_uses_more_than_was_reserved_no_
         w.wire.tamper = answering(service)
         # Nine of them run when it comes out, and what they have used is known when they end.
         pool = w.pool(images(100), max_credits=250, ledger=ledger, max_outstanding=9)
-        with pytest.raises(BudgetExceededError):
-            async with pool:
-                await drain(pool)
+        await until_the_budget_ends_it(pool)
         assert len(service.begun) == 25
         assert pool.stats.credits_spent == 250
         pool = w.pool(images(100), max_credits=299, ledger=ledger)
-        with pytest.raises(BudgetExceededError):
-            async with pool:
-                outcomes = await drain(pool)
+        outcomes = await until_the_budget_ends_it(pool)
         assert len(service.begun) == 29
         assert sum(outcome.from_ledger for outcome in outcomes) == 25
         assert pool.stats.credits_spent == 40
@@ -111,9 +115,7 @@ async def test_tasks_of_an_earlier_run_that_use_more_than_was_reserved_show_it_t
         assert len(service.begun) == 5
         # Nothing new is sent before they end, for they hold all places.
         pool = w.pool(images(100), max_credits=95, ledger=ledger, max_outstanding=5)
-        with pytest.raises(BudgetExceededError):
-            async with pool:
-                await drain(pool)
+        await until_the_budget_ends_it(pool)
         assert len(service.begun) == 9
         assert pool.stats.credits_spent == 90
 
@@ -123,9 +125,7 @@ async def test_a_price_that_the_caller_tells_too_low_is_put_right_by_the_first_t
         service = Service(None, 10)
         w.wire.tamper = answering(service)
         pool = w.pool(images(100), max_credits=200, prices={"gpt-4o-image": 1}, max_outstanding=10)
-        with pytest.raises(BudgetExceededError):
-            async with pool:
-                await drain(pool)
+        await until_the_budget_ends_it(pool)
         assert len(service.begun) == 20
         assert pool.stats.credits_spent == 200
 
