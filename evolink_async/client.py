@@ -29,7 +29,8 @@ from evolink_async.http.exchange import AnswerLost, Flight, NotSent, checked_bas
 from evolink_async.http.keys import ApiKey, KeySource
 from evolink_async.http.rates import RateLimit
 from evolink_async.http.retry import RetryPolicy
-from evolink_async.http.submit import checked_idempotency_key, submit_and_wait
+from evolink_async.http.single import submit_and_wait
+from evolink_async.http.submit import checked_idempotency_key
 from evolink_async.observer import Observation
 from evolink_async.polling.endings import conclude, is_over, still_running
 from evolink_async.requests import (

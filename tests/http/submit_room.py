@@ -14,12 +14,12 @@ from evolink_async.http.keys import ApiKey, KeySource
 from evolink_async.http.pace import Pace, Urgency
 from evolink_async.http.rates import RateLimit
 from evolink_async.http.retry import Replays
+from evolink_async.http.single import submit_and_wait
 from evolink_async.http.submit import (
     Settled,
     Submission,
     Submitter,
     new_idempotency_key,
-    submit_and_wait,
 )
 from evolink_async.types import TaskReading
 
