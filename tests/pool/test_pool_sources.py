@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
@@ -133,16 +132,12 @@ async def test_many_items_of_a_generator_cost_constant_memory(monkeypatch: pytes
                     return tracemalloc.get_traced_memory()[1]
 
     logging.disable(logging.CRITICAL)  # pytest keeps every line
-    # httpx's answers are cycles. Beside the objects of thousands of tests before this one nothing would collect them.
-    gc.collect()
-    gc.freeze()
     tracemalloc.start()
     try:
         await peak(100)
         small, large = await peak(300), await peak(2_000)
     finally:
         tracemalloc.stop()
-        gc.unfreeze()
         logging.disable(logging.NOTSET)
     # pydantic remembers up to 16,384 strings of JSON: here an id and a link of each task, some 170 bytes. An outcome
     # has 3,000.
