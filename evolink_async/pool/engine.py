@@ -7,9 +7,11 @@ block and for whoever stops waiting for a `run`; the asyncio tasks are the sourc
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 from collections.abc import Callable
+from datetime import datetime
 from decimal import Decimal
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -130,6 +132,7 @@ class Engine:
         self.entered = True
         self._entered_at, self._entered_on = session.loop.time(), clock.now()
         self._requests_before = session.watcher.requests
+        self._progress.open()
         if self.client._observation.observer is not None:
             self.client._observation.observer.pool_entered(self)
         if self.doubts is not None:
@@ -213,7 +216,7 @@ class Engine:
             waiting=stages.waiting,
             outstanding=self.outstanding,
             untaken=len(stages.untaken),
-            counts={str(status): count for status, count in tally.counts.items()},
+            counts=tally.counts(),
             credits_reserved=self.journal.job.reserved if self.entered else Decimal(0),
             credits_spent=self.journal.spent if self.entered else Decimal(0),
             posts=tally.posts,
@@ -302,7 +305,7 @@ class Engine:
             names |= {place: uploads[link] for place, link in media_links(request).items() if link in uploads}
         content = content_hash(request, names) if names else None
         try:
-            self.journal.enter(request, lambda known: self._guarded(self._looked_up, record, known), content)
+            self.journal.enter(request, functools.partial(self._guarded, self._looked_up, record), content)
         except InvalidRequestError as error:
             self._finish(record, OutcomeStatus.REJECTED, error)
 
@@ -324,25 +327,28 @@ class Engine:
         if todo is Todo.REFUSE:
             self._finish(record, OutcomeStatus.REJECTED, _other_body(record))
             return
-        record.row = known.row
-        if todo is Todo.SHARE and any(
-            other.row is known.row for other in self.stages.under_way() if other is not record
-        ):
-            self._sharing.setdefault(known.row, []).append(record)
-        elif todo in (Todo.SHARE, Todo.DELIVER, Todo.HOLD):
+        record.row = row = known.row
+        if todo is Todo.SUBMIT:
+            assert record.request is not None
+            try:
+                self.client._check(record.request)
+                self.journal.check_price(record.request)
+            except InvalidRequestError as error:
+                self._refuse(record, row, error)
+                return
+            self._wait_for_place(record)
+        elif todo in (Todo.FOLLOW, Todo.SETTLE):
+            self._wait_for_place(record)
+        elif todo is Todo.SHARE and any(other.row is row for other in self.stages.under_way() if other is not record):
+            self._sharing.setdefault(row, []).append(record)
+        else:
             record.from_ledger = True
             self._conclude_as(record, *record.known_ending())
-        else:
-            if todo is Todo.SUBMIT:
-                assert record.request is not None
-                try:
-                    self.client._check(record.request)
-                    self.journal.check_price(record.request)
-                except InvalidRequestError as error:
-                    self.journal.refused(known.row, error)
-                    self._finish(record, OutcomeStatus.REJECTED, error)
-                    return
-            self._wait_for_place(record)
+
+    def _refuse(self, record: Record, row: Row, error: InvalidRequestError) -> None:
+        """It is found to be wrong before anything is sent."""
+        self.journal.refused(row, error)
+        self._finish(record, OutcomeStatus.REJECTED, error)
 
     def _wait_for_place(self, record: Record, *, first: bool = False) -> None:
         """The step into `pulled`."""
@@ -353,17 +359,15 @@ class Engine:
 
     def _read_on(self, line: str) -> None:
         """Fewer of this line wait now, perhaps."""
-        if self.stages.may_wait(line):
+        if self.sources.holds(line) and self.stages.may_wait(line):
             self.sources.release(line)
 
     # Sending
 
     def _fill(self) -> None:
         """Give free places to requests that wait for one: those awaited first."""
-        if self._filling:  # called by a step of the loop below, which goes on by itself
-            return
-        if not self.stages.pulled and not self.stages.runs:
-            return
+        if self._filling or not self.stages.anyone_waits:
+            return  # a step of the loop below, which goes on by itself, has called; or nobody wants a place
         self._filling = True
         try:
             while (record := self._next_to_send()) is not None:
@@ -378,14 +382,13 @@ class Engine:
         if self._probe is not None and self._is_probing(self._probe):
             return None
         stages = self.stages
-        record = stages.runs.next()
-        if record is not None and (stages.has_place() or self._displace()):
+        if stages.runs.count and (record := stages.runs.next()) and (stages.has_place() or self._displace()):
             stages.runs.remove(record)
             return record
-        record = stages.pulled.next() if stages.has_place() else None
-        if record is not None:
+        if stages.pulled.count and stages.has_place() and (record := stages.pulled.next()):
             stages.pulled.remove(record)
-        return record
+            return record
+        return None
 
     def _is_probing(self, record: Record) -> bool:
         """Whether the price of this request is still being found out."""
@@ -419,11 +422,11 @@ class Engine:
         if row.state is Known.ACCEPTED:
             self._go_on_with(record, row)
             return
-        reason = self.reason
-        if reason is None and self._block.holds(self.session.loop.time()):
-            reason = self._block.error
-        if reason is not None:
-            self._return(record, reason)
+        if self._block.error is not None and self._block.holds(self.session.loop.time()):
+            self._return(record, self.reason or self._block.error)
+            return
+        if self.reason is not None:
+            self._return(record, self.reason)
             return
         self.stages.send(record)
         record.submission = submission = Submission(
@@ -452,8 +455,7 @@ class Engine:
             self.session.submitter.start(submission)
         except InvalidRequestError as error:
             assert record.row is not None
-            self.journal.refused(record.row, error)
-            self._finish(record, OutcomeStatus.REJECTED, error)
+            self._refuse(record, record.row, error)
 
     def _is_uploading(self, record: Record) -> bool:
         """Whether its local files have to be uploaded before it can be sent."""
@@ -520,7 +522,7 @@ class Engine:
     def posting(self, record: Record) -> None:
         """A POST is about to be made."""
         self.stages.posting(record)
-        self._note_progress()
+        self._progress.changed()
 
     def posted(self, record: Record) -> None:
         self._tally.posts += 1
@@ -537,16 +539,13 @@ class Engine:
             self.session.submitter.withdraw(submission)
             self._finish(record, OutcomeStatus.NOT_SUBMITTED, _not_submitted(None))
         self._mind_cool_down(record, error)
-        self._note_progress()
+        self._progress.changed()
 
     def settled(self, record: Record, settled: Settled) -> None:
         if record.state is not State.SENDING:
             return  # it has its outcome already
-        assert record.request is not None
         error = settled.error
         if settled.task is not None:
-            self._refusals.accepted()
-            self._block.end()
             self._accepted(record, settled.task)
         elif settled.ending == "deferred":
             self._defer(record, settled)
@@ -555,11 +554,6 @@ class Engine:
             self._not_sent(record, error)
         else:
             self._finish(record, OutcomeStatus(settled.ending), error)
-        if settled.ending == "rejected" and self._refusals.too_many(
-            error, record.request.model, has_sources=self._has_sources
-        ):
-            assert error is not None
-            self.end_early(error)
         if self.client._closed:
             self.end_early(_client_closed())
         elif isinstance(settled.fatal, LedgerError | BudgetExceededError):
@@ -567,6 +561,10 @@ class Engine:
         elif settled.fatal is not None:
             self._no_access(settled.fatal)
         if error is not None:
+            if settled.ending == "rejected" and self._refusals.too_many(
+                error, record.model, has_sources=self._has_sources
+            ):
+                self.end_early(error)
             self._mind_cool_down(record, error)
 
     def _defer(self, record: Record, settled: Settled) -> None:
@@ -589,6 +587,8 @@ class Engine:
 
     def _accepted(self, record: Record, task: TaskReading) -> None:
         """The step into `outstanding`."""
+        self._refusals.accepted()
+        self._block.end()
         logger.info(
             "task %s accepted for request %s",
             task.id,
@@ -636,7 +636,7 @@ class Engine:
         self._follow(record, task, age)
         self._fill()
         self._read_on(record.line)
-        self._note_progress()
+        self._progress.changed()
 
     # Watching
 
@@ -668,8 +668,7 @@ class Engine:
             self.journal.ended(row, task)
             if self._tally.finished % _REMEMBERED_EVERY == 0:
                 self.journal.remember(self.client._memory.schedule)
-            goes_on = self.reason is None and not (self.stopped or self.left or record.deserted)
-            if goes_on and may_try_again(row, self._retry_failed):
+            if may_try_again(row, self._retry_failed) and self._goes_on and not record.deserted:
                 self._try_again(record)
                 return
         error = failure_of(task)
@@ -678,20 +677,24 @@ class Engine:
             status = OutcomeStatus.CANCELLED if task.status == TaskStatus.CANCELLED else OutcomeStatus.FAILED
         self._conclude_as(record, status, error)
 
+    @property
+    def _goes_on(self) -> bool:
+        """Whether more is submitted."""
+        return self.reason is None and not (self.stopped or self.left)
+
     def _conclude_as(self, record: Record, status: OutcomeStatus, error: EvoLinkError | None) -> None:
         """How it ended is known: its results are saved, if there are any and somebody wants them."""
         if status is not OutcomeStatus.COMPLETED or self._savings is None or self.left:
             self._finish(record, status, error)
             return
         if record.state is State.OUTSTANDING:
-            self._no_longer_watched(record)
-            self._time(record)
+            self._note_end(record, clock.now())
         self._release_files(record)
         self.stages.save(record)
         self._savings.put(record)
         self._fill()
         self.sources.notice_room()
-        self._note_progress()
+        self._progress.changed()
 
     def _saved(self, record: Record, files: tuple[PurePath, ...], error: DownloadError | None) -> None:
         if record.state is not State.SAVING:
@@ -760,7 +763,7 @@ class Engine:
         self.sources.notice_room()
         if record.request is not None:
             self._read_on(record.line)
-        self._note_progress()
+        self._progress.changed()
 
     def _not_sent(self, record: Record, reason: BaseException | None) -> None:
         error = reason if isinstance(reason, NotSubmittedError) else _not_submitted(reason)
@@ -771,33 +774,35 @@ class Engine:
         finished_at = clock.now()
         outcome = record.outcome(status, error, finished_at)
         if record.state is State.OUTSTANDING:
-            self._no_longer_watched(record)
-            self._time(record)
+            self._note_end(record, finished_at)
         self.stages.close(record)
         if self.doubts is not None:
             self.doubts.over(record)
-        self._release_files(record, keep=status in (OutcomeStatus.UNKNOWN, OutcomeStatus.UNFINISHED))
+        if record.attachment is not None:
+            self._release_files(record, keep=status in (OutcomeStatus.UNKNOWN, OutcomeStatus.UNFINISHED))
         self._tally.outcome(outcome)
         log_outcome(outcome)
         if record.waiter is None:
             self._unfinished -= 1
             self.stages.untaken.append(outcome)
-            self._wake_reader()
+            self.changed.set()
         elif not record.waiter.done():
             record.waiter.set_result(outcome)
         else:
             self._leave_behind(outcome)
         if record.row is not None:
             self.journal.let_go(record.row)
-            for other in self._sharing.pop(record.row, ()):
-                other.task, other.files = record.task, record.files
-                self._finish(other, status, error)
+            if self._sharing:
+                for other in self._sharing.pop(record.row, ()):
+                    other.task, other.files = record.task, record.files
+                    self._finish(other, status, error)
 
-    def _time(self, record: Record) -> None:
+    def _note_end(self, record: Record, at: datetime) -> None:
         """Its task has ended: how long it took, if this run has sent it."""
+        self._no_longer_watched(record)
         sent_at = None if record.row is None else record.row.submitted_at
         if sent_at is not None and sent_at >= self._entered_on:
-            self._tally.ended((clock.now() - sent_at).total_seconds())
+            self._tally.ended((at - sent_at).total_seconds())
 
     def _no_longer_watched(self, record: Record) -> None:
         self._timeouts.note_end()
@@ -1050,10 +1055,6 @@ class Engine:
             cancellation.add_note(
                 f"an evolink request may have been accepted: idempotency key {record.row.idempotency_key}"
             )
-
-    def _note_progress(self) -> None:
-        if self.entered and not self.left:
-            self._progress.changed()
 
 
 def _not_submitted(reason: BaseException | None) -> NotSubmittedError:

@@ -7,7 +7,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from evolink_async.pool.outcome import ModelStats, Outcome, OutcomeStatus, PoolStats
@@ -25,21 +25,14 @@ _FREE = frozenset({OutcomeStatus.FAILED, OutcomeStatus.REJECTED})
 class _Sums:
     """Of the outcomes of one model."""
 
-    requests: int = 0
-    completed: int = 0
-    failed: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
     priced: int = 0
     credits: Decimal = Decimal(0)
     squares: float = 0.0
 
     def add(self, outcome: Outcome, times: int) -> None:
-        status = outcome.status
-        self.requests += times
-        if status is OutcomeStatus.COMPLETED:
-            self.completed += times
-        elif status is OutcomeStatus.FAILED:
-            self.failed += times
-        credits = outcome.credits
+        status, credits = outcome.status, outcome.credits
+        self.counts[status] += times
         if credits is not None and status is not OutcomeStatus.NOT_SUBMITTED:
             self.priced += times
             self.credits += credits * times
@@ -52,9 +45,9 @@ class _Sums:
         mean = float(self.credits) / self.priced if self.priced else 0.0
         variance = self.squares / self.priced - mean * mean if self.priced else 0.0
         return ModelStats(
-            requests=self.requests,
-            completed=self.completed,
-            failed=self.failed,
+            requests=self.counts.total(),
+            completed=self.counts[OutcomeStatus.COMPLETED],
+            failed=self.counts[OutcomeStatus.FAILED],
             priced=self.priced,
             credits=self.credits,
             deviation=math.sqrt(variance) if variance > 1e-9 * mean * mean else 0.0,
@@ -65,33 +58,33 @@ class Tally:
     """Running sums over everything that went through a pool."""
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
+        self.finished = 0  # outcomes
         self.posts = self.polls = self.rate_limited = 0
         self.seconds = 0.0
         self.timed = 0
-        self._models: dict[str, _Sums] = {}
+        self._models: dict[str | None, _Sums] = {}  # None: of tasks that were attached
 
     def outcome(self, outcome: Outcome, times: int = 1) -> None:
         """A request came to its end; -1 times: it has not, after all."""
-        self.counts[outcome.status] += times
-        if outcome.request is not None:
-            model = outcome.request.model
-            sums = self._models.get(model)
-            if sums is None:
-                sums = self._models[model] = _Sums()
-            sums.add(outcome, times)
+        self.finished += times
+        model = None if outcome.request is None else outcome.request.model
+        sums = self._models.get(model)
+        if sums is None:
+            sums = self._models[model] = _Sums()
+        sums.add(outcome, times)
+
+    def counts(self) -> dict[str, int]:
+        """Outcomes by status."""
+        counts = sum((sums.counts for sums in self._models.values()), Counter[str]())
+        return {str(status): count for status, count in counts.items()}
 
     def by_model(self) -> dict[str, ModelStats]:
-        return {model: sums.stats() for model, sums in self._models.items()}
+        return {model: sums.stats() for model, sums in self._models.items() if model is not None}
 
     def ended(self, seconds: float) -> None:
         """A task that was sent in this run came to its end, so many seconds later."""
         self.seconds += max(0.0, seconds)
         self.timed += 1
-
-    @property
-    def finished(self) -> int:
-        return sum(self.counts.values())
 
     def eta(self, to_send: int, running: int, rate: float | None, places: int) -> float | None:
         """Seconds until all is done: what is to be sent at the present rate, or as fast as places come free, and one
@@ -105,13 +98,21 @@ class Tally:
 
 
 class Progress:
-    """Calls the caller's `on_progress`, at most once a second while something changes, and once at the end."""
+    """Calls the caller's `on_progress`, at most once a second while something changes, and once at the end.
 
-    def __init__(self, tell: Callable[[PoolStats], object] | None, stats: Callable[[], PoolStats]) -> None:
-        self._tell = tell
+    It begins with `open`.
+    """
+
+    def __init__(self, on_progress: Callable[[PoolStats], object] | None, stats: Callable[[], PoolStats]) -> None:
+        self._on_progress = on_progress
+        self._tell: Callable[[PoolStats], object] | None = None
         self._stats = stats
         self._timer: asyncio.TimerHandle | None = None
         self._last = -math.inf
+
+    def open(self) -> None:
+        """From here on changes are told."""
+        self._tell = self._on_progress
 
     def changed(self) -> None:
         """Something changed."""

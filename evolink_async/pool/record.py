@@ -40,13 +40,12 @@ know of it goes through the `Journal`: durable before the first byte of a POST, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import PurePath
-from typing import Any, Protocol
+from typing import Protocol
 
 from evolink_async.errors import (
     EvoLinkError,
@@ -233,23 +232,23 @@ class Record:
 
     def ended(self, task: Task) -> None:
         self.task = task
-        self._tell(self.home.ended, self, task)
+        try:
+            self.home.ended(self, task)
+        except Exception as error:  # noqa: BLE001  (it becomes the pool's reason)
+            self.home.crashed(self, error)
 
     def lost(self, error: EvoLinkError) -> None:
         if isinstance(error, TaskError):
             error.task = self.known_task() or error.task
-        self._tell(self.home.lost, self, error)
+        try:
+            self.home.lost(self, error)
+        except Exception as fault:  # noqa: BLE001  (it becomes the pool's reason)
+            self.home.crashed(self, fault)
 
     def crashed(self, error: BaseException) -> None:
         if self.state is State.OUTSTANDING:
             self.home.unwatched(error)
         else:
-            self.home.crashed(self, error)
-
-    def _tell(self, step: Callable[..., None], *args: Any) -> None:
-        try:
-            step(*args)
-        except Exception as error:  # noqa: BLE001  (it becomes the pool's reason)
             self.home.crashed(self, error)
 
     # Its end

@@ -32,6 +32,7 @@ class Stages:
         self.saving: dict[Record, None] = {}
         self.untaken: deque[Outcome] = deque()
         self._sending_of: Counter[str] = Counter()  # those of `sending`, by line
+        self._held = {State.ENTERING: self.entering, State.SENDING: self.sending, State.SAVING: self.saving}
 
     # Moving
 
@@ -77,22 +78,24 @@ class Stages:
         record.state = State.UNTAKEN
 
     def _leave(self, record: Record) -> None:
-        match record.state:
-            case State.SENDING:
-                _drop(self.sending, record)
+        records = self._held.get(record.state)
+        if records is not None:
+            _drop(records, record)
+            if records is self.sending:
                 _drop(self.unsent, record)
                 self._sending_of[record.line] -= 1
-            case State.OUTSTANDING:
-                shared = self.outstanding.get(record.task_id) is not record
-                _drop(self.outstanding, (record.task_id, record.index) if shared else record.task_id)
-            case State.ENTERING:
-                self.entering.pop(record, None)
-            case State.SAVING:
-                self.saving.pop(record, None)
-            case State.PULLED | State.UNTAKEN:
-                pass  # who moves it has taken it from those that wait for a place, or for the reader
+        elif record.state is State.OUTSTANDING:
+            task_id = record.task_id
+            shared = self.outstanding.get(task_id) is not record
+            _drop(self.outstanding, (task_id, record.index) if shared else task_id)
+        # If it is pulled or untaken, who moves it has taken it from those that wait for a place, or for the reader.
 
     # Room
+
+    @property
+    def anyone_waits(self) -> bool:
+        """Whether a request waits for a place."""
+        return bool(self.pulled.count or self.runs.count)
 
     @property
     def places_held(self) -> int:
@@ -102,11 +105,11 @@ class Stages:
     @property
     def waiting(self) -> int:
         """Requests of which nothing was sent yet."""
-        return len(self.entering) + len(self.pulled) + len(self.runs) + len(self.unsent)
+        return len(self.entering) + self.pulled.count + self.runs.count + len(self.unsent)
 
     def has_room(self) -> bool:
         """Whether one more may be pulled."""
-        before = len(self.entering) + len(self.pulled)
+        before = len(self.entering) + self.pulled.count
         return self.places_held + before + len(self.saving) + len(self.untaken) < self._most
 
     def has_place(self) -> bool:

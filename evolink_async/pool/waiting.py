@@ -9,24 +9,28 @@ from evolink_async.pool.record import Record
 
 
 class Waiting:
-    """Records in the order they were pulled, by line (mostly their model): some may have no place at the moment."""
+    """Records in the order they were pulled, by line (mostly their model): some may have no place at the moment.
+
+    count: how many there are.
+    """
 
     def __init__(self, may_have_place: Callable[[str], bool]) -> None:
         self._may_have_place = may_have_place
         self._queues: dict[str, OrderedDict[Record, None]] = {}
-        self._count = 0
+        self.count = 0
 
     def put(self, record: Record, *, first: bool = False) -> None:
         """Add a record, as the last of its model or as the `first`."""
-        queue = self._queues.setdefault(record.line, OrderedDict())
+        queue = self._queues.get(record.line)
+        if queue is None:
+            queue = self._queues[record.line] = OrderedDict()
         queue[record] = None
-        queue.move_to_end(record, last=not first)
-        self._count += 1
+        if first:
+            queue.move_to_end(record, last=False)
+        self.count += 1
 
     def next(self) -> Record | None:
         """The oldest one whose model may have a place; it stays here."""
-        if not self._queues:
-            return None
         oldest = None
         for model, queue in self._queues.items():
             record = next(iter(queue))
@@ -42,7 +46,7 @@ class Waiting:
         del queue[record]
         if not queue:
             del self._queues[record.line]
-        self._count -= 1
+        self.count -= 1
         return True
 
     def take_all(self) -> list[Record]:
@@ -51,15 +55,12 @@ class Waiting:
             (record for queue in self._queues.values() for record in queue), key=lambda record: record.number
         )
         self._queues.clear()
-        self._count = 0
+        self.count = 0
         return records
 
     def of(self, model: str) -> int:
         """How many wait for this model."""
         return len(self._queues.get(model, ()))
-
-    def __len__(self) -> int:
-        return self._count
 
     def __iter__(self) -> Iterator[Record]:
         return (record for queue in self._queues.values() for record in queue)
