@@ -5,7 +5,7 @@
 
 overhead  The whole way of a task (submit, looks, bookkeeping, delivery) over a transport in this process that answers
           at once; less what that transport itself costs, which is measured by calling it alone in the same way.
-          The requests are built before.
+          The requests are built before, and the garbage collector leaves them alone.
 tcp       The same over TCP, the service in another process; then aiohttp, used by hand, makes the same calls: as many
           POSTs, as many status requests for as many tasks. "core" is the core install on asyncio's own loop, "fast"
           the `fast` extra; each beside aiohttp on the same loop. CPU time is the client process's own.
@@ -258,8 +258,7 @@ async def overhead(job: Job) -> dict[str, Any]:
     async with canned_client(job) as (client, transport):
         await drain(client.pool(requests(replace(job, tasks=WARM_UP))))
         transport.service, transport.kept = Service(job), []
-        gc.collect()
-        gc.freeze()  # the collector's walks over what the benchmark holds are not the pool's
+        _leave_out_of_collections()
         cpu, start = time.process_time(), time.perf_counter()
         pool = client.pool(given, max_outstanding=job.outstanding)
         await drain(pool)
@@ -278,6 +277,12 @@ async def overhead(job: Job) -> dict[str, Any]:
         "status_requests": counts.status_requests / job.tasks,
         "tasks_per_second": job.tasks / wall,
     }
+
+
+def _leave_out_of_collections() -> None:
+    """What was made so far, the requests above all, is not walked by the collector on the account of what is measured."""
+    gc.collect()
+    gc.freeze()
 
 
 async def drain(pool: TaskPool) -> None:
@@ -500,6 +505,7 @@ async def pool_over_tcp(job: Job, base_url: str) -> tuple[float, Counts]:
         client._memory.rates[MODEL] = 1e7  # nothing is to wait for its turn
         await drain(client.pool(requests(replace(job, tasks=WARM_UP))))
         before = Counts(*await client.raw("GET", "/v1/counts"))
+        _leave_out_of_collections()
         cpu = time.process_time()
         await drain(client.pool(given, max_outstanding=job.outstanding))
         cpu = time.process_time() - cpu
@@ -539,6 +545,7 @@ async def aiohttp_by_hand(job: Job, base_url: str, counts: Counts) -> float:
 
         await submit(iter(bodies[:WARM_UP]))
         tasks.clear()
+        _leave_out_of_collections()
         cpu = time.process_time()
         bodies_left = iter(bodies)
         await asyncio.gather(*(submit(bodies_left) for _ in range(CONNECTIONS * 3 // 4)))
