@@ -280,7 +280,7 @@ async def overhead(job: Job) -> dict[str, Any]:
 
 
 def _leave_out_of_collections() -> None:
-    """What was made so far, the requests above all, is not walked by the collector on the account of what is measured."""
+    """The collector's walks over what was made so far, the requests above all, are not those of what is measured."""
     gc.collect()
     gc.freeze()
 
