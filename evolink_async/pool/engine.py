@@ -256,8 +256,10 @@ class Engine:
                 WARN_WITHOUT_LEDGER_AT,
                 extra={"event": "pool_without_ledger"},
             )
-        request = item if isinstance(item, GenerationRequest) else None
-        record = Record(self, index, request, waiter)
+        if isinstance(item, GenerationRequest):
+            record = Record(self, index, item, waiter, line=item.model)
+        else:
+            record = Record(self, index, None, waiter)
         try:
             self._begin(record, item)
         except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)

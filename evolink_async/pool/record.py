@@ -120,10 +120,6 @@ class Record:
     line: str = ""  # what it waits among: requests of its model, which may wait for the service's sake
     attachment: Attachment | None = None  # its local files, if it has any
 
-    def __post_init__(self) -> None:
-        if self.request is not None:
-            self.line = self.request.model
-
     def attach(self, attachment: Attachment) -> None:
         """It has local files: requests with some wait among themselves, for places at the files service."""
         self.attachment = attachment
@@ -269,7 +265,7 @@ class Record:
             status=status,
             task=task,
             error=error,
-            files=self.files or tuple(map(path_of, row.files)),
+            files=self.files or (tuple(map(path_of, row.files)) if row.files else ()),
             credits=credits,
             attempts=row.attempts,
             idempotency_key=row.idempotency_key,
