@@ -138,8 +138,8 @@ class AsyncEvoLink:
         options.validate = one_of(validate, "validate", (True, False, "warn"))
         options.http_client = _checked_http_client(http_client)
         options.allow_private_hosts = one_of(allow_private_hosts, "allow_private_hosts", (True, False))
-        # Whether callback URLs may lead to private hosts, as far as this side minds. A service on a loopback host, which
-        # is the only one that plain http is allowed for, may call back to one.
+        # Whether callback URLs may lead to private hosts, as far as this side minds. A service on a loopback host,
+        # which is the only one that plain http is allowed for, may call back to one.
         self._calls_private_hosts = options.allow_private_hosts or options.base_url.startswith("http:")
         self._memory = Memory()
         self._observation = Observation()

@@ -89,8 +89,11 @@ def _defaults(prefix: str, specs: Mapping[str, ParamSpec]) -> Iterator[tuple[str
 def _forbid(rule: Rule, defaults: Mapping[str, Any]) -> Violations:
     applies = _when(rule, defaults)
     targets = _targets(rule)
+    names = frozenset(path.partition(".")[0] for path in rule.params)
 
     def find(params: Params) -> Iterable[str]:
+        if names.isdisjoint(params):
+            return ()
         present = [path for path, get in targets if given(get(params))]
         return present if present and applies(params) else ()
 

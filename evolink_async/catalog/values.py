@@ -15,7 +15,7 @@ from .urls import callback_remark, media_remark
 
 _JSON_TYPES: dict[type, str] = {
     str: "string",
-    bool: "boolean",
+    bool: "boolean",  # and no integer
     int: "integer",
     float: "number",
     list: "array",
@@ -49,7 +49,7 @@ class ValueCheck:
 
     def value(self, spec: ParamSpec, path: str, value: Any) -> None:
         """Report what is wrong with `value`."""
-        kind = json_type(value)
+        kind = _JSON_TYPES.get(type(value)) or _json_type_of_other(value)
         if kind not in spec.types and not (kind == "integer" and "number" in spec.types):
             self._other_type(spec, path, kind, value)
         elif kind == "string":
@@ -177,11 +177,8 @@ def is_local_file(value: object) -> bool:
     return isinstance(value, (os.PathLike, bytes))
 
 
-def json_type(value: object) -> str:
-    """The JSON type of a Python value; "other" where JSON has none. Booleans are no integers."""
-    found = _JSON_TYPES.get(type(value))
-    if found is not None:
-        return found
+def _json_type_of_other(value: object) -> str:
+    """The JSON type of a value that is none of Python's own; "other" where JSON has none."""
     if isinstance(value, Mapping):
         return "object"
     for base in (str, int, float, list, tuple):  # StrEnum, IntEnum, named tuples
