@@ -37,6 +37,8 @@ RESULT_LIFETIME = timedelta(hours=24)  # documented on all image and video pages
 
 _LINK_KEYS = ("video_url", "image_url", "audio_url", "url", "file_url", "result_url", "download_url")
 _RESULT_KEYS = frozenset({"result", "output", *_LINK_KEYS})
+_TEXT = frozenset({str})
+_PLAIN = _TEXT | {int, float, bool, type(None)}
 _DEEPEST = 16  # lists and objects around a link; more has no meaning here
 _ABSURD = 1e15  # no time, size or sum of this service is that large; NaN and infinities fail the test too
 _EARLIEST, _LATEST = 946_684_800, 4_102_444_800  # 2000 and 2100: outside lies a broken clock, not a task
@@ -219,26 +221,7 @@ def _fields_of(cls: type[BaseModel]) -> set[str]:
     return set(cls.model_fields)
 
 
-_TEXT = frozenset({str})
-_PLAIN = _TEXT | {int, float, bool, type(None)}
-
-
-class _Section(_Read):
-    """A part of a task. Nearly all tasks of a kind tell the same in it, and so share one."""
-
-    @classmethod
-    def _of(cls, wire: Mapping[str, Any]) -> Self:
-        if cls._readers.keys() >= wire.keys() and _PLAIN.issuperset(map(type, wire.values())):
-            return cast(Self, _shared(cls, **wire))
-        return super()._of(wire)
-
-
-@lru_cache(maxsize=256, typed=True)  # true is no 1
-def _shared(cls: type[_Section], /, **wire: Any) -> _Section:
-    return cls._made(*cls._read(wire))
-
-
-class TaskInfo(_Section):
+class TaskInfo(_Read):
     """`task_info` of a task; every part may be missing.
 
     estimated_time: the service's guess at creation, seconds; not a bound (documented as an estimate).
@@ -251,7 +234,7 @@ class TaskInfo(_Section):
     video_duration: int | float | None = None
 
 
-class Usage(_Section):
+class Usage(_Read):
     """`usage` of a task, in credits; every part may be missing (polls usually omit it all)."""
 
     _readers: ClassVar = {
@@ -318,7 +301,7 @@ class Credits(_Wire):
 
 
 _NO_INFO, _NO_USAGE = TaskInfo._of({}), Usage._of({})
-_AnySection = TypeVar("_AnySection", TaskInfo, Usage)
+_Section = TypeVar("_Section", TaskInfo, Usage)
 
 
 class Task(_Read):
@@ -505,13 +488,23 @@ def _missing(later: BaseModel, earlier: BaseModel, names: Iterable[str]) -> dict
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _section(value: object, nothing: _AnySection) -> _AnySection:
-    """A part of a task; `nothing` stands for one that is missing, as it is frozen."""
+def _section(value: object, nothing: _Section) -> _Section:
+    """A part of a task; `nothing` stands for one that is missing, as it is frozen.
+
+    Nearly all tasks of a kind tell the same in it, and so share one.
+    """
     if not value:
         return nothing
-    if isinstance(value, (dict, Mapping)):  # the check of a dict is the cheaper one by far
-        return nothing._of(value)
-    return value if isinstance(value, type(nothing)) else nothing
+    if not isinstance(value, (dict, Mapping)):  # the check of a dict is the cheaper one by far
+        return value if isinstance(value, type(nothing)) else nothing
+    if nothing._readers.keys() >= value.keys() and _PLAIN.issuperset(map(type, value.values())):
+        return cast(_Section, _shared(type(nothing), **value))
+    return nothing._of(value)
+
+
+@lru_cache(maxsize=256, typed=True)  # true is no 1
+def _shared(section: type[TaskInfo | Usage], /, **wire: Any) -> TaskInfo | Usage:
+    return section._of(wire)
 
 
 def _failure(value: object) -> TaskFailure | None:
