@@ -138,6 +138,9 @@ class AsyncEvoLink:
         options.validate = one_of(validate, "validate", (True, False, "warn"))
         options.http_client = _checked_http_client(http_client)
         options.allow_private_hosts = one_of(allow_private_hosts, "allow_private_hosts", (True, False))
+        # Whether callback URLs may lead to private hosts, as far as this side minds. A service on a loopback host,
+        # which is the only one that plain http is allowed for, may call back to one.
+        self._calls_private_hosts = options.allow_private_hosts or options.base_url.startswith("http:")
         self._memory = Memory()
         self._observation = Observation()
         self._warned: set[str] = set()
@@ -362,12 +365,6 @@ class AsyncEvoLink:
         seconds = checked_seconds(timeout, "timeout")
         return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
-    @property
-    def _calls_private_hosts(self) -> bool:
-        """Whether callback URLs may lead to private hosts, as far as this side minds."""
-        # A service on a loopback host, which is the only one that plain http is allowed for, may call back to one.
-        return self._options.allow_private_hosts or self._options.base_url.startswith("http:")
-
     def _check(self, request: GenerationRequest) -> None:
         """Raise `InvalidRequestError` for what the catalogue knows to be wrong, as far as `validate` asks for it."""
         if not isinstance(request, GenerationRequest):
@@ -378,8 +375,8 @@ class AsyncEvoLink:
         mode = self._options.validate
         if mode is False:
             return
-        lenient = self._calls_private_hosts
-        findings = _catalogue_check()(request.kind, request.model, request.params(), allow_private_hosts=lenient)
+        check, lenient = _catalogue_check(), self._calls_private_hosts
+        findings = check(request.kind, request.model, request.params(), allow_private_hosts=lenient)
         if not findings:
             return
         errors = [finding for finding in findings if finding.severity == "error" and mode is True]

@@ -21,7 +21,10 @@ _MAX_DEPTH = 64
 # What may stand where the service wants a link; it is uploaded when the request is sent.
 LocalFile = os.PathLike[str] | bytes
 
-_PLAIN = frozenset({str, int, float, bool, type(None)})
+_EXACT = frozenset({str, int, bool, type(None)})  # JSON carries them as they are, or refuses to
+_PLAIN = _EXACT | {float}
+_UNWRITABLE = (PydanticSerializationError, UnicodeEncodeError, ValueError)
+_NO_JSON = "the request holds a value that cannot be written as JSON"
 
 # Names under which the documents want links to media. A `callback_url` is none.
 _MEDIA_NAME = re.compile(r"(?!callback_url$)(?:\w*_)?urls?|image_start|image_end|frontal_image", re.ASCII)
@@ -255,34 +258,37 @@ def encode_body(
     body = body_with(request, links or {})
     if callback_url is not None and body.get("callback_url") is None:
         body["callback_url"] = callback_url
-    for name, value in body.items():
-        if not name.isascii():
-            _check_text(name, ascii(name))
-        if not (isinstance(value, str) and value.isascii()):  # nearly all are
-            _check_json(value, name, 0)
-    return _encode(body)
+    if not _EXACT.issuperset(map(type, body.values())):
+        _check_body(body)
+    try:
+        return to_json(body)
+    except _UNWRITABLE:
+        _check_body(body)  # it knows which
+        raise InvalidRequestError(_NO_JSON) from None
 
 
 def encode_json(value: Any) -> bytes:
     """JSON bytes of plain values. Raises `InvalidRequestError` for what JSON cannot carry faithfully."""
     _check_json(value, "json", 0)
-    return _encode(value)
-
-
-def _encode(value: Any) -> bytes:
     try:
         return to_json(value)
-    except (PydanticSerializationError, UnicodeEncodeError, ValueError):
-        raise InvalidRequestError("the request holds a value that cannot be written as JSON") from None
+    except _UNWRITABLE:
+        raise InvalidRequestError(_NO_JSON) from None
+
+
+def _check_body(body: Mapping[str, Any]) -> None:
+    for name, value in body.items():
+        _check_text(name, ascii(name))
+        _check_json(value, name, 0)
 
 
 def _check_json(value: object, param: str, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise InvalidRequestError(f"{param}: nested more than {_MAX_DEPTH} levels deep", param=param)
-    if value is None or isinstance(value, bool | int):
-        return
     if isinstance(value, str):
         _check_text(value, param)
+    elif value is None or isinstance(value, (bool, int)):
+        return
     elif isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):
             raise InvalidRequestError(f"{param}: {value} cannot be sent, give a finite number", param=param)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from functools import cache, lru_cache
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, model_validator
 
@@ -37,6 +37,8 @@ RESULT_LIFETIME = timedelta(hours=24)  # documented on all image and video pages
 
 _LINK_KEYS = ("video_url", "image_url", "audio_url", "url", "file_url", "result_url", "download_url")
 _RESULT_KEYS = frozenset({"result", "output", *_LINK_KEYS})
+_TEXT = frozenset({str})
+_PLAIN = _TEXT | {int, float, bool, type(None)}
 _DEEPEST = 16  # lists and objects around a link; more has no meaning here
 _ABSURD = 1e15  # no time, size or sum of this service is that large; NaN and infinities fail the test too
 _EARLIEST, _LATEST = 946_684_800, 4_102_444_800  # 2000 and 2100: outside lies a broken clock, not a task
@@ -62,13 +64,13 @@ _STATUS_BY_WORD: dict[str, TaskStatus] = {status.value: status for status in Tas
 def _number(value: object) -> float | int | None:
     """A finite number from whatever the wire holds; None for anything else."""
     if type(value) is int:  # nearly always
-        return value if -_ABSURD < value < _ABSURD else None
+        return value if abs(value) < _ABSURD else None
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
             return None
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not -_ABSURD < value < _ABSURD:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < _ABSURD:
         return None
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -87,13 +89,13 @@ def _percent(value: object) -> int:
 
 def _credits(value: object) -> Decimal | None:
     """Credits as an exact decimal: floats through their shortest form, so 2.5 stays 2.5."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _credits_of(value)
     if isinstance(value, str):
         try:
             value = Decimal(value)
         except InvalidOperation:
             return None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return _credits_of(value)
     return value if isinstance(value, Decimal) and value.is_finite() and abs(value) < _ABSURD else None
 
 
@@ -114,11 +116,9 @@ def _boolean(value: object) -> bool | None:
 
 def _moment(value: object) -> datetime | None:
     """Unix seconds or milliseconds, or an ISO date, as aware UTC; None where it makes no sense."""
-    if isinstance(value, datetime):
-        return _utc(value)
     number = _number(value)
     if number is None:
-        return _iso_moment(value)
+        return _utc(value) if isinstance(value, datetime) else _iso_moment(value)
     if number > _LATEST:
         number = number / 1000
     return _unix_moment(number) if _EARLIEST <= number <= _LATEST else None
@@ -196,7 +196,10 @@ class _Read(_Wire):
     @classmethod
     def _of(cls, wire: Mapping[str, Any]) -> Self:
         """The same as `model_validate` makes of it, without the second look at every value, which costs the most."""
-        values, unknown = cls._read(wire)
+        return cls._made(*cls._read(wire))
+
+    @classmethod
+    def _made(cls, values: dict[str, Any], unknown: dict[str, Any]) -> Self:
         made = cls.__new__(cls)
         _put(made, "__dict__", values)
         _put(made, "__pydantic_fields_set__", _fields_of(cls))
@@ -325,7 +328,7 @@ class Task(_Read):
 
     @classmethod
     def _read(cls, wire: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        return _task_fields(wire if isinstance(wire, dict) else dict(wire)), {}  # all the rest is in `raw`
+        return TaskReading(wire if isinstance(wire, dict) else dict(wire)).fields(), {}  # all the rest is in `raw`
 
     @property
     def is_terminal(self) -> bool:
@@ -372,7 +375,10 @@ class Task(_Read):
 
 
 class TaskReading:
-    """The JSON of one task, read as far as somebody asks: most looks only want to know whether it goes on."""
+    """The JSON of one task, read as far as somebody asks: most looks only want to know whether it goes on.
+
+    It tolerates every shape seen on the wire, and our own field names.
+    """
 
     __slots__ = ("_task", "_wire", "id", "status")
 
@@ -395,7 +401,11 @@ class TaskReading:
 
     @property
     def kind(self) -> str | None:
-        return _kind(self._wire)
+        kind = self._wire.get("kind") or self._wire.get("type")
+        if kind:
+            return _text(kind)
+        name = self._wire.get("object")  # image.generation.task
+        return _text(name.partition(".")[0]) if isinstance(name, str) else None
 
     @property
     def model(self) -> str | None:
@@ -403,11 +413,14 @@ class TaskReading:
 
     @property
     def progress(self) -> int:
-        return _progress(self._wire, self.status)
+        progress = self._wire.get("progress")
+        if type(progress) is int and 0 <= progress <= 100:
+            return progress
+        return 100 if progress is None and self.status == TaskStatus.COMPLETED else _percent(progress)
 
     @property
     def created(self) -> datetime | None:
-        return _created(self._wire)
+        return _moment(self._wire.get("created", self._wire.get("created_at")))
 
     @property
     def estimated_time(self) -> int | float | None:
@@ -430,11 +443,29 @@ class TaskReading:
             return _credits(usage.get("credits_reserved"))
         return usage.credits_reserved if isinstance(usage, Usage) else None
 
+    def fields(self) -> dict[str, Any]:
+        """Every field of a `Task`."""
+        wire, raw = self._wire, self._wire.get("raw")
+        return {
+            "id": self.id,
+            "status": self.status,
+            "kind": self.kind,
+            "model": self.model,
+            "progress": self.progress,
+            "results": _results(wire),
+            "result_data": wire.get("result_data"),
+            "error": _failure(wire.get("error")),
+            "task_info": _section(wire.get("task_info"), _NO_INFO),
+            "usage": _section(wire.get("usage"), _NO_USAGE),
+            "created": self.created,
+            "raw": raw if isinstance(raw, dict) else wire,
+        }
+
     @property
     def task(self) -> Task:
         """The whole of it."""
         if self._task is None:
-            self._task = Task._of(self._wire)
+            self._task = Task._made(self.fields(), {})
         return self._task
 
 
@@ -457,33 +488,23 @@ def _missing(later: BaseModel, earlier: BaseModel, names: Iterable[str]) -> dict
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _task_fields(wire: dict[str, Any]) -> dict[str, Any]:
-    """One shape out of all those seen on the wire (and out of our own field names)."""
-    status = _status(wire.get("status"))
-    raw = wire.get("raw")
-    return {
-        "id": wire.get("id"),
-        "status": status,
-        "kind": _kind(wire),
-        "model": _text(wire.get("model")),
-        "progress": _progress(wire, status),
-        "results": _results(wire),
-        "result_data": wire.get("result_data"),
-        "error": _failure(wire.get("error")),
-        "task_info": _section(wire.get("task_info"), _NO_INFO),
-        "usage": _section(wire.get("usage"), _NO_USAGE),
-        "created": _created(wire),
-        "raw": raw if isinstance(raw, dict) else wire,
-    }
-
-
 def _section(value: object, nothing: _Section) -> _Section:
-    """A part of a task; `nothing` stands for one that is missing, as it is frozen."""
+    """A part of a task; `nothing` stands for one that is missing, as it is frozen.
+
+    Nearly all tasks of a kind tell the same in it, and so share one.
+    """
     if not value:
         return nothing
-    if isinstance(value, (dict, Mapping)):  # the check of a dict is the cheaper one by far
-        return nothing._of(value)
-    return value if isinstance(value, type(nothing)) else nothing
+    if not isinstance(value, (dict, Mapping)):  # the check of a dict is the cheaper one by far
+        return value if isinstance(value, type(nothing)) else nothing
+    if nothing._readers.keys() >= value.keys() and _PLAIN.issuperset(map(type, value.values())):
+        return cast(_Section, _shared(type(nothing), **value))
+    return nothing._of(value)
+
+
+@lru_cache(maxsize=256, typed=True)  # true is no 1
+def _shared(section: type[TaskInfo | Usage], /, **wire: Any) -> TaskInfo | Usage:
+    return section._of(wire)
 
 
 def _failure(value: object) -> TaskFailure | None:
@@ -502,25 +523,6 @@ def _status(value: object) -> str:
     return _STATUS_BY_WORD.get(value) or _STATUS_BY_WORD.get(value.strip().lower()) or value
 
 
-def _progress(wire: Mapping[str, Any], status: str) -> int:
-    progress = wire.get("progress")
-    if type(progress) is int and 0 <= progress <= 100:
-        return progress
-    return 100 if progress is None and status == TaskStatus.COMPLETED else _percent(progress)
-
-
-def _kind(wire: Mapping[str, Any]) -> str | None:
-    kind = wire.get("kind") or wire.get("type")
-    if kind:
-        return _text(kind)
-    name = wire.get("object")  # image.generation.task
-    return _text(name.partition(".")[0]) if isinstance(name, str) else None
-
-
-def _created(wire: Mapping[str, Any]) -> datetime | None:
-    return _moment(wire.get("created", wire.get("created_at")))
-
-
 def _results(wire: Mapping[str, Any]) -> tuple[str, ...]:
     """`results` as documented, else the other places that samples and older pages name."""
     found = wire.get("results")
@@ -528,7 +530,8 @@ def _results(wire: Mapping[str, Any]) -> tuple[str, ...]:
         if _RESULT_KEYS.isdisjoint(wire):
             return ()
         found = [wire[name] for name in ("result", "output", *_LINK_KEYS) if wire.get(name)]
-    return tuple(_strings_in(found, 0))
+    is_list_of_text = isinstance(found, list) and _TEXT.issuperset(map(type, found))
+    return tuple(found if is_list_of_text else _strings_in(found, 0))
 
 
 def _strings_in(value: object, depth: int) -> Iterator[str]:

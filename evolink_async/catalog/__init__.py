@@ -4,7 +4,8 @@ Pure: the only I/O is reading its own data file, `models.json`, on first use. Im
 nothing. It knows 165 models; a model or parameter it doesn't know is never refused, only remarked upon.
 """
 
-from .checking import Finding, Severity, check
+from .checking import check
+from .findings import Finding, Severity
 from .loading import all_models, get_model, kind_of, nearest
 from .model import Kind, Model, ParamSpec, Pixels, Rule
 

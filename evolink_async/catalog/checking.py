@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Literal
 
+from .findings import Finding, Severity, shown, shown_key, unknown_parameter
 from .loading import all_models, catalogue, get_model, nearest
 from .model import Kind, Model, ParamSpec
-from .names import closest_parameter, family
+from .names import family
 from .rules import CompiledRule, compile_rules, given
 from .urls import callback_remark
-from .values import ValueCheck, has_non_finite, is_local_file, shown, shown_key
-
-Severity = Literal["error", "warning"]
+from .values import ValueCheck, has_non_finite, is_local_file
 
 _KINDS = ("image", "video", "audio")
 _NOT_JSON = "NaN and infinity are not numbers JSON can carry"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One remark about a request. Since 0.1.0.
-
-    `severity` "error": the documents say that the service refuses it (or that it cannot work). "warning": it
-    is sent, but probably not what was meant. `param`: the parameter, a path such as `model_params.speed` for
-    inner ones (of a list: the list), `model` for the model's name, None for the request as a whole. `str()`
-    reads `param: message`.
-    """
-
-    severity: Severity
-    param: str | None
-    message: str
-
-    def __str__(self) -> str:
-        return self.message if self.param is None else f"{self.param}: {self.message}"
 
 
 def check(kind: str, model: str, params: Mapping[str, object], *, allow_private_hosts: bool = False) -> list[Finding]:
@@ -47,14 +26,13 @@ def check(kind: str, model: str, params: Mapping[str, object], *, allow_private_
     it. `allow_private_hosts` lifts the rules about https and public hosts, for a local emulator. Never
     raises, whatever `params` holds.
     """
-    findings: list[Finding] = []
     known = get_model(model)
     if known is None:
-        _check_unknown_model(kind, model, params, allow_private_hosts, findings)
+        findings = _check_unknown_model(kind, model, params, allow_private_hosts)
     elif kind != known.kind:
-        findings.append(_wrong_kind(kind, known))
+        findings = [_wrong_kind(kind, known)]
     else:
-        _check_known_model(known, params, allow_private_hosts, findings)
+        findings = _check_known_model(known, params, allow_private_hosts)
     if len(findings) > 1:
         findings.sort(key=lambda f: (f.severity != "error", f.param or "", f.message))
     return findings
@@ -72,16 +50,9 @@ def _required_of(id: str) -> tuple[tuple[str, ParamSpec], ...]:
     return () if model is None else tuple((name, spec) for name, spec in model.params.items() if spec.required)
 
 
-def _check_known_model(
-    model: Model, params: Mapping[str, object], allow_private_hosts: bool, findings: list[Finding]
-) -> None:
-    def report(severity: Severity, path: str, message: str) -> None:
-        findings.append(_finding(severity, path, message))
-
-    def unknown_key(path: str, key: object) -> None:
-        findings.append(_unknown_parameter(model, path, key))
-
-    values = ValueCheck(model.id, report, unknown_key, allow_private_hosts)
+def _check_known_model(model: Model, params: Mapping[str, object], allow_private_hosts: bool) -> list[Finding]:
+    findings: list[Finding] = []
+    values = ValueCheck(model, allow_private_hosts, findings)
     specs = model.params
     for name, value in params.items():
         spec = specs.get(name)
@@ -92,26 +63,19 @@ def _check_known_model(
     for name, spec in _required_of(model.id):
         if name not in params and not any(alias in params for alias in spec.aliases):
             findings.append(Finding("error", name, f"required by {model.id}, and not given"))
-    _check_rules(model, params, findings)
-
-
-def _finding(severity: Severity, path: str, message: str) -> Finding:
-    """The finding about a value; inside a list the list is the parameter, and the message says which item."""
-    param, bracket, item = path.partition("[")
-    return Finding(severity, param, f"[{item}: {message}" if bracket else message)
-
-
-def _check_rules(model: Model, params: Mapping[str, object], findings: list[Finding]) -> None:
-    blamed = {finding.param for finding in findings if finding.severity == "error"}
     for rule in _rules_of(model.id):
-        for path, message in rule.violations(params):
-            if path in blamed:
-                continue
-            findings.append(Finding(rule.severity, path, message))
-            if rule.severity == "error":
-                blamed.add(path)
-                # a refused parameter needs no did-you-mean besides
-                findings[:] = [f for f in findings if f.severity == "error" or f.param != path]
+        for path in rule.violations(params):
+            _blame(path, rule, findings)
+    return findings
+
+
+def _blame(path: str, rule: CompiledRule, findings: list[Finding]) -> None:
+    if any(f.param == path and f.severity == "error" for f in findings):
+        return
+    if rule.severity == "error":
+        # a refused parameter needs no did-you-mean besides
+        findings[:] = [f for f in findings if f.param != path]
+    findings.append(Finding(rule.severity, path, rule.text))
 
 
 def _check_undocumented(model: Model, values: ValueCheck, name: object, value: object, findings: list[Finding]) -> None:
@@ -127,7 +91,7 @@ def _check_undocumented(model: Model, values: ValueCheck, name: object, value: o
         severity: Severity = "error" if model.documented else "warning"
         findings.append(Finding(severity, name, _media_not_taken(model.id, name)))
     else:
-        findings.append(_unknown_parameter(model, "", name))
+        findings.append(unknown_parameter(model, "", name))
 
 
 def _aliased(model: Model, name: str) -> ParamSpec | None:
@@ -145,12 +109,12 @@ def _check_alias(spec: ParamSpec, values: ValueCheck, name: str, value: object) 
 
 
 def _check_unknown_model(
-    kind: str, model: str, params: Mapping[str, object], allow_private_hosts: bool, findings: list[Finding]
-) -> None:
+    kind: str, model: str, params: Mapping[str, object], allow_private_hosts: bool
+) -> list[Finding]:
     refusal = catalogue().wrong_names.get(model)
     if refusal is not None:
-        findings.append(Finding("error", "model", f"no model {model!r}; {refusal}"))
-        return
+        return [Finding("error", "model", f"no model {model!r}; {refusal}")]
+    findings: list[Finding] = []
     if kind not in _KINDS:
         findings.append(Finding("error", None, f"no kind {shown(kind)}; there are image, video and audio"))
     findings.append(Finding("warning", "model", _unknown_model(model[:100])))
@@ -162,6 +126,7 @@ def _check_unknown_model(
         remark = callback_remark(callback, allow_private_hosts=allow_private_hosts)
         if remark is not None:
             findings.append(Finding(remark[0], "callback_url", remark[1]))
+    return findings
 
 
 @lru_cache(maxsize=512)
@@ -175,42 +140,6 @@ def _unknown_model(model: str) -> str:
 def _wrong_kind(kind: str, model: Model) -> Finding:
     where = f"use client.{model.kind}s or {model.kind.capitalize()}Request"
     return Finding("error", "model", f"{model.id!r} makes {_a(model.kind)}, not {shown(kind)}; {where}")
-
-
-# ---- parameters that a model doesn't document
-
-
-def _unknown_parameter(model: Model, path: str, key: object) -> Finding:
-    if not isinstance(key, str):
-        return Finding("error", path or None, f"names are texts, not {shown(key)}")
-    name = f"{path}.{shown_key(key)}" if path else shown_key(key)
-    return _finding("warning", name, _unknown_parameter_text(model.id, path, key[:100]))
-
-
-@lru_cache(maxsize=4096)
-def _unknown_parameter_text(id: str, path: str, key: str) -> str:
-    text = f"not documented for {id}; sent as it is"
-    model = get_model(id)
-    if model is None:
-        return text
-    nested = model.params.get("model_params")
-    inner = {} if nested is None else nested.properties
-    if not path and key in inner:
-        return f"{text}. It belongs inside model_params"
-    if path == "model_params" and key in model.params:
-        return f"{text}. It belongs at the top level, beside model_params"
-    guess = closest_parameter(key, _names_at(model, path))
-    return text if guess is None else f"{text}. Did you mean {guess!r}?"
-
-
-def _names_at(model: Model, path: str) -> list[str]:
-    specs: Mapping[str, ParamSpec] = model.params
-    for part in path.split(".") if path else ():
-        name, _, index = part.partition("[")
-        spec = specs.get(name)
-        inner = spec.items if spec is not None and index else spec
-        specs = {} if inner is None else inner.properties
-    return list(specs)
 
 
 @lru_cache(maxsize=1024)

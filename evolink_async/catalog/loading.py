@@ -37,6 +37,7 @@ def catalogue() -> Catalogue:
     )
 
 
+@lru_cache(maxsize=512)
 def get_model(id: str) -> Model | None:
     """The model with this id or alias, None where the catalogue doesn't know it. Since 0.1.0.
 

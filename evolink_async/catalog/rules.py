@@ -22,15 +22,15 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 from .model import Condition, Model, ParamSpec, Rule
 
 Params = Mapping[str, object]
 Test = Callable[[Params], bool]
 Operand = Callable[[Params], Any]  # None: cannot be told
-Violations = Callable[[Params], Iterator[tuple[str, str]]]  # path, message
+Violations = Callable[[Params], Iterable[str]]  # the parameters to blame
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -43,18 +43,12 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 OPERANDS = ("value", "count", "length", "bytes", "sum", "+", "-")
 
 
-class CompiledRule:
+class CompiledRule(NamedTuple):
     """A rule ready to be asked for its violations."""
 
-    __slots__ = ("_find", "severity")
-
-    def __init__(self, rule: Rule, defaults: Mapping[str, Any]) -> None:
-        self.severity: Literal["error", "warning"] = rule.severity
-        self._find = _VIOLATIONS[rule.rule](rule, defaults)
-
-    def violations(self, params: Params) -> Iterator[tuple[str, str]]:
-        """The parameters to blame, each with a message."""
-        return self._find(params)
+    severity: Literal["error", "warning"]
+    text: str
+    violations: Violations
 
 
 def compile_rules(model: Model, media: frozenset[str]) -> tuple[CompiledRule, ...]:
@@ -65,7 +59,7 @@ def compile_rules(model: Model, media: frozenset[str]) -> tuple[CompiledRule, ..
     """
     defaults = dict(_defaults("", model.params))
     return tuple(
-        CompiledRule(rule, defaults)
+        CompiledRule(rule.severity, rule.text, _VIOLATIONS[rule.rule](rule, defaults))
         for rule in model.rules
         if rule.rule != "unchecked" and not _is_plain_media_ban(rule, model, media)
     )
@@ -95,11 +89,13 @@ def _defaults(prefix: str, specs: Mapping[str, ParamSpec]) -> Iterator[tuple[str
 def _forbid(rule: Rule, defaults: Mapping[str, Any]) -> Violations:
     applies = _when(rule, defaults)
     targets = _targets(rule)
+    names = frozenset(path.partition(".")[0] for path in rule.params)
 
-    def find(params: Params) -> Iterator[tuple[str, str]]:
+    def find(params: Params) -> Iterable[str]:
+        if names.isdisjoint(params):
+            return ()
         present = [path for path, get in targets if given(get(params))]
-        if present and applies(params):
-            yield from ((path, rule.text) for path in present)
+        return present if present and applies(params) else ()
 
     return find
 
@@ -108,9 +104,9 @@ def _require_any(rule: Rule, defaults: Mapping[str, Any]) -> Violations:
     applies = _when(rule, defaults)
     targets = _targets(rule)
 
-    def find(params: Params) -> Iterator[tuple[str, str]]:
-        if not any(given(get(params)) for _, get in targets) and applies(params):
-            yield targets[0][0], rule.text
+    def find(params: Params) -> Iterable[str]:
+        none_given = not any(given(get(params)) for _, get in targets)
+        return rule.params[:1] if none_given and applies(params) else ()
 
     return find
 
@@ -119,10 +115,9 @@ def _require_if(rule: Rule, defaults: Mapping[str, Any]) -> Violations:
     applies = _when(rule, defaults)
     targets = _targets(rule)
 
-    def find(params: Params) -> Iterator[tuple[str, str]]:
+    def find(params: Params) -> Iterable[str]:
         absent = [path for path, get in targets if not given(get(params))]
-        if absent and applies(params):
-            yield from ((path, rule.text) for path in absent)
+        return absent if absent and applies(params) else ()
 
     return find
 
@@ -130,9 +125,8 @@ def _require_if(rule: Rule, defaults: Mapping[str, Any]) -> Violations:
 def _exclusive(rule: Rule, defaults: Mapping[str, Any]) -> Violations:
     sides = [_condition(side, defaults) for side in rule.sides]
 
-    def find(params: Params) -> Iterator[tuple[str, str]]:
-        if all(side(params) for side in sides):
-            yield rule.params[0], rule.text
+    def find(params: Params) -> Iterable[str]:
+        return rule.params[:1] if all(side(params) for side in sides) else ()
 
     return find
 
@@ -142,9 +136,8 @@ def _limit(rule: Rule, defaults: Mapping[str, Any]) -> Violations:
     assert rule.bound is not None  # the schema test sees to it
     holds = _condition(rule.bound, None)
 
-    def find(params: Params) -> Iterator[tuple[str, str]]:
-        if not holds(params) and applies(params):
-            yield rule.params[0], rule.text
+    def find(params: Params) -> Iterable[str]:
+        return rule.params[:1] if not holds(params) and applies(params) else ()
 
     return find
 

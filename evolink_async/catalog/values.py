@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any
 
-from .model import ParamSpec, Pixels
+from .findings import Finding, Severity, finding_at, shown, shown_key, unknown_parameter
+from .model import Model, ParamSpec, Pixels
 from .urls import callback_remark, media_remark
-
-Report = Callable[[Literal["error", "warning"], str, str], None]  # severity, path, message
-UnknownKey = Callable[[str, object], None]  # path of the object, key
 
 _JSON_TYPES: dict[type, str] = {
     str: "string",
-    bool: "boolean",
+    bool: "boolean",  # and no integer
     int: "integer",
     float: "number",
     list: "array",
@@ -40,34 +38,38 @@ _MOST_NODES = 20_000  # of an undocumented value looked through; more than any r
 
 @dataclass(slots=True)
 class ValueCheck:
-    """The check of one request's values; findings go to `report`, keys no one documents to `unknown_key`."""
+    """The check of one request's values, with what it finds."""
 
-    model_id: str
-    report: Report
-    unknown_key: UnknownKey
+    model: Model
     allow_private_hosts: bool
+    findings: list[Finding]
 
-    def value(self, spec: ParamSpec, path: str, value: object) -> None:
+    def report(self, severity: Severity, path: str, message: str) -> None:
+        self.findings.append(finding_at(severity, path, message))
+
+    def value(self, spec: ParamSpec, path: str, value: Any) -> None:
         """Report what is wrong with `value`."""
-        kind = json_type(value)
-        if kind == "other" and spec.format == "uri" and is_local_file(value):
-            return  # it is uploaded, and its link is sent
-        if kind == "null":
-            # sent as it is; most services read it as absent
-            if spec.required:
-                self.report("error", path, f"required by {self.model_id}, but null was given")
-            else:
-                self.report("warning", path, "null is sent as it is; leave the parameter out instead")
-        elif kind not in spec.types and not (kind == "integer" and "number" in spec.types):
-            self.report("error", path, self._wrong_type(spec, value))
+        kind = _JSON_TYPES.get(type(value)) or _json_type_of_other(value)
+        if kind not in spec.types and not (kind == "integer" and "number" in spec.types):
+            self._other_type(spec, path, kind, value)
         elif kind == "string":
-            self._string(spec, path, str.__str__(cast(str, value)))
+            self._string(spec, path, str.__str__(value))
         elif kind == "array":
             self._array(spec, path, value)
         elif kind == "object":
             self._object(spec, path, value)
         elif kind != "boolean":
             self._number(spec, path, value)
+
+    def _other_type(self, spec: ParamSpec, path: str, kind: str, value: object) -> None:
+        if kind == "null":
+            # sent as it is; most services read it as absent
+            if spec.required:
+                self.report("error", path, f"required by {self.model.id}, but null was given")
+            else:
+                self.report("warning", path, "null is sent as it is; leave the parameter out instead")
+        elif not (kind == "other" and spec.format == "uri" and is_local_file(value)):  # uploaded, its link is sent
+            self.report("error", path, self._wrong_type(spec, value))
 
     def _string(self, spec: ParamSpec, path: str, text: str) -> None:
         if spec.format is not None:
@@ -87,7 +89,7 @@ class ValueCheck:
         if spec.min_length is not None and len(text) < spec.min_length:
             self.report("error", path, f"{len(text)} characters given, at least {spec.min_length}")
         elif not text and spec.required:
-            self.report("warning", path, f"is empty, and {self.model_id} requires it")
+            self.report("warning", path, f"is empty, and {self.model.id} requires it")
         if spec.pattern is not None and re.fullmatch(spec.pattern, text) is None:
             self.report("error", path, f"{shown(text)} does not match {spec.pattern}")
 
@@ -121,7 +123,7 @@ class ValueCheck:
     def _pixels(self, pixels: Pixels, path: str, text: str) -> None:
         match = _PIXELS.match(text)
         if match is not None and not _fits(pixels, int(match[1]), int(match[2])):
-            self.report("error", path, f"{shown(text)} is not accepted by {self.model_id}; allowed: {pixels.text}")
+            self.report("error", path, f"{shown(text)} is not accepted by {self.model.id}; allowed: {pixels.text}")
 
     def _number(self, spec: ParamSpec, path: str, value: Any) -> None:
         if not -math.inf < value < math.inf:
@@ -151,13 +153,13 @@ class ValueCheck:
                 if has_non_finite(item):
                     self.report("error", f"{path}.{shown_key(key)}", "NaN and infinity are not numbers JSON can carry")
                 if spec.properties:
-                    self.unknown_key(path, key)
+                    self.findings.append(unknown_parameter(self.model, path, key))
         for key, inner in spec.properties.items():
             if inner.required and key not in value:
-                self.report("error", f"{path}.{key}", f"required by {self.model_id}, and not given")
+                self.report("error", f"{path}.{key}", f"required by {self.model.id}, and not given")
 
     def _not_accepted(self, spec: ParamSpec, value: object) -> str:
-        return f"{shown(value)} is not accepted by {self.model_id}; allowed: {spec.allowed}"
+        return f"{shown(value)} is not accepted by {self.model.id}; allowed: {spec.allowed}"
 
     def _wrong_type(self, spec: ParamSpec, value: object) -> str:
         wanted = " or ".join(_WORDS[kind] for kind in spec.types)
@@ -175,38 +177,14 @@ def is_local_file(value: object) -> bool:
     return isinstance(value, (os.PathLike, bytes))
 
 
-def json_type(value: object) -> str:
-    """The JSON type of a Python value; "other" where JSON has none. Booleans are no integers."""
-    found = _JSON_TYPES.get(type(value))
-    if found is not None:
-        return found
+def _json_type_of_other(value: object) -> str:
+    """The JSON type of a value that is none of Python's own; "other" where JSON has none."""
     if isinstance(value, Mapping):
         return "object"
     for base in (str, int, float, list, tuple):  # StrEnum, IntEnum, named tuples
         if isinstance(value, base):
             return _JSON_TYPES[base]
     return "other"
-
-
-def shown(value: object) -> str:
-    """The value for a message: short, whatever it is."""
-    if isinstance(value, str):
-        text = str.__str__(value)  # an enum member of text is sent as its value
-        return repr(text) if len(text) <= 60 else f"{text[:60]!r}..."
-    if value is None or isinstance(value, (bool, float)):
-        return repr(value)
-    if isinstance(value, int):
-        return str(int(value)) if -(10**40) < value < 10**40 else "a huge number"
-    if isinstance(value, (list, tuple)):
-        return f"a list of {len(value)}"
-    if isinstance(value, Mapping):
-        return "an object"
-    return f"a {type(value).__name__}"
-
-
-def shown_key(key: object) -> str:
-    """A parameter's name for a message and for `Finding.param`."""
-    return key[:100] if isinstance(key, str) else shown(key)
 
 
 def has_non_finite(value: object) -> bool:

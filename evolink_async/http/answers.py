@@ -121,12 +121,11 @@ def read_json(answer: Answer) -> Any:
     """The parsed body of a 2xx answer. Raises `ResponseError` if it is oversized, no JSON, or an error in disguise."""
     if answer.problem:
         raise _unreadable(answer, answer.problem)
-    if not answer.body.strip():
-        raise _unreadable(answer, "is empty")
     try:
         value = _parse(answer.body)
     except ValueError:
-        raise _unreadable(answer, f"is no JSON: {excerpt(answer.body)!r}") from None
+        what = f"is no JSON: {excerpt(answer.body)!r}" if answer.body.strip() else "is empty"
+        raise _unreadable(answer, what) from None
     if isinstance(value, dict) and value.get("error") and not value.get("id") and "data" not in value:
         details = _error_details(value)
         raise _unreadable(answer, f"holds an error: {details.get('code') or ''} {details['message']}".rstrip())
@@ -207,11 +206,11 @@ def _parse(body: bytes) -> Any:
     A half of a surrogate pair is left where somebody cut a text, such as a quoted prompt. RFC 8259 allows it and the
     parser does not. It costs that character (U+FFFD stands for it), not a task that is paid for.
     """
-    body = body.removeprefix(b"\xef\xbb\xbf")
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError:
-        whole = _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], body)
+        whole = body.removeprefix(b"\xef\xbb\xbf")
+        whole = _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], whole)
         if whole == body:
             raise
         return from_json(whole, allow_inf_nan=False)

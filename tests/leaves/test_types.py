@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from evolink_async import InvalidRequestError, Task, TaskFailure, TaskStatus
+from evolink_async.types import TaskInfo, Usage
 
 ID = "task-unified-1774857405-abc123"
 CREATED = {
@@ -259,6 +261,42 @@ def test_unknown_fields_are_kept() -> None:
     assert task.raw["new"] == 1
     read_fast = Task._of({"id": ID, **task.raw})
     assert (read_fast.usage, read_fast.task_info, read_fast.error) == (task.usage, task.task_info, task.error)
+
+
+def test_tasks_that_tell_the_same_share_its_frozen_parts_but_never_what_they_were_read_from() -> None:
+    one, other = Task._of(CREATED), Task._of(json.loads(json.dumps(CREATED)))
+    assert (one.usage, one.task_info) == (other.usage, other.task_info)
+    assert one.usage is other.usage
+    assert one.task_info is other.task_info
+    assert one.raw is CREATED
+    assert other.raw is not CREATED
+
+
+@pytest.mark.parametrize(
+    ("value", "other"),
+    [
+        *[(1, True), (True, 1), (1, 1.0), (1.0, True), (0, False), (0, -0.0), ("1", 1), ([], [1])],
+        (Decimal("1.0"), Decimal("1.00")),
+    ],
+    ids=repr,
+)
+def test_parts_are_shared_only_by_what_is_the_same_in_type_too(value: Any, other: Any) -> None:
+    for name in ("credits_reserved", "credits_used", "user_group"):
+        first, second = ({"usage": {name: given}} for given in (value, other))
+        Task._of({"id": ID} | first)
+        found = Task._of({"id": ID} | second)
+        assert repr(found.usage) == repr(Usage.model_validate(second["usage"]))
+    for name in ("can_cancel", "estimated_time", "video_duration"):
+        first, second = ({"task_info": {name: given}} for given in (value, other))
+        Task._of({"id": ID} | first)
+        found = Task._of({"id": ID} | second)
+        assert repr(found.task_info) == repr(TaskInfo.model_validate(second["task_info"]))
+
+
+def test_what_could_be_changed_is_not_shared() -> None:
+    one, other = (Task._of({"id": ID, "usage": {"cost": {"credits": 2}}}).usage for _ in range(2))
+    assert one == other
+    assert one is not other
 
 
 def test_the_kind_is_found_in_type_or_object() -> None:
