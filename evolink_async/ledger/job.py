@@ -19,13 +19,13 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
 from evolink_async.errors import ClosedError, ConfigurationError, LedgerError
 from evolink_async.ledger import rules
 from evolink_async.ledger.rerun import Entered
-from evolink_async.ledger.states import IllegalMove, State
+from evolink_async.ledger.states import State
 from evolink_async.ledger.turns import Batch, Found, JobSums, Store, Turns
 from evolink_async.ledger.values import (
     LONGEST_LEARNED,
@@ -46,7 +46,6 @@ from evolink_async.types import Task
 logger = logging.getLogger("evolink_async.ledger")
 
 T = TypeVar("T")
-P = ParamSpec("P")
 
 _process = object()  # another one in a forked child
 
@@ -259,9 +258,9 @@ class JobLedger:
         self._check()
         price = price and as_text(price)
         probe = self._account.probe
-        undo_from = None if self._turns is None else (saved_state(row), row.holds)
-        refusal = self._apply(
-            rules.intend,
+        turns = self._turns
+        before = None if turns is None else saved_state(row)
+        refusal = rules.intend(
             row,
             self._account,
             idempotency_key=idempotency_key,
@@ -272,19 +271,15 @@ class JobLedger:
         )
         if probe is not None and self._account.probe is not probe:
             self._note(probe)  # its price was told
-        if refusal is not None or undo_from is None:
+        if refusal is not None or turns is None or before is None:
             return self._done(refusal)
-        turns = self._turns
-        assert turns is not None
         if row.body is not body:
             row.body = body
             turns.note_body(row)
-        version = row._version
 
         def undo() -> None:
-            if row._version == version:
-                rules.take_back(row, self._account, *undo_from)
-                turns.note_body(row)
+            rules.take_back(row, self._account, before)
+            turns.note_body(row)
 
         return self._written(row, None, undo)
 
@@ -295,16 +290,15 @@ class JobLedger:
         """
         self._check()
         before, replays = saved_state(row), self._account.replays
-        if not self._apply(rules.replay, row, self._account):
+        if not rules.replay(row, self._account):
             return self._done(False)
-        version, counted = row._version, self._account.replays - replays
+        counted = self._account.replays - replays
 
         def undo() -> None:
-            if row._version == version:
-                reserved = row.reserved
-                restore(row, before)
-                row.reserved = reserved  # which may have been raised meanwhile
-                self._account.replays -= counted
+            reserved = row.reserved
+            restore(row, before)
+            row.reserved = reserved  # which may have been raised meanwhile
+            self._account.replays -= counted
 
         return self._written(row, True, undo)
 
@@ -316,13 +310,13 @@ class JobLedger:
         The reservation is released, unless an earlier POST of the same try is unsettled.
         """
         self._check()
-        self._apply(rules.posted_in_vain, row, self._account, sent=sent)
+        rules.posted_in_vain(row, self._account, sent=sent)
         return self._written(row, None)
 
     def rejected(self, row: Row, *, code: str | None, error: str) -> asyncio.Future[None]:
         """The request was refused, by the service or before it was sent; it holds no credits."""
         self._check()
-        self._apply(rules.rejected, row, self._account, code and as_text(code), as_text(error))
+        rules.rejected(row, self._account, code and as_text(code), as_text(error))
         return self._written(row, None)
 
     def unsettled(self, row: Row, *, code: str | None, error: str, lost: bool = True) -> asyncio.Future[None]:
@@ -331,7 +325,7 @@ class JobLedger:
         lost: False where the service itself says that it still works on the request.
         """
         self._check()
-        self._apply(rules.unsettled, row, code and as_text(code), as_text(error), lost=lost)
+        rules.unsettled(row, code and as_text(code), as_text(error), lost=lost)
         return self._written(row, None)
 
     def keys_are_honoured(self) -> asyncio.Future[None]:
@@ -352,7 +346,7 @@ class JobLedger:
         the present one. False: the request has another task already, so this one is paid for besides.
         """
         self._check()
-        first = self._apply(rules.accepted, row, self._account, task_id, told_micro(reserved), number, at)
+        first = rules.accepted(row, self._account, task_id, told_micro(reserved), number, at)
         if not first:
             other = row.task_id or "that of another try"
             logger.warning(
@@ -380,8 +374,7 @@ class JobLedger:
         failure = task.error
         code, error = (None, None) if failure is None else (as_text(failure.code), as_text(failure.message))
         used_before = self._account.used.get(row.price or "")
-        first = self._apply(
-            rules.ended,
+        first = rules.ended(
             row,
             self._account,
             State(task.status),
@@ -405,18 +398,19 @@ class JobLedger:
         row.price = price
         if not rules.raise_reservation(row, self._account):
             return self._done(None)
-        return self._written(row, None)
+        self._note(row)
+        return self._written(None, None)
 
     def lost(self, row: Row, *, error: str, at: datetime) -> asyncio.Future[bool]:
         """The service no longer knows the id; its credits stay reserved. False: how it ended is known."""
         self._check()
-        first = self._apply(rules.lost, row, as_text(error), at)
+        first = rules.lost(row, as_text(error), at)
         return self._written(row, first)
 
     def saved(self, row: Row, files: Sequence[str]) -> asyncio.Future[None]:
         """The results of a completed task are in these files."""
         self._check()
-        self._apply(rules.saved, row, tuple(map(as_text, files)))
+        rules.saved(row, tuple(map(as_text, files)))
         if self._turns is not None:
             self._turns.note_result(row)
         return self._written(row, None)
@@ -438,13 +432,13 @@ class JobLedger:
     def not_submitted(self, row: Row) -> asyncio.Future[None]:
         """No task exists for an unsettled request: its credits are released, and it may be submitted anew."""
         self._check()
-        self._apply(rules.not_submitted, row, self._account)
+        rules.not_submitted(row, self._account)
         return self._written(row, None)
 
     def given_up(self, row: Row) -> asyncio.Future[None]:
         """Nobody will find out about an unsettled request: it is never submitted again, and keeps its credits."""
         self._check()
-        self._apply(rules.given_up, row)
+        rules.given_up(row)
         return self._written(row, None)
 
     # The end
@@ -561,20 +555,21 @@ class JobLedger:
 
     # Changes
 
-    def _apply(self, rule: Callable[Concatenate[Row, P], T], row: Row, *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return rule(row, *args, **kwargs)
-        except IllegalMove as fault:
-            raise LedgerError(f"request {row.identity!r}: {fault}") from None
-
     def _written(
         self, row: Row | None, value: T, undo: Callable[[], None] | None = None, *, loss: str | None = None
     ) -> asyncio.Future[T]:
-        """The future of a verb that has changed a row, or the job as a whole."""
+        """The future of a verb that has changed a row, or the job as a whole.
+
+        undo: of what was asked for. Once something else is told of the row there is nothing to take back; that its
+        reservation was raised or lowered because of others is nothing of its own, see `_note`.
+        """
         if self._turns is None:
             return self._done(value)
         if row is not None:
+            row._version += 1
             self._turns.note(row)
+            if undo is not None:
+                undo = functools.partial(_undo_unless_changed, row, row._version, undo)
         return self._turns.durable(self._loop.create_future(), value, undo, loss)
 
     def _done(self, value: T) -> asyncio.Future[T]:
@@ -621,6 +616,11 @@ class JobLedger:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "broken" if self.broken is not None else "open"
         return f"<JobLedger {self.name!r} {state}: run {self.run}, {self._requests} requests>"
+
+
+def _undo_unless_changed(row: Row, version: int, undo: Callable[[], None]) -> None:
+    if row._version == version:
+        undo()
 
 
 def _unsee(row: Row, seen: int, content: str, endpoint: str, model: str) -> None:

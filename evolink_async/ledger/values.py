@@ -135,7 +135,7 @@ class Row:
     body: bytes | None = None
     task: Task | None = None
     files: tuple[str, ...] = ()
-    _version: int = 0  # raised with every change
+    _version: int = 0  # raised with every verb whose change is to be written
     _past_written: int = 0
 
     @property
