@@ -11,7 +11,8 @@ from datetime import datetime
 
 from evolink_async.http.retry import UNPROVEN_REPLAYS
 from evolink_async.ledger.states import State, Verb, after
-from evolink_async.ledger.values import Account, PastTry, Refusal, Row, restore, to_credits
+from evolink_async.ledger.values import Account, PastTry, Refusal, Row, as_text, restore, to_credits
+from evolink_async.types import Task
 
 _ON_ITS_WAY = frozenset({State.SENDING, State.UNSETTLED, State.REPLAYING, State.ACCEPTED})
 CONFLICT = "idempotency_conflict"  # vendor's client: a task exists for this key, made from another body
@@ -192,15 +193,14 @@ def _add_extra(row: Row, account: Account, number: int, task_id: str, reserved: 
     return True
 
 
-def ended(
-    row: Row, account: Account, end: State, used: int | None, code: str | None, error: str | None, at: datetime
-) -> bool:
+def ended(row: Row, account: Account, end: State, task: Task, used: int | None, at: datetime) -> bool:
     """The service says how the task ended. used: what it cost, None: it did not say. False: the end was known."""
     before, row.state = row.state, after(row.state, Verb.ENDED, end, of=row.identity)
     if row.state is before:
         return False
-    row.ended_at = at
-    row.error_code, row.error = code, error
+    row.task, row.ended_at, failure = task, at, task.error
+    row.error_code = None if failure is None else as_text(failure.code)
+    row.error = None if failure is None else as_text(failure.message)
     if row.state is State.COMPLETED:
         if used is None and account.prices.get(row.price or "") == 0 and account.price_of(row.price) is None:
             used = 0  # it has told nothing else

@@ -32,7 +32,7 @@ from enum import StrEnum
 
 from evolink_async.errors import LedgerError
 
-__all__ = ["MOVES", "IllegalMove", "Move", "State", "Verb", "after", "diagram", "table"]
+__all__ = ["ENDS", "MOVES", "IllegalMove", "Move", "State", "Verb", "after", "diagram", "table"]
 
 
 class State(StrEnum):
@@ -73,7 +73,7 @@ S, V = State, Verb
 
 _NO_TASK = (S.ENTERED, S.SENDING, S.UNSETTLED, S.REPLAYING, S.REJECTED, S.GIVEN_UP)
 _TASK = (S.ACCEPTED, S.COMPLETED, S.FAILED, S.CANCELLED, S.LOST)
-_ENDS = (S.COMPLETED, S.FAILED, S.CANCELLED)
+ENDS: dict[str, State] = {end.value: end for end in (S.COMPLETED, S.FAILED, S.CANCELLED)}  # by the status of a task
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,8 @@ MOVES = (
     Move(V.REJECTED, (S.REJECTED, S.UNSETTLED, S.GIVEN_UP, *_TASK), None),
     Move(V.UNSETTLED, (S.UNSETTLED, S.GIVEN_UP, *_TASK), None),
     Move(V.ACCEPTED, _TASK, None),
-    Move(V.ENDED, _ENDS, None),
-    Move(V.LOST, (S.LOST, *_ENDS), None),
+    Move(V.ENDED, (*ENDS.values(),), None),
+    Move(V.LOST, (S.LOST, *ENDS.values()), None),
 )  # fmt: skip
 
 _NEXT: dict[tuple[State | None, Verb, State | None], State] = {}
@@ -122,7 +122,7 @@ for _move in MOVES:
         assert _target is not None
         _told: tuple[State | None, ...] = (None,)
         if _move.verb is V.ENDED:  # it comes with an end, which matters only to the first
-            _told = _ENDS if _move.target is None else (_target,)
+            _told = (*ENDS.values(),) if _move.target is None else (_target,)
         for _end in _told:
             _NEXT[_source, _move.verb, _end] = _target
 
