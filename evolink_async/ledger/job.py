@@ -485,7 +485,7 @@ class JobLedger:
                 results.append(Entered(row, repeated=True, changed=row.content != entry.content))
                 continue
             else:
-                steps_back.append(functools.partial(_unsee, row, row.seen, row.content, row.endpoint, row.model))
+                steps_back.append(functools.partial(_unsee, row, row.seen, row._content, row.endpoint, row.model))
                 results.append(self._see_again(row, entry))
             turns.note(row)
 
@@ -504,10 +504,10 @@ class JobLedger:
         if row.content == entry.content:
             return Entered(row)
         self._changed += 1
-        if row.paid_for:
+        if row.paid_for or not row.keyed:  # or the key is the identity of a request without one
             return Entered(row, changed=True)
         # Nothing can have come of the former body, so it may be put right.
-        row.content, row.endpoint, row.model = entry.content, entry.endpoint, entry.model
+        row._content, row.endpoint, row.model = bytes.fromhex(entry.content), entry.endpoint, entry.model
         return Entered(row)
 
     def _enter_in_memory(self, entry: Entry) -> Entered:
@@ -534,10 +534,10 @@ class JobLedger:
         return row
 
     def _new_row(self, entry: Entry, identity: str) -> Row:
-        keyed = entry.key is not None
-        row = Row(next(self._ids), identity, keyed, entry.content, entry.endpoint, entry.model, seen=self.run)
+        content = None if entry.key is None else bytes.fromhex(entry.content)
+        row = Row(next(self._ids), identity, content, entry.endpoint, entry.model, seen=self.run)
         self._new += 1
-        if keyed or self._turns is not None:
+        if content is not None or self._turns is not None:
             self._rows[identity] = row
         elif self._account.cap is not None:
             self._unnamed.add(row)
@@ -620,5 +620,5 @@ def _undo_unless_changed(row: Row, version: int, undo: Callable[[], None]) -> No
         undo()
 
 
-def _unsee(row: Row, seen: int, content: str, endpoint: str, model: str) -> None:
-    row.seen, row.content, row.endpoint, row.model = seen, content, endpoint, model
+def _unsee(row: Row, seen: int, content: bytes | None, endpoint: str, model: str) -> None:
+    row.seen, row._content, row.endpoint, row.model = seen, content, endpoint, model

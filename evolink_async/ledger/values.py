@@ -112,8 +112,7 @@ class Row:
 
     id: int
     identity: str
-    keyed: bool
-    content: str
+    _content: bytes | None  # of a request with a key; that of another one is the beginning of its identity
     endpoint: str
     model: str
     state: State = State.ENTERED
@@ -140,9 +139,19 @@ class Row:
     _past_written: int = 0
 
     @property
+    def keyed(self) -> bool:
+        """Whether the caller has given it a name."""
+        return self._content is not None
+
+    @property
     def key(self) -> str | None:
         """The caller's name for it."""
         return self.identity if self.keyed else None
+
+    @property
+    def content(self) -> str:
+        """Hex digits of the hash over its endpoint and canonical body."""
+        return self.identity.rpartition("-")[0] if self._content is None else self._content.hex()
 
     @property
     def credits(self) -> Decimal | None:

@@ -312,7 +312,7 @@ class Record:
         return OutcomeStatus.UNKNOWN, error
 
 
-_NO_ROW = Row(0, "", False, "", "", "")
+_NO_ROW = Row(0, "", None, "", "")
 
 
 def _charged(status: OutcomeStatus, usage: Usage) -> Decimal | None:

@@ -364,7 +364,7 @@ async def test_a_file_that_is_damaged_under_a_program_says_so(quick_path: Path) 
 async def _living(job: JobLedger) -> Any:
     from evolink_async.ledger.values import Row
 
-    return Row(10**15, "living", True, "00", "/v1/images/generations", "m", State.SENDING)
+    return Row(10**15, "living", b"\0", "/v1/images/generations", "m", State.SENDING)
 
 
 async def test_a_fault_in_one_question_keeps_nobody_else_waiting(tmp_path: Path) -> None:
