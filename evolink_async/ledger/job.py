@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
 from evolink_async.errors import ClosedError, ConfigurationError, LedgerError
 from evolink_async.ledger import rules
 from evolink_async.ledger.rerun import Entered
-from evolink_async.ledger.states import IllegalMove, State
+from evolink_async.ledger.states import ENDS
 from evolink_async.ledger.turns import Batch, Found, JobSums, Store, Turns
 from evolink_async.ledger.values import (
     LONGEST_LEARNED,
@@ -46,18 +47,18 @@ from evolink_async.types import Task
 logger = logging.getLogger("evolink_async.ledger")
 
 T = TypeVar("T")
-P = ParamSpec("P")
 
-_process = object()  # another one in a forked child
+_jobs: WeakSet[JobLedger] = WeakSet()
 
 
-def _begin_process() -> None:
-    global _process
-    _process = object()
+def _disown() -> None:
+    """In a forked child: what the parent has opened belongs to none of its threads."""
+    for job in _jobs:
+        job._thread = None
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_process)
+    os.register_at_fork(after_in_child=_disown)
 
 _KNOWN_LONGER = 10_000  # requests with a key that a ledger in memory knows after they were let go
 _COUNTED = 10_000  # contents of which is remembered how often they came in this run; a store knows the others
@@ -117,15 +118,16 @@ class JobLedger:
         self.interrupted = opened.interrupted
         self.learned = opened.learned
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
-        self._process = _process
+        self._thread: int | None = threading.get_ident()  # None: it is closed, or in a forked child
+        _jobs.add(self)
         self._account = opened.account
         self._turns: Turns | None = None
         if store is not None:
             assert executor is not None
             self._turns = Turns(store, executor, self._sums)
-        self._next_id = opened.next_id
-        self._known = self._requests = opened.requests
+        # By which a store knows its requests.
+        self._ids: Iterator[int] = itertools.repeat(0) if store is None else itertools.count(opened.next_id)
+        self._known = opened.requests
         self._new = self._changed = self._seen_again = 0
         self._rows: MutableMapping[str, Row] = {} if store is None else WeakValueDictionary()
         self._unnamed: WeakSet[Row] = WeakSet()  # that nobody asks for again, but whose reservation may have to rise
@@ -133,6 +135,8 @@ class JobLedger:
         self._counts: OrderedDict[str, int] = OrderedDict()
         if opened.account.probe is not None:
             self._rows[opened.account.probe.identity] = opened.account.probe
+        # Nothing is waited for in memory, so what says so is shared.
+        self._ready: dict[Any, asyncio.Future[Any]] = {told: self._done(told) for told in (None, True, False)}
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
 
@@ -203,7 +207,7 @@ class JobLedger:
         self._check()
         future: asyncio.Future[list[Entered]] = self._loop.create_future()
         if self._turns is None:
-            future.set_result([self._enter_in_memory(entry, self._identity(entry, self._counts)) for entry in entries])
+            future.set_result([self._enter_in_memory(entry) for entry in entries])
             return future
         return self._turns.look_up(
             future,
@@ -259,9 +263,9 @@ class JobLedger:
         self._check()
         price = price and as_text(price)
         probe = self._account.probe
-        undo_from = None if self._turns is None else (saved_state(row), row.holds)
-        refusal = self._apply(
-            rules.intend,
+        turns = self._turns
+        before = None if turns is None else saved_state(row)
+        refusal = rules.intend(
             row,
             self._account,
             idempotency_key=idempotency_key,
@@ -272,19 +276,15 @@ class JobLedger:
         )
         if probe is not None and self._account.probe is not probe:
             self._note(probe)  # its price was told
-        if refusal is not None or undo_from is None:
+        if refusal is not None or turns is None or before is None:
             return self._done(refusal)
-        turns = self._turns
-        assert turns is not None
         if row.body is not body:
             row.body = body
             turns.note_body(row)
-        version = row._version
 
         def undo() -> None:
-            if row._version == version:
-                rules.take_back(row, self._account, *undo_from)
-                turns.note_body(row)
+            rules.take_back(row, self._account, before)
+            turns.note_body(row)
 
         return self._written(row, None, undo)
 
@@ -295,16 +295,15 @@ class JobLedger:
         """
         self._check()
         before, replays = saved_state(row), self._account.replays
-        if not self._apply(rules.replay, row, self._account):
-            return self._done(False)
-        version, counted = row._version, self._account.replays - replays
+        if not rules.replay(row, self._account):
+            return self._ready[False]
+        counted = self._account.replays - replays
 
         def undo() -> None:
-            if row._version == version:
-                reserved = row.reserved
-                restore(row, before)
-                row.reserved = reserved  # which may have been raised meanwhile
-                self._account.replays -= counted
+            reserved = row.reserved
+            restore(row, before)
+            row.reserved = reserved  # which may have been raised meanwhile
+            self._account.replays -= counted
 
         return self._written(row, True, undo)
 
@@ -316,13 +315,13 @@ class JobLedger:
         The reservation is released, unless an earlier POST of the same try is unsettled.
         """
         self._check()
-        self._apply(rules.posted_in_vain, row, self._account, sent=sent)
+        rules.posted_in_vain(row, self._account, sent=sent)
         return self._written(row, None)
 
     def rejected(self, row: Row, *, code: str | None, error: str) -> asyncio.Future[None]:
         """The request was refused, by the service or before it was sent; it holds no credits."""
         self._check()
-        self._apply(rules.rejected, row, self._account, code and as_text(code), as_text(error))
+        rules.rejected(row, self._account, code and as_text(code), as_text(error))
         return self._written(row, None)
 
     def unsettled(self, row: Row, *, code: str | None, error: str, lost: bool = True) -> asyncio.Future[None]:
@@ -331,14 +330,14 @@ class JobLedger:
         lost: False where the service itself says that it still works on the request.
         """
         self._check()
-        self._apply(rules.unsettled, row, code and as_text(code), as_text(error), lost=lost)
+        rules.unsettled(row, code and as_text(code), as_text(error), lost=lost)
         return self._written(row, None)
 
     def keys_are_honoured(self) -> asyncio.Future[None]:
         """An answer has proven that the service honours idempotency keys."""
         self._check()
         if self._account.keys_honoured:
-            return self._done(None)
+            return self._ready[None]
         self._account.keys_honoured = True
         return self._written(None, None)
 
@@ -352,7 +351,7 @@ class JobLedger:
         the present one. False: the request has another task already, so this one is paid for besides.
         """
         self._check()
-        first = self._apply(rules.accepted, row, self._account, task_id, told_micro(reserved), number, at)
+        first = rules.accepted(row, self._account, task_id, told_micro(reserved), number, at)
         if not first:
             other = row.task_id or "that of another try"
             logger.warning(
@@ -362,8 +361,9 @@ class JobLedger:
                 other,
                 extra={"event": "paid_twice", "identity": row.identity, "task_id": task_id},
             )
-        self._note_price(row)
-        return self._written(row, first, loss=f"task {task_id} was accepted for request {row.identity}")
+        if row.price is not None:
+            self._note_price(row.price)
+        return self._written(row, first, accepted=task_id)
 
     def ended(self, row: Row, task: Task, *, at: datetime) -> asyncio.Future[bool]:
         """The service says that the task completed, failed or was cancelled. False: an end was known already.
@@ -372,31 +372,21 @@ class JobLedger:
         it has used more than was reserved for it, those of its class that are on their way keep that reserved.
         """
         self._check()
-        if not task.is_terminal:
+        end = ENDS.get(task.status)
+        if end is None:
             raise LedgerError(f"request {row.identity!r}: its task {task.id} is {task.status}, so it has not ended")
         used = told_micro(task.usage.credits_used)
         if used is None and row.reserved is None:  # accepted without our hearing of it
             used = told_micro(task.usage.credits_reserved)
-        failure = task.error
-        code, error = (None, None) if failure is None else (as_text(failure.code), as_text(failure.message))
-        used_before = self._account.used.get(row.price or "")
-        first = self._apply(
-            rules.ended,
-            row,
-            self._account,
-            State(task.status),
-            used,
-            code,
-            error,
-            at,
-        )
-        if first:
-            row.task = task
-            if self._turns is not None:
-                self._turns.note_result(row)
-        self._note_price(row)
-        if self._account.used.get(row.price or "") != used_before:
-            self._raise_reservations()
+        price, most_used = row.price, self._account.used
+        used_before = None if price is None else most_used.get(price)
+        first = rules.ended(row, self._account, end, task, used, at)
+        if first and self._turns is not None:
+            self._turns.note_result(row)
+        if price is not None:
+            self._note_price(price)
+            if most_used.get(price) != used_before:
+                self._raise_reservations()
         return self._written(row, first)
 
     def classify(self, row: Row, price: str) -> asyncio.Future[None]:
@@ -404,19 +394,20 @@ class JobLedger:
         self._check()
         row.price = price
         if not rules.raise_reservation(row, self._account):
-            return self._done(None)
-        return self._written(row, None)
+            return self._ready[None]
+        self._note(row)
+        return self._written(None, None)
 
     def lost(self, row: Row, *, error: str, at: datetime) -> asyncio.Future[bool]:
         """The service no longer knows the id; its credits stay reserved. False: how it ended is known."""
         self._check()
-        first = self._apply(rules.lost, row, as_text(error), at)
+        first = rules.lost(row, as_text(error), at)
         return self._written(row, first)
 
     def saved(self, row: Row, files: Sequence[str]) -> asyncio.Future[None]:
         """The results of a completed task are in these files."""
         self._check()
-        self._apply(rules.saved, row, tuple(map(as_text, files)))
+        rules.saved(row, tuple(map(as_text, files)))
         if self._turns is not None:
             self._turns.note_result(row)
         return self._written(row, None)
@@ -429,7 +420,7 @@ class JobLedger:
         """
         self._check()
         if self._turns is None or len(text.encode(errors="backslashreplace")) > LONGEST_LEARNED:
-            return self._done(False)
+            return self._ready[False]
         self._turns.note_learned(as_text(text))
         return self._written(None, True)
 
@@ -438,13 +429,13 @@ class JobLedger:
     def not_submitted(self, row: Row) -> asyncio.Future[None]:
         """No task exists for an unsettled request: its credits are released, and it may be submitted anew."""
         self._check()
-        self._apply(rules.not_submitted, row, self._account)
+        rules.not_submitted(row, self._account)
         return self._written(row, None)
 
     def given_up(self, row: Row) -> asyncio.Future[None]:
         """Nobody will find out about an unsettled request: it is never submitted again, and keeps its credits."""
         self._check()
-        self._apply(rules.given_up, row)
+        rules.given_up(row)
         return self._written(row, None)
 
     # The end
@@ -456,7 +447,7 @@ class JobLedger:
         """
         if self._closing is None:
             self._check()
-            self._closed = True
+            self._closed, self._thread = True, None
             self._closing = own_task(self._loop, self._finish(), "evolink ledger")
             self._closing.add_done_callback(lambda closing: closing.cancelled() or closing.exception())
         await asyncio.shield(self._closing)
@@ -482,7 +473,7 @@ class JobLedger:
     ) -> None:
         results: list[Entered] = []
         steps_back: list[Callable[[], None]] = []
-        counters = self._new, self._changed, self._seen_again, self._requests
+        counters = self._new, self._changed, self._seen_again
         for entry in entries:
             identity = self._identity(entry, found.counts)
             row = self._row(identity, found)
@@ -494,12 +485,12 @@ class JobLedger:
                 results.append(Entered(row, repeated=True, changed=row.content != entry.content))
                 continue
             else:
-                steps_back.append(functools.partial(_unsee, row, row.seen, row.content, row.endpoint, row.model))
+                steps_back.append(functools.partial(_unsee, row, row.seen, row._content, row.endpoint, row.model))
                 results.append(self._see_again(row, entry))
             turns.note(row)
 
         def undo() -> None:
-            self._new, self._changed, self._seen_again, self._requests = counters
+            self._new, self._changed, self._seen_again = counters
             for entry in entries:
                 self._counts.pop(entry.content, None)
             for step in steps_back:
@@ -513,17 +504,17 @@ class JobLedger:
         if row.content == entry.content:
             return Entered(row)
         self._changed += 1
-        if row.paid_for:
+        if row.paid_for or not row.keyed:  # or the key is the identity of a request without one
             return Entered(row, changed=True)
         # Nothing can have come of the former body, so it may be put right.
-        row.content, row.endpoint, row.model = entry.content, entry.endpoint, entry.model
+        row._content, row.endpoint, row.model = bytes.fromhex(entry.content), entry.endpoint, entry.model
         return Entered(row)
 
-    def _enter_in_memory(self, entry: Entry, identity: str) -> Entered:
-        row = self._rows.get(identity) if entry.key is not None else None
+    def _enter_in_memory(self, entry: Entry) -> Entered:
+        row = None if entry.key is None else self._rows.get(entry.key)
         if row is not None:
             return Entered(row, repeated=True, changed=row.content != entry.content)
-        return Entered(self._new_row(entry, identity))
+        return Entered(self._new_row(entry, self._identity(entry, self._counts)))
 
     def _identity(self, entry: Entry, counts: dict[str, int]) -> str:
         if entry.key is not None:
@@ -543,13 +534,10 @@ class JobLedger:
         return row
 
     def _new_row(self, entry: Entry, identity: str) -> Row:
-        number = 0 if self._turns is None else self._next_id  # by which a store knows it
-        row = Row(number, identity, entry.key is not None, entry.content, entry.endpoint, entry.model)
-        row.seen = self.run
-        self._next_id += 1
-        self._requests += 1
+        content = None if entry.key is None else bytes.fromhex(entry.content)
+        row = Row(next(self._ids), identity, content, entry.endpoint, entry.model, seen=self.run)
         self._new += 1
-        if row.keyed or self._turns is not None:
+        if content is not None or self._turns is not None:
             self._rows[identity] = row
         elif self._account.cap is not None:
             self._unnamed.add(row)
@@ -561,20 +549,23 @@ class JobLedger:
 
     # Changes
 
-    def _apply(self, rule: Callable[Concatenate[Row, P], T], row: Row, *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return rule(row, *args, **kwargs)
-        except IllegalMove as fault:
-            raise LedgerError(f"request {row.identity!r}: {fault}") from None
-
     def _written(
-        self, row: Row | None, value: T, undo: Callable[[], None] | None = None, *, loss: str | None = None
+        self, row: Row | None, value: T, undo: Callable[[], None] | None = None, *, accepted: str | None = None
     ) -> asyncio.Future[T]:
-        """The future of a verb that has changed a row, or the job as a whole."""
+        """The future of a verb that has changed a row, or the job as a whole.
+
+        undo: of what was asked for. Once something else is told of the row there is nothing to take back; that its
+        reservation was raised or lowered because of others is nothing of its own, see `_note`. accepted: the id of the
+        task that the verb tells.
+        """
         if self._turns is None:
-            return self._done(value)
+            return self._ready[value]
         if row is not None:
+            row._version += 1
             self._turns.note(row)
+            if undo is not None:
+                undo = functools.partial(_undo_unless_changed, row, row._version, undo)
+        loss = f"task {accepted} was accepted for request {row.identity}" if row and accepted else None
         return self._turns.durable(self._loop.create_future(), value, undo, loss)
 
     def _done(self, value: T) -> asyncio.Future[T]:
@@ -586,9 +577,9 @@ class JobLedger:
         if self._turns is not None:
             self._turns.note(row)
 
-    def _note_price(self, row: Row) -> None:
-        account, price = self._account, row.price
-        if self._turns is not None and price is not None and (price in account.prices or price in account.used):
+    def _note_price(self, price: str) -> None:
+        account = self._account
+        if self._turns is not None and (price in account.prices or price in account.used):
             self._turns.note_price(price, account.prices.get(price, 0), account.used.get(price))
 
     def _raise_reservations(self) -> None:
@@ -606,22 +597,28 @@ class JobLedger:
             probe_price=account.probe_price,
             replays=account.replays,
             keys_honoured=account.keys_honoured,
-            requests=self._requests,
+            requests=self._known + self._new,
         )
 
     def _check(self) -> None:
         # To ask for the running loop would be a system call each time; where ours runs in this thread, it is that one.
-        if self._process is not _process:
-            raise ConfigurationError("a ledger cannot be used in a forked process; open it there")
-        if threading.get_ident() != self._thread or not self._loop.is_running():
-            raise ConfigurationError("a ledger belongs to the event loop that it was opened in")
+        if threading.get_ident() == self._thread and self._loop.is_running():
+            return
         if self._closed:
             raise ClosedError(f"the ledger of job {self.name!r} is closed")
+        if self._thread is None:
+            raise ConfigurationError("a ledger cannot be used in a forked process; open it there")
+        raise ConfigurationError("a ledger belongs to the event loop that it was opened in")
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "broken" if self.broken is not None else "open"
-        return f"<JobLedger {self.name!r} {state}: run {self.run}, {self._requests} requests>"
+        return f"<JobLedger {self.name!r} {state}: run {self.run}, {self._known + self._new} requests>"
 
 
-def _unsee(row: Row, seen: int, content: str, endpoint: str, model: str) -> None:
-    row.seen, row.content, row.endpoint, row.model = seen, content, endpoint, model
+def _undo_unless_changed(row: Row, version: int, undo: Callable[[], None]) -> None:
+    if row._version == version:
+        undo()
+
+
+def _unsee(row: Row, seen: int, content: bytes | None, endpoint: str, model: str) -> None:
+    row.seen, row._content, row.endpoint, row.model = seen, content, endpoint, model

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from evolink_async.errors import TRANSIENT_FAILURES
 from evolink_async.ledger.rules import CONFLICT
@@ -23,8 +23,7 @@ class Todo(StrEnum):
     REFUSE = "refuse"  # its key has another body
 
 
-@dataclass(frozen=True, slots=True)
-class Entered:
+class Entered(NamedTuple):
     """A request as the ledger knows it. repeated: this run has pulled it before. changed: its key has another body."""
 
     row: Row

@@ -1,50 +1,21 @@
 """What each verb does to a row and to the credits of its job. Pure: the same for every kind of ledger.
 
-A function here changes the row and the account that it is given, or raises `IllegalMove` and changes nothing.
+A function here changes the row and the account that it is given, or raises `IllegalMove` and changes nothing. The
+account is always the sum of what its rows hold: only `_reserve`, `_release`, `_add_extra` and `take_back` move credits.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from typing import Concatenate, ParamSpec, TypeVar
 
 from evolink_async.http.retry import UNPROVEN_REPLAYS
 from evolink_async.ledger.states import State, Verb, after
-from evolink_async.ledger.values import Account, PastTry, Refusal, Row, restore, to_credits
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+from evolink_async.ledger.values import Account, PastTry, Refusal, Row, as_text, restore, to_credits
+from evolink_async.types import Task
 
 _ON_ITS_WAY = frozenset({State.SENDING, State.UNSETTLED, State.REPLAYING, State.ACCEPTED})
 CONFLICT = "idempotency_conflict"  # vendor's client: a task exists for this key, made from another body
-
-
-def _balanced(
-    rule: Callable[Concatenate[Row, Account, _P], _T],
-) -> Callable[Concatenate[Row, Account, _P], _T]:
-    """Keep the account the sum of what its rows hold, whatever a rule does to a row."""
-
-    @functools.wraps(rule)
-    def balanced(row: Row, account: Account, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        reserved, spent = row.holds
-        result = rule(row, account, *args, **kwargs)
-        now_reserved, now_spent = row.holds
-        account.reserved += now_reserved - reserved
-        account.spent += now_spent - spent
-        row._version += 1
-        return result
-
-    return balanced
-
-
-@_balanced
-def _end_probe(probe: Row, account: Account, price: int) -> None:
-    """The price that a request tries has become known otherwise: it keeps only that reserved."""
-    account.probe = account.probe_price = None
-    probe.reserved = price
 
 
 def intend(
@@ -58,10 +29,12 @@ def intend(
     at: datetime,
 ) -> Refusal | None:
     """Reserve the credits and let a POST be made."""
-    state = after(row.state, Verb.INTEND)
+    state = after(row.state, Verb.INTEND, of=row.identity)
     known = account.price_of(price) if told is None else max(told, account.used.get(price or "", 0))
     if known is not None and account.probe is not None and price is not None and account.probe_price == price:
-        _end_probe(account.probe, account, known)
+        # The price that it tries has become known otherwise: it keeps only that reserved.
+        _reserve(account.probe, account, known)
+        account.probe = account.probe_price = None
     reservation = known
     free = account.free
     if free is not None:
@@ -72,31 +45,19 @@ def intend(
             return Refusal(to_credits(known), to_credits(free), to_credits(account.cap), account.probe)
         if known is None:
             reservation, account.probe, account.probe_price = free, row, price
-    _begin_try(row, account, state, reservation, idempotency_key, fingerprint, price, at)
-    return None
-
-
-@_balanced
-def _begin_try(
-    row: Row,
-    account: Account,
-    state: State,
-    reservation: int | None,
-    idempotency_key: str,
-    fingerprint: str,
-    price: str | None,
-    at: datetime,
-) -> None:
     if row.task_id is not None:
         row.past = (*row.past, _as_past(row))
         row.number += 1
-        row.task_id, row.task, row.spent, row.ended_at = None, None, None, None
+        row.reserved = row.spent = None  # the past try holds it
+        row.task_id = row.task = row.ended_at = None
     row.state = state
     row.attempts += 1
     row.losses, row.replayed = 0, False
     row.idempotency_key, row.fingerprint, row.price = idempotency_key, fingerprint, price
-    row.reserved, row.submitted_at = reservation, at
+    row.submitted_at = at
+    _reserve(row, account, reservation)
     row.error_code = row.error = None
+    return None
 
 
 def _as_past(row: Row) -> PastTry:
@@ -115,12 +76,13 @@ def _as_past(row: Row) -> PastTry:
     )
 
 
-def take_back(row: Row, account: Account, before: tuple[object, ...], holds: tuple[int, int]) -> None:
-    """An intent that could not be written has not happened. before: of `saved_state`; holds: what the row held then."""
+def take_back(row: Row, account: Account, before: tuple[object, ...]) -> None:
+    """An intent that could not be written has not happened. before: of `saved_state`."""
     reserved, spent = row.holds
     restore(row, before)
-    account.reserved += holds[0] - reserved
-    account.spent += holds[1] - spent
+    reserved_before, spent_before = row.holds
+    account.reserved += reserved_before - reserved
+    account.spent += spent_before - spent
     _leave_probe(row, account)
 
 
@@ -132,7 +94,7 @@ def replay(row: Row, account: Account) -> bool:
     """
     if row.task_id is not None:
         return False  # settled meanwhile
-    state = after(row.state, Verb.REPLAY)
+    state = after(row.state, Verb.REPLAY, of=row.identity)
     if row.losses > 1 or row.error_code == CONFLICT:
         return False
     if row.losses and not row.replayed:
@@ -143,14 +105,12 @@ def replay(row: Row, account: Account) -> bool:
         row.replayed = True
     row.state = state
     row.attempts += 1
-    row._version += 1
     return True
 
 
-@_balanced
 def posted_in_vain(row: Row, account: Account, *, sent: bool) -> None:
     """Nothing can have come of the POST. sent: whether it was written at all."""
-    before, row.state = row.state, after(row.state, Verb.POSTED_IN_VAIN)
+    before, row.state = row.state, after(row.state, Verb.POSTED_IN_VAIN, of=row.identity)
     if row.state is before:
         return
     if not sent:
@@ -164,10 +124,9 @@ def posted_in_vain(row: Row, account: Account, *, sent: bool) -> None:
         _release(row, account)
 
 
-@_balanced
 def rejected(row: Row, account: Account, code: str | None, error: str) -> None:
     """The request was refused, by the service or before it was sent."""
-    before, row.state = row.state, after(row.state, Verb.REJECTED)
+    before, row.state = row.state, after(row.state, Verb.REJECTED, of=row.identity)
     if row.state is before:
         return
     row.error_code, row.error = code, error
@@ -180,42 +139,39 @@ def rejected(row: Row, account: Account, code: str | None, error: str) -> None:
 
 def unsettled(row: Row, code: str | None, error: str, *, lost: bool) -> None:
     """No answer settles the POST. lost: no use in waiting; else the service says that it works on it still."""
-    before, row.state = row.state, after(row.state, Verb.UNSETTLED)
+    before, row.state = row.state, after(row.state, Verb.UNSETTLED, of=row.identity)
     if row.state is not before or row.state is State.UNSETTLED:
         row.error_code, row.error = code, error
-        row._version += 1
     if row.state is not before and lost:
         row.losses += 1
 
 
 def left_sending(row: Row) -> None:
     """The process died while the POST may have been on the wire."""
-    row.state = after(row.state, Verb.LEFT_SENDING)
+    row.state = after(row.state, Verb.LEFT_SENDING, of=row.identity)
     row.error_code, row.error = None, "the program ended before an answer came"
     row.losses += 1
-    row._version += 1
 
 
-@_balanced
 def accepted(row: Row, account: Account, task_id: str, reserved: int | None, number: int | None, at: datetime) -> bool:
     """A task exists for the request. number: of the try that made it, None: the present one.
 
     False: it is a second task for this request, and is kept beside the first.
     """
     told = reserved
-    if reserved is not None:
-        reserved = max(reserved, account.used.get(row.price or "", 0))
+    if reserved is not None and row.price is not None:
+        reserved = max(reserved, account.used.get(row.price, 0))
     if number is not None and number < row.number:
-        return not _add_extra(row, number, task_id, reserved, at)
-    state = after(row.state, Verb.ACCEPTED)
+        return not _add_extra(row, account, number, task_id, reserved, at)
+    state = after(row.state, Verb.ACCEPTED, of=row.identity)
     if row.task_id is not None and row.task_id != task_id:
-        return not _add_extra(row, row.number, task_id, reserved, at)
+        return not _add_extra(row, account, row.number, task_id, reserved, at)
     if told is not None and row.price is not None:
         account.prices[row.price] = told
     # That nothing was reserved releases nothing before it is known that this is the price.
     counts = reserved or row.reserved is None or account.price_of(row.price) is not None
     if reserved is not None and counts and state is State.ACCEPTED:
-        row.reserved = reserved
+        _reserve(row, account, reserved)
         _leave_probe(row, account)
     if row.task_id is None:
         row.submitted_at = row.submitted_at or at
@@ -224,7 +180,7 @@ def accepted(row: Row, account: Account, task_id: str, reserved: int | None, num
     return True
 
 
-def _add_extra(row: Row, number: int, task_id: str, reserved: int | None, at: datetime) -> bool:
+def _add_extra(row: Row, account: Account, number: int, task_id: str, reserved: int | None, at: datetime) -> bool:
     """Keep a task that is not the present try's; False if it is known already."""
     if any(past.task_id == task_id for past in row.past):
         return False
@@ -233,29 +189,26 @@ def _add_extra(row: Row, number: int, task_id: str, reserved: int | None, at: da
     if mine:
         extra = replace(extra, idempotency_key=mine[0].idempotency_key)
     row.past = (*row.past, extra)
+    account.reserved += reserved or 0
     return True
 
 
-@_balanced
-def ended(
-    row: Row, account: Account, end: State, used: int | None, code: str | None, error: str | None, at: datetime
-) -> bool:
+def ended(row: Row, account: Account, end: State, task: Task, used: int | None, at: datetime) -> bool:
     """The service says how the task ended. used: what it cost, None: it did not say. False: the end was known."""
-    before, row.state = row.state, after(row.state, Verb.ENDED, end)
+    before, row.state = row.state, after(row.state, Verb.ENDED, end, of=row.identity)
     if row.state is before:
         return False
-    row.ended_at = at
-    row.error_code, row.error = code, error
+    row.task, row.ended_at, failure = task, at, task.error
+    row.error_code = None if failure is None else as_text(failure.code)
+    row.error = None if failure is None else as_text(failure.message)
     if row.state is State.COMPLETED:
         if used is None and account.prices.get(row.price or "") == 0 and account.price_of(row.price) is None:
             used = 0  # it has told nothing else
-        row.spent = used if used is not None else row.reserved
         if used is not None and row.price is not None:
             _learn_price(row.price, used, row.reserved, account)
-        _release(row, account)
+        _release(row, account, row.reserved if used is None else used)
     elif row.state is State.FAILED:
-        row.spent = 0
-        _release(row, account)
+        _release(row, account, 0)
     return True
 
 
@@ -265,33 +218,27 @@ def _learn_price(price: str, used: int, reserved: int | None, account: Account) 
 
 
 def raise_reservation(row: Row, account: Account) -> bool:
-    """A request on its way keeps reserved what one of its class has used. False: it does already.
-
-    The version stays as it is: an intent that cannot be written is taken back all the same.
-    """
+    """A request on its way keeps reserved what one of its class has used. False: it does already."""
     used = account.used.get(row.price or "", 0)
     if row.state not in _ON_ITS_WAY or row.reserved is None or row.reserved >= used:
         return False
-    account.reserved += used - row.reserved
-    row.reserved = used
+    _reserve(row, account, used)
     return True
 
 
 def lost(row: Row, error: str, at: datetime) -> bool:
     """The service no longer knows the task. False: how it ended is known."""
-    before, row.state = row.state, after(row.state, Verb.LOST)
+    before, row.state = row.state, after(row.state, Verb.LOST, of=row.identity)
     if row.state is before:
         return False
     row.ended_at = at
     row.error_code, row.error = None, error
-    row._version += 1
     return True
 
 
-@_balanced
 def not_submitted(row: Row, account: Account) -> None:
     """The user says that no task exists for the request."""
-    row.state = after(row.state, Verb.NOT_SUBMITTED)
+    row.state = after(row.state, Verb.NOT_SUBMITTED, of=row.identity)
     row.submitted_at = row.error_code = row.error = row.body = None
     row.losses, row.replayed = 0, False
     _release(row, account)
@@ -299,19 +246,26 @@ def not_submitted(row: Row, account: Account) -> None:
 
 def given_up(row: Row) -> None:
     """The user says that nobody will find out."""
-    row.state = after(row.state, Verb.GIVEN_UP)
-    row._version += 1
+    row.state = after(row.state, Verb.GIVEN_UP, of=row.identity)
 
 
 def saved(row: Row, files: tuple[str, ...]) -> None:
     """The results are in these files."""
-    row.state = after(row.state, Verb.SAVED)
+    row.state = after(row.state, Verb.SAVED, of=row.identity)
     row.files = files
-    row._version += 1
 
 
-def _release(row: Row, account: Account) -> None:
-    row.reserved = None if row.spent is None else 0
+def _reserve(row: Row, account: Account, reserved: int | None) -> None:
+    """What the present try may cost."""
+    account.reserved += (reserved or 0) - (row.reserved or 0)
+    row.reserved = reserved
+
+
+def _release(row: Row, account: Account, spent: int | None = None) -> None:
+    """The present try can cost no more. spent: what it has cost; None: no task came of it, or nobody has told."""
+    _reserve(row, account, None if spent is None else 0)
+    account.spent += (spent or 0) - (row.spent or 0)
+    row.spent = spent
     _leave_probe(row, account)
 
 

@@ -192,9 +192,8 @@ class SqliteStore:
     def _values(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
         """The columns of a row, from what `written` gives."""
         submitted_at, ended_at, code, error, past = row[17:]
-        content = bytes.fromhex(row[3])
         times = _micros(submitted_at), _micros(ended_at)
-        return (row[0], self._job, *row[1:3], content, *row[4:17], *times, code, error, len(past))
+        return (row[0], self._job, *row[1:3], bytes.fromhex(row[3]), *row[4:17], *times, code, error, len(past))
 
     def _count(self, connection: sqlite3.Connection, contents: Iterable[str]) -> dict[str, int]:
         """How often each content came in this run: nearly always never, which the first of them tells."""
@@ -289,8 +288,7 @@ def _row(values: tuple[Any, ...]) -> Row:
     return Row(
         id=id,
         identity=identity,
-        keyed=bool(keyed),
-        content=bytes(content).hex(),
+        _content=bytes(content) if keyed else None,
         endpoint=endpoint,
         model=model,
         state=State(state),

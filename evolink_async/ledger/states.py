@@ -30,7 +30,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["MOVES", "IllegalMove", "Move", "State", "Verb", "after", "diagram", "table"]
+from evolink_async.errors import LedgerError
+
+__all__ = ["ENDS", "MOVES", "IllegalMove", "Move", "State", "Verb", "after", "diagram", "table"]
 
 
 class State(StrEnum):
@@ -71,7 +73,7 @@ S, V = State, Verb
 
 _NO_TASK = (S.ENTERED, S.SENDING, S.UNSETTLED, S.REPLAYING, S.REJECTED, S.GIVEN_UP)
 _TASK = (S.ACCEPTED, S.COMPLETED, S.FAILED, S.CANCELLED, S.LOST)
-_ENDS = (S.COMPLETED, S.FAILED, S.CANCELLED)
+ENDS: dict[str, State] = {end.value: end for end in (S.COMPLETED, S.FAILED, S.CANCELLED)}  # by the status of a task
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,31 +111,38 @@ MOVES = (
     Move(V.REJECTED, (S.REJECTED, S.UNSETTLED, S.GIVEN_UP, *_TASK), None),
     Move(V.UNSETTLED, (S.UNSETTLED, S.GIVEN_UP, *_TASK), None),
     Move(V.ACCEPTED, _TASK, None),
-    Move(V.ENDED, _ENDS, None),
-    Move(V.LOST, (S.LOST, *_ENDS), None),
+    Move(V.ENDED, (*ENDS.values(),), None),
+    Move(V.LOST, (S.LOST, *ENDS.values()), None),
 )  # fmt: skip
 
-_TARGETS: dict[tuple[State | None, Verb], tuple[State, ...]] = {}
+_NEXT: dict[tuple[State | None, Verb, State | None], State] = {}
 for _move in MOVES:
     for _source in _move.sources:
         _target = _move.target or _source
         assert _target is not None
-        _TARGETS[_source, _move.verb] = (*_TARGETS.get((_source, _move.verb), ()), _target)
+        _told: tuple[State | None, ...] = (None,)
+        if _move.verb is V.ENDED:  # it comes with an end, which matters only to the first
+            _told = (*ENDS.values(),) if _move.target is None else (_target,)
+        for _end in _told:
+            _NEXT[_source, _move.verb, _end] = _target
 
 
-class IllegalMove(Exception):
+class IllegalMove(LedgerError):
     """A move that is not in the table: a fault of whoever makes it."""
 
 
-def after(state: State | None, verb: Verb, end: State | None = None) -> State:
-    """The state that `verb` leads to. `end`: which end, for the verb with several. Raises `IllegalMove`."""
-    targets = _TARGETS.get((state, verb), ())
-    if len(targets) == 1:
-        return targets[0]
-    if end is not None and end in targets:
-        return end
-    what = f"{verb} ({end})" if end else verb
-    raise IllegalMove(f"{what} is no move for a request that is {state or 'not in the ledger'}")
+def after(state: State | None, verb: Verb, end: State | None = None, *, of: str | None = None) -> State:
+    """The state that `verb` leads to. `end`: which end, for the verb with several. `of`: the request's identity.
+
+    Raises `IllegalMove`.
+    """
+    try:
+        return _NEXT[state, verb, end]
+    except KeyError:
+        whose = "" if of is None else f"request {of!r}: "
+        what = f"{verb} ({end})" if end else verb
+        message = f"{whose}{what} is no move for a request that is {state or 'not in the ledger'}"
+        raise IllegalMove(message) from None
 
 
 def diagram() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import ROUND_CEILING, Decimal
@@ -44,7 +43,7 @@ def known_price(reserved: int | None, used: int | None) -> int | None:
     return max(reserved or 0, used) if used is not None else reserved or None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
     """A request as it is looked up, and entered if it is new.
 
@@ -58,10 +57,12 @@ class Entry:
     model: str
 
     def __post_init__(self) -> None:
-        for name in ("key", "model"):
-            if not is_text(getattr(self, name) or ""):
-                message = f"{name}: holds half of a surrogate pair, which is no text; decode it anew"
-                raise InvalidRequestError(message, param=name)
+        if is_text(f"{self.key}{self.model}"):
+            return
+        name = "model" if is_text(self.key or "") else "key"
+        raise InvalidRequestError(
+            f"{name}: holds half of a surrogate pair, which is no text; decode it anew", param=name
+        )
 
 
 def is_text(value: str) -> bool:
@@ -111,8 +112,7 @@ class Row:
 
     id: int
     identity: str
-    keyed: bool
-    content: str
+    _content: bytes | None  # of a request with a key; that of another one is the beginning of its identity
     endpoint: str
     model: str
     state: State = State.ENTERED
@@ -135,8 +135,13 @@ class Row:
     body: bytes | None = None
     task: Task | None = None
     files: tuple[str, ...] = ()
-    _version: int = 0  # raised with every change
+    _version: int = 0  # raised with every verb whose change is to be written
     _past_written: int = 0
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the caller has given it a name."""
+        return self._content is not None
 
     @property
     def key(self) -> str | None:
@@ -144,27 +149,31 @@ class Row:
         return self.identity if self.keyed else None
 
     @property
+    def content(self) -> str:
+        """Hex digits of the hash over its endpoint and canonical body."""
+        return self.identity.rpartition("-")[0] if self._content is None else self._content.hex()
+
+    @property
     def credits(self) -> Decimal | None:
         """Spent or still reserved, over all tries; None if nobody has told."""
-        told = [amount for held in self._tries() for amount in (held.reserved, held.spent) if amount is not None]
-        return to_credits(sum(told)) if told else None
+        untold = self.reserved is None and self.spent is None
+        if untold and all(past.reserved is None and past.spent is None for past in self.past):
+            return None
+        return to_credits(sum(self.holds))
 
     @property
     def holds(self) -> tuple[int, int]:
         """Micro-credits reserved and spent, over all tries."""
-        if not self.past:
-            return self.reserved or 0, self.spent or 0
-        reserved = sum(held.reserved or 0 for held in self._tries())
-        return reserved, sum(held.spent or 0 for held in self._tries())
+        reserved, spent = self.reserved or 0, self.spent or 0
+        for past in self.past:
+            reserved += past.reserved or 0
+            spent += past.spent or 0
+        return reserved, spent
 
     @property
     def paid_for(self) -> bool:
         """Whether a task exists or may exist for it, in any try."""
         return self.state not in (State.ENTERED, State.REJECTED) or bool(self.past)
-
-    def _tries(self) -> Iterator[Row | PastTry]:
-        yield self
-        yield from self.past
 
     def __repr__(self) -> str:
         return f"<Row {self.identity!r} {self.state}{f' {self.task_id}' if self.task_id else ''}>"

@@ -19,7 +19,7 @@ from evolink_async.errors import ClosedError, EvoLinkError, LedgerError, TaskLos
 from evolink_async.http.answers import Judgement
 from evolink_async.http.retry import Replays, Verdict
 from evolink_async.http.submit import Ending, Settled, Submission
-from evolink_async.ledger import Entered, Entry, JobLedger, Refusal, Row
+from evolink_async.ledger import Entered, Entry, JobLedger, Row
 from evolink_async.ledger.states import State
 from evolink_async.polling.schedule import Schedule
 from evolink_async.pool.identity import content_hash
@@ -53,7 +53,8 @@ class Journal:
         self._told = told
         self._failed = failed
         self._spent_before = job.spent
-        self._priced = durable or job.free is not None
+        self._capped = job.free is not None
+        self._priced = durable or self._capped
         self.durable = durable
         # Without a ledger the client counts what was sent again without proof; with one, the job does.
         self.replays = replays
@@ -83,22 +84,26 @@ class Journal:
         """
         entry = Entry(request.key, content or content_hash(request), request.endpoint, request.model)
         future = self._job.enter([entry])
-
-        def done(future: asyncio.Future[list[Entered]]) -> None:
-            error = future.exception()
-            if error is None:
-                [known] = future.result()
-                if self.durable and not self._job.is_closed:
-                    self._classify(known, request)
-                then(known)
-            else:
-                assert isinstance(error, EvoLinkError)
-                then(error)
-
         if future.done():
-            done(future)
+            self._entered(request, then, future)
         else:
-            future.add_done_callback(done)
+            future.add_done_callback(functools.partial(self._entered, request, then))
+
+    def _entered(
+        self,
+        request: GenerationRequest,
+        then: Callable[[Entered | EvoLinkError], None],
+        future: asyncio.Future[list[Entered]],
+    ) -> None:
+        error = future.exception()
+        if error is not None:
+            assert isinstance(error, EvoLinkError)
+            then(error)
+            return
+        [known] = future.result()
+        if self.durable and not self._job.is_closed:
+            self._classify(known, request)
+        then(known)
 
     def _classify(self, known: Entered, request: GenerationRequest) -> None:
         """One that an earlier run has sent: of what class it is, its request tells."""
@@ -112,22 +117,16 @@ class Journal:
 
     def has_price(self, request: GenerationRequest) -> bool:
         """Whether it is known what a request will cost, as far as that matters."""
-        if self._job.free is None or self._told(request) is not None:
+        if not self._capped or self._told(request) is not None:
             return True
         return self._job.price_of(price_class(request)) is not None
 
     async def intend(self, row: Row, submission: Submission, fingerprint: str) -> Settled | None:
         """Put the POST on record, with its credits: None. Or why it must not be made."""
-        job = self._job
         if row.state is State.UNSETTLED:
-            if submission.replays.proven:
-                self._tell(job.keys_are_honoured())
-            allowed = await self._asked(job.replay(row))
-            if isinstance(allowed, Settled):
-                return allowed
-            return None if allowed else Settled("unknown")
+            return await self._replay(row, submission)
         request = submission.request
-        asked = job.intend(
+        asked = self._job.intend(
             row,
             idempotency_key=submission.key,
             body=submission.content,
@@ -136,20 +135,26 @@ class Journal:
             price=price_class(request) if self._priced else None,
             told=self._told(request) if self._priced else None,
         )
-        refusal = await self._asked(asked)
-        if isinstance(refusal, Refusal):
-            error = refusal.error()
-            ending: Ending = "not_submitted" if refusal.probe is None else "deferred"
-            return Settled(ending, error=error, fatal=error)
-        assert refusal is None or isinstance(refusal, Settled)
-        return refusal
-
-    async def _asked(self, future: asyncio.Future[Any]) -> Any:
-        """What a verb gives, or the end of the request if it could not be written."""
         try:
-            return await future
+            refusal = await asked
         except LedgerError as error:
-            return Settled("not_submitted", error=error, fatal=error)
+            return _unwritten(error)
+        if refusal is None:
+            return None
+        refused = refusal.error()
+        ending: Ending = "not_submitted" if refusal.probe is None else "deferred"
+        return Settled(ending, error=refused, fatal=refused)
+
+    async def _replay(self, row: Row, submission: Submission) -> Settled | None:
+        """The same, where the POST was made before."""
+        if submission.replays.proven:
+            self._tell(self._job.keys_are_honoured())
+        asked = self._job.replay(row)
+        try:
+            allowed = await asked
+        except LedgerError as error:
+            return _unwritten(error)
+        return None if allowed else Settled("unknown")
 
     def unsent(self, row: Row) -> None:
         """Nothing of the intended POST was written, and nothing will be."""
@@ -158,15 +163,15 @@ class Journal:
 
     def answered(self, row: Row, judgement: Judgement) -> None:
         """What came of a POST, unless it was accepted."""
-        job, error = self._job, judgement.error
+        job, error, verdict = self._job, judgement.error, judgement.verdict
         if job.is_closed:
             return
-        if judgement.replayed or judgement.verdict is Verdict.IN_PROGRESS:
+        if judgement.replayed or verdict is Verdict.IN_PROGRESS:
             self._tell(job.keys_are_honoured())
-        if judgement.verdict is Verdict.ACCEPTED:
+        if verdict is Verdict.ACCEPTED:
             return  # `accepted` tells it
         code, text = (None, "") if error is None else (error.code, str(error))
-        match judgement.verdict:
+        match verdict:
             case Verdict.UNSENT:
                 self._tell(job.posted_in_vain(row, sent=False))
             case Verdict.RATE_LIMITED | Verdict.ACCOUNT:
@@ -228,13 +233,14 @@ class Journal:
         await self._job.aclose()
 
     def _tell(self, future: asyncio.Future[Any]) -> None:
-        if not future.done():
-            future.add_done_callback(functools.partial(_report, self._failed))
-        else:
-            _report(self._failed, future)
+        if not future.done():  # else there was nothing to write
+            future.add_done_callback(self._report)
+
+    def _report(self, future: asyncio.Future[Any]) -> None:
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, EvoLinkError) and not isinstance(error, ClosedError):
+            self._failed(error)
 
 
-def _report(failed: Callable[[EvoLinkError], None], future: asyncio.Future[Any]) -> None:
-    error = None if future.cancelled() else future.exception()
-    if isinstance(error, EvoLinkError) and not isinstance(error, ClosedError):
-        failed(error)
+def _unwritten(error: LedgerError) -> Settled:
+    return Settled("not_submitted", error=error, fatal=error)

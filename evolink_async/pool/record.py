@@ -40,6 +40,7 @@ know of it goes through the `Journal`: durable before the first byte of a POST, 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -187,11 +188,11 @@ class Record:
 
     # As the listener of its submission. A fault in here is reported by the submitter, to `crashed`.
 
-    async def intend(self, submission: Submission, fingerprint: str) -> Settled | None:
+    def intend(self, submission: Submission, fingerprint: str) -> Coroutine[Any, Any, Settled | None]:
         assert self.row is not None
         if submission is self.submission:
             self.home.posting(self)
-        return await self.home.journal.intend(self.row, submission, fingerprint)
+        return self.home.journal.intend(self.row, submission, fingerprint)
 
     def unsent(self, submission: Submission) -> None:
         assert self.row is not None
@@ -203,9 +204,9 @@ class Record:
             self.home.posted(self)
         self.home.journal.answered(self.row, judgement)
 
-    async def accepted(self, submission: Submission, task: TaskReading) -> EvoLinkError | None:
+    def accepted(self, submission: Submission, task: TaskReading) -> Coroutine[Any, Any, EvoLinkError | None]:
         assert self.row is not None
-        return await self.home.journal.accepted(self.row, task)
+        return self.home.journal.accepted(self.row, task)
 
     def held(self, submission: Submission, error: EvoLinkError) -> None:
         if submission is self.submission:
@@ -307,7 +308,7 @@ class Record:
         return OutcomeStatus.UNKNOWN, error
 
 
-_NO_ROW = Row(0, "", False, "", "", "")
+_NO_ROW = Row(0, "", None, "", "")
 
 
 def _charged(status: OutcomeStatus, usage: Usage) -> Decimal | None:

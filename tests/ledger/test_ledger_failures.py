@@ -104,6 +104,24 @@ async def test_an_intent_that_cannot_be_written_has_not_happened(quick_path: Pat
 
 @in_virtual_time
 @pytest.mark.looptime
+async def test_an_intent_that_cannot_be_written_has_not_happened_though_its_price_became_known(
+    quick_path: Path, where: str
+) -> None:
+    path = quick_path / "job.db"
+    async with opened(path, max_credits=Decimal(10)) as job:
+        probe, other = await entered(job, "probe"), await entered(job, "other")
+        disk_of(job).begins = where
+        asked = [intend(job, probe, price="new", told=None), intend(job, other, price="new", told=Decimal(2))]
+        for future in asked:
+            with pytest.raises(LedgerError, match="disk is full"):
+                await future
+        assert (probe.state, other.state, job.probe, job.free) == (State.ENTERED, State.ENTERED, None, 10)
+        disk_of(job).begins = None
+    assert_balanced(path)
+
+
+@in_virtual_time
+@pytest.mark.looptime
 async def test_an_id_that_cannot_be_written_is_logged_kept_and_written_later(
     quick_path: Path, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -346,7 +364,7 @@ async def test_a_file_that_is_damaged_under_a_program_says_so(quick_path: Path) 
 async def _living(job: JobLedger) -> Any:
     from evolink_async.ledger.values import Row
 
-    return Row(10**15, "living", True, "00", "/v1/images/generations", "m", State.SENDING)
+    return Row(10**15, "living", b"\0", "/v1/images/generations", "m", State.SENDING)
 
 
 async def test_a_fault_in_one_question_keeps_nobody_else_waiting(tmp_path: Path) -> None:

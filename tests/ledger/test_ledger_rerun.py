@@ -34,7 +34,7 @@ def _without_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def row(state: State, **fields: object) -> Row:
-    made = Row(1, "k", True, "00", "/v1/images/generations", "m", state)
+    made = Row(1, "k", b"\0", "/v1/images/generations", "m", state)
     for name, value in fields.items():
         setattr(made, name, value)
     return made
@@ -258,6 +258,15 @@ async def test_every_name_that_is_a_text_is_kept_as_it_is(quick_path: Path) -> N
     for key, model in (("\ud800", "m"), ("k", "m\udfff")):
         with pytest.raises(InvalidRequestError, match="surrogate"):
             Entry(key, "00", "/v1/images/generations", model)
+
+
+async def test_a_key_that_is_the_identity_of_a_request_without_one_changes_nothing_of_that(quick_path: Path) -> None:
+    path = quick_path / "job.db"
+    async with opened(path) as job:
+        row = await entered(job, None, "a")
+    async with opened(path) as job:
+        [known] = await job.enter([entry(row.identity, "another body")])
+        assert (known.changed, known.row.content, known.row.key) == (True, row.content, None)
 
 
 # A new try
