@@ -66,11 +66,11 @@ def test_dearer_looks_are_further_apart(law: DurationLaw, age: float, price: flo
 
 def test_a_first_look_that_was_asked_for_before_follows_what_is_learned_since() -> None:
     law = DurationLaw()
-    usual = law.next_look(0.0, 0.05)
+    usual = law.first_look(0.05, 0.5)
     for _ in range(200):
         law.observe(0.05, 0.06)  # half of them fail early
         law.observe(0.95, 1.05)
-    assert law.next_look(0.0, 0.05) == DurationLaw(law.export()).next_look(0.0, 0.05) < 0.1 < usual
+    assert law.first_look(0.05, 0.5) == DurationLaw(law.export()).first_look(0.05, 0.5) < 0.1 < usual
 
 
 @given(law=laws)
