@@ -26,8 +26,6 @@ PRICE = 0.3  # at an estimate of 100 s and little spread: about ten looks, and l
 USUAL = {"image": 30.0, "audio": 90.0, "video": 180.0}
 USUAL_OF_ANY = 60.0
 
-# The first look comes after so much of a step; the random rest keeps tasks apart that were submitted together.
-_FIRST_STEP, _FIRST_SPREAD = 0.7, 0.1
 _EARLIEST = 1 / 3  # of the gap before a look: so much it gives up to share a request
 _DEAREST = 0.25  # of the expected duration: no budget is so small that a task is as good as forgotten
 
@@ -101,6 +99,8 @@ class Schedule:
     def __init__(self, price: float = PRICE) -> None:
         self.price = price
         self._models: OrderedDict[tuple[str | None, str | None], _Model] = OrderedDict()
+        self._asked: tuple[TaskClass, float | None] | None = None  # of the latest expectation
+        self._basis: _Basis
 
     @property
     def price(self) -> float:
@@ -115,6 +115,12 @@ class Schedule:
 
     def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
         """What to expect of a task that nobody has looked at. estimate: seconds; without a plausible one the latest."""
+        asked = task_class, estimate
+        if asked != self._asked:  # most often it is as it was the time before
+            self._asked, self._basis = asked, self._basis_of(task_class, estimate)
+        return Expectation(self._basis)
+
+    def _basis_of(self, task_class: TaskClass, estimate: float | None) -> _Basis:
         kind, name, size = task_class
         model = self._models.get((kind, name)) or _Model()
         _remember(self._models, (kind, name), model, _MOST_MODELS)
@@ -122,9 +128,6 @@ class Schedule:
             model.estimate = estimate = max(1.0, min(estimate, LONGEST_ESTIMATE))
         else:
             estimate = model.estimate or USUAL.get(kind or "", USUAL_OF_ANY)
-        return Expectation(self._basis(model, size, estimate))
-
-    def _basis(self, model: _Model, size: str | None, estimate: float) -> _Basis:
         law = model.law(size)
         basis = model.bases.get((size, estimate))
         if basis is None or basis.law is not law:
@@ -167,6 +170,7 @@ class Schedule:
             raise ValueError(f"not an export of a polling schedule, start without it: {error!r:.200}") from None
         for key, model in models.items():
             _remember(self._models, key, model, _MOST_MODELS)
+        self._asked = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +208,8 @@ class Expectation:
         """
         looked_at, (law, scale) = self.looked_at, self._deciding
         price = min(self._basis.schedule.price / scale, _DEAREST)
-        step = 1.0 if looked_at else _FIRST_STEP + _FIRST_SPREAD * random
-        age = scale * law.next_look(looked_at / scale, price, step)
-        return min(max(age, looked_at + SHORTEST), looked_at + LONGEST)
+        age = law.next_look(looked_at / scale, price) if looked_at else law.first_look(price, random)
+        return min(max(scale * age, looked_at + SHORTEST), looked_at + LONGEST)
 
     def urgency(self, age: float) -> float:
         """How densely looks are worth their price at this age, for `price_for`."""
