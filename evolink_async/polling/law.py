@@ -62,11 +62,6 @@ class DurationLaw:
         """The share of tasks that take longer than `age`."""
         return _at(self._survival, age)
 
-    def chance(self, low: float, high: float, *, unfinished_at: float) -> float:
-        """The chance that a task that is unfinished at one age ends between two later ones."""
-        share = self.survival(low) - self.survival(high)
-        return max(share, _LEAST_SHARE) / max(self.survival(unfinished_at), _LEAST_SHARE)
-
     def root_hazard(self, age: float) -> float:
         """The square root of the rate at which tasks of this age end: how dense looks should be there."""
         k = min(bisect_right(_EDGES, age), BINS) - 1
@@ -115,15 +110,18 @@ class DurationLaw:
             return age
         return _EDGES[k] + _WIDTHS[k] * (goal - self._effort[k]) / (self._effort[k + 1] - self._effort[k])
 
-    def observe(self, low: float, high: float) -> None:
-        """Learn that a task was unfinished at age `low` and over at age `high`."""
+    def observe(self, low: float, high: float) -> float:
+        """Learn that a task was unfinished at age `low` and over at age `high`.
+
+        Returns the share of all tasks that were believed to end there.
+        """
         survival = self._survival
         first, low_part = _place(low)
         last, high_part = _place(high)
         unfinished, left = _value(survival, first, low_part), _value(survival, last, high_part)
         share = unfinished - left
         if share > _NO_NEWS:
-            return
+            return share
         self._note(share, _value(_PRIOR_SURVIVAL, first, low_part) - _value(_PRIOR_SURVIVAL, last, high_part))
         self._unit *= 1 / (1 - 1 / _MEMORY)
         self._believed += 1 - self._believed / _MEMORY
@@ -136,6 +134,7 @@ class DurationLaw:
             self._forget()
         elif self._fresh > _REBUILD_SHARE * self._believed:
             self._rebuild()
+        return share
 
     def _spread(self, first: int, last: int, unfinished: float, left: float, weight: float) -> None:
         """One observation over the bins that it may belong to, as far as each is believed.
@@ -151,9 +150,9 @@ class DurationLaw:
 
     def _settle(self) -> None:
         """Put what lies on spans of bins into each of them."""
-        weights = map(max, accumulate(self._spans), repeat(0.0))  # sums of floats may end below zero
         shares = map(sub, self._survival, self._survival[1:])
-        self._learned = array("d", map(add, self._learned, map(mul, weights, shares)))
+        masses = map(add, self._learned, map(mul, accumulate(self._spans), shares))
+        self._learned = array("d", map(max, masses, repeat(0.0)))  # sums of floats may end below zero
         self._spans = [0.0] * BINS
 
     def _note(self, share: float, prior_share: float) -> None:
@@ -196,6 +195,11 @@ class DurationLaw:
         """What was learned, for `DurationLaw` again: observations by bin, to four decimals."""
         self._settle()
         return [round(mass / self._unit, 4) for mass in self._learned]
+
+
+def chance(share: float, unfinished: float) -> float:
+    """That a task ends where this share of all tasks does, if it is one of the share that are unfinished."""
+    return max(share, _LEAST_SHARE) / max(unfinished, _LEAST_SHARE)
 
 
 def _place(age: float) -> tuple[int, float]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
-from evolink_async.polling.law import BINS, DurationLaw
+from evolink_async.polling.law import BINS, DurationLaw, chance
 from evolink_async.polling.progress import GAIN_BOUND, TENTHS, ProgressLaws, Tenth, predicted_duration, tenth_of
 
 SHORTEST = 1.0  # seconds between two looks at one task; each look makes the service ask its provider (vendor's client)
@@ -186,20 +186,24 @@ class _Basis:
 class Expectation:
     """What is expected of one task, and what was seen of it. Ages are seconds since its submission."""
 
-    __slots__ = ("_basis", "_readings", "_shown", "_shown_at", "_trusted", "looked_at")
+    __slots__ = ("_basis", "_readings", "_shown", "_shown_at", "looked_at")
 
     def __init__(self, basis: _Basis) -> None:
         self._basis = basis
-        self._trusted: tuple[DurationLaw, float] | None = None  # the law of its progress, and the unit of that
         self.looked_at = 0.0  # age at the latest look; 0.0: there was none
-        self._shown = 0  # the latest progress, and the age at which it first showed
+        self._shown = 0  # the latest progress, 0 if it told nothing, and the age at which it first showed
         self._shown_at = 0.0
-        self._readings: array[float] | None = None  # progress, age, of the first look at each tenth
+        self._readings: array[float] | None = None  # progress, age, of earlier looks: the first at each tenth
 
     @property
     def _deciding(self) -> tuple[DurationLaw, float]:
         """The law that decides now, and its unit."""
-        return self._trusted or (self._basis.law, self._basis.estimate)
+        basis = self._basis
+        if self._shown:
+            law = basis.progress.trusted(self._shown)
+            if law is not None:
+                return law, predicted_duration(self._shown, self._shown_at)
+        return basis.law, basis.estimate
 
     def next_look(self, random: float) -> float:
         """The age at which to look next, counted from the latest look; may be over for a task never looked at.
@@ -221,32 +225,31 @@ class Expectation:
         if not age > self.looked_at:
             return
         self.looked_at = age
-        self._trusted = None
-        if progress <= 0:
-            return
         if progress != self._shown:
+            self._keep_reading()
             self._shown, self._shown_at = progress, age
-            self._keep_reading(progress, age)
-        law = self._basis.progress.trusted(progress)
-        if law is not None:
-            self._trusted = law, predicted_duration(progress, self._shown_at)
 
-    def _keep_reading(self, progress: int, age: float) -> None:
-        readings = self._readings
-        if readings is None:
-            self._readings = array("f", (progress, age))  # small, as there may be many: a millisecond is near enough
+    def _keep_reading(self) -> None:
+        """Remember what is shown, to learn from it in the end."""
+        progress, readings = self._shown, self._readings
+        if not progress:
+            return
+        if readings is None:  # small, as there may be many: a millisecond is near enough
+            self._readings = array("f", (progress, self._shown_at))
         elif len(readings) < 2 * TENTHS and tenth_of(readings[-2]) != tenth_of(progress):
-            readings.extend((progress, age))
+            readings.extend((progress, self._shown_at))
 
     def over(self, age: float) -> None:
         """The answer that the task is over, however it ended, came at this age: learn from it, once."""
         low, high = self.looked_at, max(age, self.looked_at)
         estimate, clock = self._basis.estimate, self._basis.law
-        readings = iter(self._readings or ())
-        for progress, shown_at in zip(readings, readings, strict=True):
-            by_clock = clock.chance(low / estimate, high / estimate, unfinished_at=shown_at / estimate)
-            self._basis.progress.learn(progress, shown_at, low, high, by_clock)
-        clock.observe(low / estimate, high / estimate)
+        self._keep_reading()
+        readings = self._readings or ()
+        ages = readings[1::2]
+        unfinished = [clock.survival(shown_at / estimate) for shown_at in ages]
+        share = clock.observe(low / estimate, high / estimate)
+        for progress, shown_at, left in zip(readings[::2], ages, unfinished, strict=True):
+            self._basis.progress.learn(progress, shown_at, low, high, chance(share, left))
 
 
 def _remember(memory: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None:

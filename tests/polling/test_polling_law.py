@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolink_async.polling.law import BINS, DurationLaw
+from evolink_async.polling.law import BINS, DurationLaw, chance
 
 ages = st.floats(0, 100) | st.floats(0, 1e9)
 prices = st.floats(1e-7, 0.25)
@@ -49,7 +49,7 @@ def test_whatever_was_seen_shares_and_hazards_are_shares_and_hazards(law: Durati
     steps = [law.survival(age / 100 * step) for step in range(101)]
     assert all(1 >= before >= after >= 0 for before, after in itertools.pairwise(steps))
     assert 0 <= law.root_hazard(age) < math.inf
-    assert 0 < law.chance(age, 2 * age, unfinished_at=age / 2) <= 1 + 1e-9
+    assert 0 < chance(law.survival(age) - law.survival(2 * age), law.survival(age / 2)) <= 1 + 1e-9
 
 
 @given(law=laws, age=ages, price=prices)
