@@ -244,12 +244,13 @@ class Expectation:
         low, high = self.looked_at, max(age, self.looked_at)
         estimate, clock = self._basis.estimate, self._basis.law
         self._keep_reading()
-        readings = self._readings or ()
-        ages = readings[1::2]
-        unfinished = [clock.survival(shown_at / estimate) for shown_at in ages]
+        numbers = iter(self._readings or ())
+        readings = [
+            (progress, at, clock.survival(at / estimate)) for progress, at in zip(numbers, numbers, strict=True)
+        ]
         share = clock.observe(low / estimate, high / estimate)
-        for progress, shown_at, left in zip(readings[::2], ages, unfinished, strict=True):
-            self._basis.progress.learn(progress, shown_at, low, high, chance(share, left))
+        for progress, shown_at, unfinished in readings:
+            self._basis.progress.learn(progress, shown_at, low, high, chance(share, unfinished))
 
 
 def _remember(memory: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None:
