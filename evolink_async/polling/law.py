@@ -87,28 +87,28 @@ class DurationLaw:
         One step on is where the root hazard adds up to sqrt(2 * price), which makes the interval sqrt(2 * price /
         hazard). Where many are expected to end early on the way, the look comes right after those.
         """
-        return self._early_look(age, self._after(age, step * math.sqrt(2 * price)), price)
+        place = _place(age)
+        return self._early_look(place, self._after(age, place, step * math.sqrt(2 * price)), price)
 
-    def _early_look(self, age: float, goal: float, price: float) -> float:
-        """Where on the way to `goal` a look pays most, `goal` if it does nowhere."""
-        survival, unfinished = self._survival, self.survival(age)
+    def _early_look(self, place: tuple[int, float], goal: float, price: float) -> float:
+        """Where on the way from that place to `goal` a look pays most, `goal` if it does nowhere."""
+        unfinished = _value(self._survival, *place)
+        way = slice(place[0] + 1, bisect_left(_EDGES, goal))
         best, best_gain = goal, 0.0
-        for k in range(bisect_right(_EDGES, age), bisect_left(_EDGES, goal)):
+        for edge, left in zip(_EDGES[way], self._survival[way], strict=True):
             # What a look in between saves those who end before it, less its price for all others.
-            gain = (unfinished - survival[k]) * (goal - _EDGES[k]) - price * survival[k]
+            gain = (unfinished - left) * (goal - edge) - price * left
             if gain > best_gain:
-                best, best_gain = _EDGES[k], gain
+                best, best_gain = edge, gain
         return best
 
-    def _after(self, age: float, effort: float) -> float:
-        """The age at which the root hazard from `age` on adds up to `effort`."""
-        goal = _at(self._effort, age) + effort
+    def _after(self, age: float, place: tuple[int, float], effort: float) -> float:
+        """The age at which the root hazard from `age` on adds up to `effort`. place: of that age."""
+        goal = _value(self._effort, *place) + effort
         if goal >= self._effort[BINS]:
             return max(age, _LAST_EDGE) * _BEYOND
         k = bisect_left(self._effort, goal) - 1
-        if k < 0:
-            return age
-        return _EDGES[k] + _WIDTHS[k] * (goal - self._effort[k]) / (self._effort[k + 1] - self._effort[k])
+        return _value(_EDGES, k, (goal - self._effort[k]) / (self._effort[k + 1] - self._effort[k]))
 
     def observe(self, low: float, high: float) -> float:
         """Learn that a task was unfinished at age `low` and over at age `high`.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolink_async.polling.law import BINS, DurationLaw, chance
+from evolink_async.polling.law import BINS, DurationLaw, _place, chance
 
 ages = st.floats(0, 100) | st.floats(0, 1e9)
 prices = st.floats(1e-7, 0.25)
@@ -60,7 +60,7 @@ def test_the_next_look_is_later_and_finite(law: DurationLaw, age: float, price: 
 @given(law=laws, age=ages, price=prices, dearer=st.floats(1, 100))
 def test_dearer_looks_are_further_apart(law: DurationLaw, age: float, price: float, dearer: float) -> None:
     """Where none comes early: a longer step may have room for one, which then comes before the end of the shorter."""
-    longer, shorter = (law._after(age, math.sqrt(2 * each)) for each in (min(0.25, price * dearer), price))
+    longer, shorter = (law._after(age, _place(age), math.sqrt(2 * each)) for each in (min(0.25, price * dearer), price))
     assert longer >= shorter
 
 
