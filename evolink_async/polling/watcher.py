@@ -512,15 +512,15 @@ class Watcher:
     def _take_along(self, now: float) -> _Watched | None:
         """The first in the heap, if it may share the batch that is sent now: that request is paid for already."""
         first = self._first()
-        if first is None or first.watched.looks_alone:
+        if first is None:
             return None
-        early = first - now
+        watched, early = first.watched, first - now
+        # Where something went wrong the pause stands, and of an id alone nothing is known.
+        if watched.trouble is not None and (watched.trouble.alone or early > _TICK):
+            return None
         if early > _TICK:
-            watched, expectation = first.watched, first.watched.expectation
-            # Where something went wrong the pause stands, and of an id alone nothing is known.
-            if expectation is None or watched.trouble is not None:
-                return None
-            if not may_be_early(early, first - watched.started - expectation.looked_at):
+            expectation = watched.expectation
+            if expectation is None or not may_be_early(early, first - watched.started - expectation.looked_at):
                 return None
         return self._pop()
 
@@ -565,7 +565,6 @@ class Watcher:
     def _take_answer(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         if watched.follower is None:
             return
-        watched.heard = watched.heard or isinstance(answer, Answer)
         if not isinstance(answer, Answer) or not 200 <= answer.status < 300:
             self._refused(watched, answer, asked_at)
             return
@@ -574,6 +573,7 @@ class Watcher:
             if reading.id != watched.id:
                 raise ResponseError(f"asked for task {watched.id}, the answer is about another")
         except ResponseError as error:
+            watched.heard = True
             self._failed(watched, error, asked_at)
         else:
             self._saw(watched, reading, answer, asked_at, alone=True)
@@ -583,16 +583,16 @@ class Watcher:
         for watched in group:
             if watched.follower is None:
                 continue
-            watched.heard = watched.heard or isinstance(answer, Answer)
-            if readings is None and self._learned.batches is not False:
-                self._batch_failed(watched, answer, asked_at)
-            elif readings is None or watched.id not in readings:
-                # Absent means wrong, expired or foreign, and perhaps only "not yet": one answer of its own tells.
-                watched.in_trouble().alone = True
-                self._again(watched, self._loop.time())
-            else:
+            reading = None if readings is None else readings.get(watched.id)
+            if reading is not None:
                 assert isinstance(answer, Answer)
-                self._saw(watched, readings[watched.id], answer, asked_at, alone=False)
+                self._saw(watched, reading, answer, asked_at, alone=False)
+            elif readings is None and self._learned.batches is not False:
+                self._batch_failed(watched, answer, asked_at)
+            else:
+                # Absent means wrong, expired or foreign, and perhaps only "not yet": one answer of its own tells.
+                watched.heard = watched.in_trouble().alone = True
+                self._again(watched, self._loop.time())
 
     def _batch_failed(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         """Perhaps it is only the batch that fails, and for ever: then each task gets a look of its own."""
@@ -604,6 +604,7 @@ class Watcher:
     # What was seen
 
     def _saw(self, watched: _Watched, reading: TaskReading, answer: Answer, asked_at: float, *, alone: bool) -> None:
+        watched.heard = True
         ended = watched.out_of_trouble()
         self._refusals = 0
         if reading.is_terminal or ended is not None:
@@ -650,6 +651,7 @@ class Watcher:
 
     def _refused(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         """There was no answer, or one with an error status."""
+        watched.heard = watched.heard or isinstance(answer, Answer)
         if isinstance(answer, ConfigurationError):  # the caller's function gives no key
             self._denied(watched, answer)
             return
