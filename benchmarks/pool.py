@@ -395,7 +395,7 @@ async def crowd(job: Job) -> dict[str, Any]:
 
     def timed_pop(self: Watcher) -> Any:
         if measuring:
-            late.append(self._loop.time() - self._heap[0][0])
+            late.append(self._loop.time() - self._heap[0])
         return pop(self)
 
     measuring = False

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise, repeat
+from operator import add, mul, sub, truediv
 
 # Ages and durations are counted in units of a scale (the estimated time, say), in bins of about 6 %. The first bin
 # begins at 0, the last holds all that is longer.
@@ -14,7 +15,8 @@ BINS = 128
 _FIRST_EDGE, _LAST_EDGE = 0.02, 30.0
 _RATIO = (_LAST_EDGE / _FIRST_EDGE) ** (1 / (BINS - 1))
 _EDGES: list[float] = [0.0, *(_FIRST_EDGE * _RATIO**k for k in range(BINS))]
-_WIDTHS = [high - low for low, high in itertools.pairwise(_EDGES)]
+_WIDTHS = [high - low for low, high in pairwise(_EDGES)]
+_DOUBLE_WIDTHS = [2 * width for width in _WIDTHS]
 
 # What is believed before anything was seen: durations spread around the scale, and a few early failures. It counts as
 # much as so many observations, and less as more were seen: half after the second number.
@@ -34,6 +36,8 @@ _TINY = 1e-12
 _UNBELIEVED = 1e-6  # of the tasks end there: what is believed says nothing about where among them
 _NO_NEWS = 0.99  # of the tasks end there anyway
 _LEAST_SHARE = 1e-4  # nothing is quite impossible
+# The first look comes after so much of a step; the random rest keeps tasks apart that were submitted together.
+_SOONEST, _LATEST = 0.7, 0.8
 _FIRST_LOOKS = 64  # prices of which the first look is remembered
 
 
@@ -51,22 +55,31 @@ class DurationLaw:
         self._score = 0.0  # how much better than the prior it predicted lately, in nats
         self._survival: array[float]  # at the edges
         self._effort: array[float]  # the root hazard, added up to the edges
-        self._first_looks: dict[float, float]  # by price: where an early look pays before the first, else infinite
+        self._first_looks: dict[float, tuple[float, float]]  # by price: the soonest and the latest
         self._bring_up_to_date()
 
     def survival(self, age: float) -> float:
         """The share of tasks that take longer than `age`."""
         return _at(self._survival, age)
 
-    def chance(self, low: float, high: float, *, unfinished_at: float) -> float:
-        """The chance that a task that is unfinished at one age ends between two later ones."""
-        share = self.survival(low) - self.survival(high)
-        return max(share, _LEAST_SHARE) / max(self.survival(unfinished_at), _LEAST_SHARE)
-
     def root_hazard(self, age: float) -> float:
         """The square root of the rate at which tasks of this age end: how dense looks should be there."""
         k = min(bisect_right(_EDGES, age), BINS) - 1
         return (self._effort[k + 1] - self._effort[k]) / _WIDTHS[k]
+
+    def first_look(self, price: float, random: float) -> float:
+        """The age at which to look first. random: uniform in [0, 1).
+
+        Thousands of tasks ask for the same, and the way there is long: its ends are remembered until more is learned.
+        """
+        ends = self._first_looks.get(price)
+        if ends is None:
+            if len(self._first_looks) >= _FIRST_LOOKS:
+                self._first_looks.clear()
+            ends = self.next_look(0.0, price, _SOONEST), self.next_look(0.0, price, _LATEST)
+            self._first_looks[price] = ends
+        soonest, latest = ends
+        return soonest + (latest - soonest) * random
 
     def next_look(self, age: float, price: float, step: float = 1.0) -> float:
         """The age at which to look next. age: of the latest look, 0 if there was none; price: delay that a look costs.
@@ -74,48 +87,41 @@ class DurationLaw:
         One step on is where the root hazard adds up to sqrt(2 * price), which makes the interval sqrt(2 * price /
         hazard). Where many are expected to end early on the way, the look comes right after those.
         """
-        goal = self._after(age, step * math.sqrt(2 * price))
-        if age > 0:
-            return self._early_look(age, goal, price)
-        # The way to the first look is long, and thousands of tasks have the same.
-        early = self._first_looks.get(price)
-        if early is None:
-            early = self._early_look(0.0, goal, price)
-            if len(self._first_looks) >= _FIRST_LOOKS:
-                self._first_looks.clear()
-            self._first_looks[price] = early = early if early < goal else math.inf
-        return min(early, goal)
+        place = _place(age)
+        return self._early_look(place, self._after(age, place, step * math.sqrt(2 * price)), price)
 
-    def _early_look(self, age: float, goal: float, price: float) -> float:
-        """Where on the way to `goal` a look pays most, `goal` if it does nowhere."""
-        survival, unfinished = self._survival, self.survival(age)
+    def _early_look(self, place: tuple[int, float], goal: float, price: float) -> float:
+        """Where on the way from that place to `goal` a look pays most, `goal` if it does nowhere."""
+        unfinished = _value(self._survival, *place)
+        way = slice(place[0] + 1, bisect_left(_EDGES, goal))
         best, best_gain = goal, 0.0
-        for k in range(bisect_right(_EDGES, age), bisect_left(_EDGES, goal)):
+        for edge, left in zip(_EDGES[way], self._survival[way], strict=True):
             # What a look in between saves those who end before it, less its price for all others.
-            gain = (unfinished - survival[k]) * (goal - _EDGES[k]) - price * survival[k]
+            gain = (unfinished - left) * (goal - edge) - price * left
             if gain > best_gain:
-                best, best_gain = _EDGES[k], gain
+                best, best_gain = edge, gain
         return best
 
-    def _after(self, age: float, effort: float) -> float:
-        """The age at which the root hazard from `age` on adds up to `effort`."""
-        goal = _at(self._effort, age) + effort
+    def _after(self, age: float, place: tuple[int, float], effort: float) -> float:
+        """The age at which the root hazard from `age` on adds up to `effort`. place: of that age."""
+        goal = _value(self._effort, *place) + effort
         if goal >= self._effort[BINS]:
             return max(age, _LAST_EDGE) * _BEYOND
         k = bisect_left(self._effort, goal) - 1
-        if k < 0:
-            return age
-        return _EDGES[k] + _WIDTHS[k] * (goal - self._effort[k]) / (self._effort[k + 1] - self._effort[k])
+        return _value(_EDGES, k, (goal - self._effort[k]) / (self._effort[k + 1] - self._effort[k]))
 
-    def observe(self, low: float, high: float) -> None:
-        """Learn that a task was unfinished at age `low` and over at age `high`."""
+    def observe(self, low: float, high: float) -> float:
+        """Learn that a task was unfinished at age `low` and over at age `high`.
+
+        Returns the share of all tasks that were believed to end there.
+        """
         survival = self._survival
         first, low_part = _place(low)
         last, high_part = _place(high)
         unfinished, left = _value(survival, first, low_part), _value(survival, last, high_part)
         share = unfinished - left
         if share > _NO_NEWS:
-            return
+            return share
         self._note(share, _value(_PRIOR_SURVIVAL, first, low_part) - _value(_PRIOR_SURVIVAL, last, high_part))
         self._unit *= 1 / (1 - 1 / _MEMORY)
         self._believed += 1 - self._believed / _MEMORY
@@ -128,6 +134,7 @@ class DurationLaw:
             self._forget()
         elif self._fresh > _REBUILD_SHARE * self._believed:
             self._rebuild()
+        return share
 
     def _spread(self, first: int, last: int, unfinished: float, left: float, weight: float) -> None:
         """One observation over the bins that it may belong to, as far as each is believed.
@@ -143,10 +150,9 @@ class DurationLaw:
 
     def _settle(self) -> None:
         """Put what lies on spans of bins into each of them."""
-        learned, survival, weight = self._learned, self._survival, 0.0
-        for k, more in enumerate(self._spans):
-            weight += more
-            learned[k] += max(0.0, weight) * (survival[k] - survival[k + 1])  # sums of floats may end below zero
+        shares = map(sub, self._survival, self._survival[1:])
+        masses = map(add, self._learned, map(mul, accumulate(self._spans), shares))
+        self._learned = array("d", map(max, masses, repeat(0.0)))  # sums of floats may end below zero
         self._spans = [0.0] * BINS
 
     def _note(self, share: float, prior_share: float) -> None:
@@ -161,8 +167,7 @@ class DurationLaw:
 
     def _rebuild(self) -> None:
         self._settle()
-        unit = self._unit
-        self._learned = array("d", [mass / unit for mass in self._learned])
+        self._learned = array("d", map(truediv, self._learned, repeat(self._unit)))
         self._unit = 1.0
         self._fresh = 0.0
         self._bring_up_to_date()
@@ -170,11 +175,14 @@ class DurationLaw:
     def _bring_up_to_date(self) -> None:
         """What is believed, from what was learned."""
         weight = _PRIOR_WEIGHT / (1 + self._believed / _PRIOR_HALVED)
-        belief = [weight * prior + mass for prior, mass in zip(_PRIOR, self._learned, strict=True)]
+        belief = list(map(add, map(mul, _PRIOR, repeat(weight)), self._learned))
         for _ in range(next(passes for below, passes in _SMOOTHING if self._believed < below)):
             belief = _smoothed(belief)
-        self._survival = array("d", _survival(belief))
-        self._effort = array("d", _efforts(self._survival))
+        left = _added_up_from_the_end(belief)
+        self._survival = array("d", map(truediv, left, repeat(left[0])))
+        # The root hazard of a bin, sqrt(share that ends there / share at risk / width), times its width.
+        efforts = map(math.sqrt, map(truediv, map(mul, belief, _DOUBLE_WIDTHS), map(add, left, left[1:])))
+        self._effort = array("d", accumulate(efforts, initial=0.0))
         self._first_looks = {}
 
     def heir(self, observations: float) -> DurationLaw:
@@ -187,6 +195,11 @@ class DurationLaw:
         """What was learned, for `DurationLaw` again: observations by bin, to four decimals."""
         self._settle()
         return [round(mass / self._unit, 4) for mass in self._learned]
+
+
+def chance(share: float, unfinished: float) -> float:
+    """That a task ends where this share of all tasks does, if it is one of the share that are unfinished."""
+    return max(share, _LEAST_SHARE) / max(unfinished, _LEAST_SHARE)
 
 
 def _place(age: float) -> tuple[int, float]:
@@ -205,31 +218,16 @@ def _at(values: Sequence[float], age: float) -> float:
 
 
 def _smoothed(masses: list[float]) -> list[float]:
-    """Half of each goes to its neighbours."""
-    padded = [0.0, *masses, 0.0]
-    return [(left + 2 * mass + right) / 4 for left, mass, right in zip(padded, masses, padded[2:], strict=False)]
+    """Each is shared with its neighbours, twice; four times as much in all."""
+    pairs = list(map(add, [0.0, *masses], [*masses, 0.0]))
+    return list(map(add, pairs, pairs[1:]))
 
 
-def _survival(masses: list[float]) -> list[float]:
-    total = sum(masses)
-    left = 1.0
-    survival = [left]
-    for mass in masses:
-        left = max(0.0, left - mass / total)
-        survival.append(left)
-    return survival
-
-
-def _efforts(survival: Sequence[float]) -> list[float]:
-    """The root hazard, added up from age 0 to every edge."""
-    effort = 0.0
-    efforts = [effort]
-    for k, width in enumerate(_WIDTHS):
-        before, after = survival[k], survival[k + 1]
-        hazard = (before - after) / width / max((before + after) / 2, _TINY)
-        effort += math.sqrt(hazard) * width
-        efforts.append(effort)
-    return efforts
+def _added_up_from_the_end(masses: Sequence[float]) -> list[float]:
+    """What lies beyond every edge: never quite nothing."""
+    left = list(accumulate(reversed(masses), initial=_TINY))
+    left.reverse()
+    return left
 
 
 def _prior() -> list[float]:
@@ -240,8 +238,8 @@ def _prior() -> list[float]:
         return (1 - _PRIOR_FAILURES) * usual + _PRIOR_FAILURES * min(1.0, age / _PRIOR_FAIL_BEFORE)
 
     shares = [share_before(edge) for edge in _EDGES]
-    return [after - before for before, after in itertools.pairwise(shares)]
+    return [after - before for before, after in pairwise(shares)]
 
 
 _PRIOR = _prior()
-_PRIOR_SURVIVAL = _survival(_PRIOR)
+_PRIOR_SURVIVAL = _added_up_from_the_end(_PRIOR)

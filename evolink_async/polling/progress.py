@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from evolink_async.polling.law import DurationLaw
+from evolink_async.polling.law import DurationLaw, chance
 
 TENTHS = 10
 # How much better than the clock alone a tenth predicted lately, in nats: it starts in debt, and what is no better than
@@ -41,15 +41,15 @@ class ProgressLaws:
 
     def learn(self, progress: float, shown_at: float, low: float, high: float, by_clock: float) -> None:
         """Learn from a reading of a task that ended between two ages. by_clock: the chance its age alone gave that."""
-        tenth = self.tenths.get(tenth_of(progress))
+        number = tenth_of(progress)
+        tenth = self.tenths.get(number)
         if tenth is None:
-            tenth = self.tenths[tenth_of(progress)] = Tenth()
+            tenth = self.tenths[number] = Tenth()
         scale = predicted_duration(progress, shown_at)
-        low, high = low / scale, high / scale
-        chance = tenth.law.chance(low, high, unfinished_at=shown_at / scale)
-        gain = max(-GAIN_BOUND, min(GAIN_BOUND, math.log(chance / by_clock)))
+        unfinished = tenth.law.survival(shown_at / scale)
+        share = tenth.law.observe(low / scale, high / scale)
+        gain = max(-GAIN_BOUND, min(GAIN_BOUND, math.log(chance(share, unfinished) / by_clock)))
         tenth.gain += _GAIN_RATE * (gain - tenth.gain)
-        tenth.law.observe(low, high)
 
 
 def tenth_of(progress: float) -> int:

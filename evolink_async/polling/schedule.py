@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
-from evolink_async.polling.law import BINS, DurationLaw
+from evolink_async.polling.law import BINS, DurationLaw, chance
 from evolink_async.polling.progress import GAIN_BOUND, TENTHS, ProgressLaws, Tenth, predicted_duration, tenth_of
 
 SHORTEST = 1.0  # seconds between two looks at one task; each look makes the service ask its provider (vendor's client)
@@ -26,8 +26,6 @@ PRICE = 0.3  # at an estimate of 100 s and little spread: about ten looks, and l
 USUAL = {"image": 30.0, "audio": 90.0, "video": 180.0}
 USUAL_OF_ANY = 60.0
 
-# The first look comes after so much of a step; the random rest keeps tasks apart that were submitted together.
-_FIRST_STEP, _FIRST_SPREAD = 0.7, 0.1
 _EARLIEST = 1 / 3  # of the gap before a look: so much it gives up to share a request
 _DEAREST = 0.25  # of the expected duration: no budget is so small that a task is as good as forgotten
 
@@ -101,6 +99,8 @@ class Schedule:
     def __init__(self, price: float = PRICE) -> None:
         self.price = price
         self._models: OrderedDict[tuple[str | None, str | None], _Model] = OrderedDict()
+        self._asked: tuple[TaskClass, float | None] | None = None  # of the latest expectation
+        self._basis: _Basis
 
     @property
     def price(self) -> float:
@@ -115,6 +115,12 @@ class Schedule:
 
     def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
         """What to expect of a task that nobody has looked at. estimate: seconds; without a plausible one the latest."""
+        asked = task_class, estimate
+        if asked != self._asked:  # most often it is as it was the time before
+            self._asked, self._basis = asked, self._basis_of(task_class, estimate)
+        return Expectation(self._basis)
+
+    def _basis_of(self, task_class: TaskClass, estimate: float | None) -> _Basis:
         kind, name, size = task_class
         model = self._models.get((kind, name)) or _Model()
         _remember(self._models, (kind, name), model, _MOST_MODELS)
@@ -122,9 +128,6 @@ class Schedule:
             model.estimate = estimate = max(1.0, min(estimate, LONGEST_ESTIMATE))
         else:
             estimate = model.estimate or USUAL.get(kind or "", USUAL_OF_ANY)
-        return Expectation(self._basis(model, size, estimate))
-
-    def _basis(self, model: _Model, size: str | None, estimate: float) -> _Basis:
         law = model.law(size)
         basis = model.bases.get((size, estimate))
         if basis is None or basis.law is not law:
@@ -167,6 +170,7 @@ class Schedule:
             raise ValueError(f"not an export of a polling schedule, start without it: {error!r:.200}") from None
         for key, model in models.items():
             _remember(self._models, key, model, _MOST_MODELS)
+        self._asked = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,20 +186,24 @@ class _Basis:
 class Expectation:
     """What is expected of one task, and what was seen of it. Ages are seconds since its submission."""
 
-    __slots__ = ("_basis", "_readings", "_shown", "_shown_at", "_trusted", "looked_at")
+    __slots__ = ("_basis", "_readings", "_shown", "_shown_at", "looked_at")
 
     def __init__(self, basis: _Basis) -> None:
         self._basis = basis
-        self._trusted: tuple[DurationLaw, float] | None = None  # the law of its progress, and the unit of that
         self.looked_at = 0.0  # age at the latest look; 0.0: there was none
-        self._shown = 0  # the latest progress, and the age at which it first showed
+        self._shown = 0  # the latest progress, 0 if it told nothing, and the age at which it first showed
         self._shown_at = 0.0
-        self._readings: array[float] | None = None  # progress, age, of the first look at each tenth
+        self._readings: array[float] | None = None  # progress, age, of earlier looks: the first at each tenth
 
     @property
     def _deciding(self) -> tuple[DurationLaw, float]:
         """The law that decides now, and its unit."""
-        return self._trusted or (self._basis.law, self._basis.estimate)
+        basis = self._basis
+        if self._shown:
+            law = basis.progress.trusted(self._shown)
+            if law is not None:
+                return law, predicted_duration(self._shown, self._shown_at)
+        return basis.law, basis.estimate
 
     def next_look(self, random: float) -> float:
         """The age at which to look next, counted from the latest look; may be over for a task never looked at.
@@ -204,9 +212,8 @@ class Expectation:
         """
         looked_at, (law, scale) = self.looked_at, self._deciding
         price = min(self._basis.schedule.price / scale, _DEAREST)
-        step = 1.0 if looked_at else _FIRST_STEP + _FIRST_SPREAD * random
-        age = scale * law.next_look(looked_at / scale, price, step)
-        return min(max(age, looked_at + SHORTEST), looked_at + LONGEST)
+        age = law.next_look(looked_at / scale, price) if looked_at else law.first_look(price, random)
+        return min(max(scale * age, looked_at + SHORTEST), looked_at + LONGEST)
 
     def urgency(self, age: float) -> float:
         """How densely looks are worth their price at this age, for `price_for`."""
@@ -218,32 +225,32 @@ class Expectation:
         if not age > self.looked_at:
             return
         self.looked_at = age
-        self._trusted = None
-        if progress <= 0:
-            return
         if progress != self._shown:
+            self._keep_reading()
             self._shown, self._shown_at = progress, age
-            self._keep_reading(progress, age)
-        law = self._basis.progress.trusted(progress)
-        if law is not None:
-            self._trusted = law, predicted_duration(progress, self._shown_at)
 
-    def _keep_reading(self, progress: int, age: float) -> None:
-        readings = self._readings
-        if readings is None:
-            self._readings = array("f", (progress, age))  # small, as there may be many: a millisecond is near enough
+    def _keep_reading(self) -> None:
+        """Remember what is shown, to learn from it in the end."""
+        progress, readings = self._shown, self._readings
+        if not progress:
+            return
+        if readings is None:  # small, as there may be many: a millisecond is near enough
+            self._readings = array("f", (progress, self._shown_at))
         elif len(readings) < 2 * TENTHS and tenth_of(readings[-2]) != tenth_of(progress):
-            readings.extend((progress, age))
+            readings.extend((progress, self._shown_at))
 
     def over(self, age: float) -> None:
         """The answer that the task is over, however it ended, came at this age: learn from it, once."""
         low, high = self.looked_at, max(age, self.looked_at)
         estimate, clock = self._basis.estimate, self._basis.law
-        readings = iter(self._readings or ())
-        for progress, shown_at in zip(readings, readings, strict=True):
-            by_clock = clock.chance(low / estimate, high / estimate, unfinished_at=shown_at / estimate)
-            self._basis.progress.learn(progress, shown_at, low, high, by_clock)
-        clock.observe(low / estimate, high / estimate)
+        self._keep_reading()
+        numbers = iter(self._readings or ())
+        readings = [
+            (progress, at, clock.survival(at / estimate)) for progress, at in zip(numbers, numbers, strict=True)
+        ]
+        share = clock.observe(low / estimate, high / estimate)
+        for progress, shown_at, unfinished in readings:
+            self._basis.progress.learn(progress, shown_at, low, high, chance(share, unfinished))
 
 
 def _remember(memory: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None:

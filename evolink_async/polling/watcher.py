@@ -18,7 +18,7 @@ import math
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -159,8 +159,9 @@ class Learned:
 
 @dataclass(slots=True, eq=False)
 class _Trouble:
-    """What went wrong with the looks at one task. Times are loop times."""
+    """What went wrong with the looks at one task, and what follows for the next. Times are loop times."""
 
+    alone: bool = False  # the next look is a single GET
     failures: int = 0
     missing: int = 0
     missing_since: float = 0.0
@@ -171,6 +172,14 @@ class _Trouble:
     empty_since: float = 0.0
 
 
+class _Due(float):
+    """The loop time at which a task is due, as an entry of the heap: valid while it is the task's `due`."""
+
+    __slots__ = ("watched",)
+
+    watched: _Watched
+
+
 @dataclass(slots=True, eq=False)
 class _Watched:
     """What the watcher knows of one task: little, as there may be many. Times are loop times."""
@@ -179,26 +188,22 @@ class _Watched:
     started: float
     aged: bool  # whether `started` is known: by us who submitted it, or by the service's clock
     expectation: Expectation | None  # None: of an id alone nothing is known
-    follower: Follower | None  # nearly always the only one; None: nobody follows any more
-    due: float = math.inf  # of its one valid entry in the heap; infinite while it is looked at, and in the end
-    looking: bool = False
+    follower: Follower | tuple[Follower, ...] | None  # nearly always the only one; None: nobody follows any more
+    due: _Due | None = None  # None: it is looked at, or forgotten
     heard: bool = False  # the service answered at least once
-    alone: bool = False  # the next look is a single GET
-    others: tuple[Follower, ...] = ()  # besides `follower`
     trouble: _Trouble | None = None
 
     @property
     def followers(self) -> tuple[Follower, ...]:
-        return () if self.follower is None else (self.follower, *self.others)
+        follower = self.follower
+        if follower is None:
+            return ()
+        return follower if isinstance(follower, tuple) else (follower,)
 
-    @followers.setter
-    def followers(self, followers: Sequence[Follower]) -> None:
-        self.follower = followers[0] if followers else None
-        self.others = tuple(followers[1:])
-
-    def __lt__(self, other: _Watched) -> bool:
-        """Asked of two that are due at the same moment: the heap needs some answer."""
-        return False
+    @property
+    def looks_alone(self) -> bool:
+        """Whether the next look is a single GET."""
+        return self.trouble is not None and self.trouble.alone
 
     def in_trouble(self) -> _Trouble:
         if self.trouble is None:
@@ -212,6 +217,7 @@ class _Watched:
             self.trouble = None
             return None
         trouble.failures = trouble.missing = trouble.denied = 0
+        trouble.alone = False
         return trouble.ended
 
 
@@ -243,7 +249,7 @@ class Watcher:
         self._loop = asyncio.get_running_loop()
         self._random = random.Random()
         self._watched: dict[str, _Watched] = {}
-        self._heap: list[tuple[float, _Watched]] = []  # by when they are due
+        self._heap: list[_Due] = []
         self._hastened: OrderedDict[str, float] = OrderedDict()  # by id, the loop time of the latest hint
         self._look_again: set[str] = set()  # somebody asked for a look while one was under way
         self._strangers: set[str] = set()  # followed ids that only a stranger has told
@@ -276,30 +282,30 @@ class Watcher:
             return
         watched = self._watched.get(task.id)
         if watched is not None:
-            watched.others += (follower,)
+            watched.follower = (*watched.followers, follower)
             if not stranger:
                 self._strangers.discard(task.id)
             return
         if self._observation.observer is not None:
             self._observation.observer.followed(task)
         now = self._loop.time()
-        if task.created is None and task.id in self._learned.submitted:
-            task = TaskReading.of(self._learned.submitted[task.id])
-        aged = age is not None
+        submitted = self._learned.submitted.get(task.id)
+        if submitted is not None and task.created is None:
+            task = TaskReading.of(submitted)
         started = now - (_age_of(task) if age is None else age)
-        known = task.model is not None or task.estimated_time is not None
-        expectation = self._expect(task) if known else None
-        watched = _Watched(task.id, started, aged, expectation, follower)
-        if task.is_terminal:
-            watched.in_trouble().ended = task.task
-        # Of an id alone nothing is known, and a task that ended needs only its links: the first look is at once.
-        delay = 0.0
-        if expectation is not None and (aged or task.created is not None) and not task.is_terminal:
-            delay = max(0.0, self._due(watched, expectation) - now)
-        self._watched[task.id] = watched
+        model = task.model
+        known = model is not None or task.estimated_time is not None
+        expectation = self._expect(task, model) if known else None
+        watched = self._watched[task.id] = _Watched(task.id, started, age is not None, expectation, follower)
         if stranger:
             self._strangers.add(task.id)
-        self._plan(watched, delay)
+        # Of an id alone nothing is known, and a task that ended needs only its links: the first look is at once.
+        moment = now
+        if task.is_terminal:
+            watched.in_trouble().ended = task.task
+        elif expectation is not None and (watched.aged or task.created is not None):
+            moment = max(now, self._due(watched, expectation))
+        self._plan(watched, moment)
 
     def follows(self, task_id: str) -> bool:
         """Whether anybody follows this task."""
@@ -311,8 +317,8 @@ class Watcher:
         if watched is None:
             self._tell_left(task_id)
             return
-        watched.followers = [other for other in watched.followers if other is not follower]
-        if watched.follower is None:
+        watched.follower = tuple(other for other in watched.followers if other is not follower)
+        if not watched.follower:
             self._forget(watched)
             self._tell_left(task_id)
 
@@ -325,11 +331,11 @@ class Watcher:
         if watched is None or task_id in self._hastened:
             return
         self._hastened[task_id] = now
-        if watched.looking:
+        if watched.due is None:  # it is looked at
             self._look_again.add(task_id)
         else:
-            watched.alone = True
-            self._plan(watched, 0.0)
+            watched.in_trouble().alone = True
+            self._plan(watched, now)
 
     def unreachable(self, task_id: str) -> bool:
         """Whether looks were tried and not one of them was answered."""
@@ -351,22 +357,23 @@ class Watcher:
 
     # Planning
 
-    def _expect(self, task: TaskReading) -> Expectation:
+    def _expect(self, task: TaskReading, model: str | None) -> Expectation:
         price = task.credits_reserved
-        task_class = class_of(task.kind, task.model, None if price is None else float(price), task.video_duration)
+        task_class = class_of(task.kind, model, None if price is None else float(price), task.video_duration)
         return self._schedule.expect(task_class, task.estimated_time)
 
     def _due(self, watched: _Watched, expectation: Expectation) -> float:
         return watched.started + expectation.next_look(self._random.random())
 
-    def _plan(self, watched: _Watched, delay: float) -> None:
-        watched.due = self._loop.time() + delay
+    def _plan(self, watched: _Watched, moment: float) -> None:
         if len(self._heap) > 2 * len(self._watched) + BATCH_SIZE:
             # Entries of those who went early, or were hastened: they must not pile up until their time comes.
-            self._heap = [entry for entry in self._heap if entry[0] == entry[1].due]
+            self._heap = [due for due in self._heap if due.watched.due is due]
             heapq.heapify(self._heap)
-        heapq.heappush(self._heap, (watched.due, watched))
-        if self._heap[0][1] is watched:
+        due = watched.due = _Due(moment)
+        due.watched = watched
+        heapq.heappush(self._heap, due)
+        if self._heap[0] is due:
             self._set_timer()
 
     def _price_looks(self) -> None:
@@ -382,9 +389,9 @@ class Watcher:
         looks = self._requests_per_second * (BATCH_SIZE if learned.batches else 1)
         sample = self._random.choices(self._heap, k=min(_SAMPLE, len(self._heap)))
         urgencies = [
-            watched.expectation.urgency(max(0.0, now - watched.started))
-            for _, watched in sample
-            if watched.expectation is not None
+            expectation.urgency(max(0.0, now - due.watched.started))
+            for due in sample
+            if (expectation := due.watched.expectation) is not None
         ]
         price = price_for(urgencies, len(self._watched), _USED_SHARE * looks) if urgencies else 0.0
         least = PRICE * (_BATCH_DISCOUNT if learned.batches else 1.0)
@@ -400,21 +407,25 @@ class Watcher:
         gap = 1 / self._requests_per_second
         self._next_request_at = max(self._next_request_at, now - _AT_ONCE * gap) + gap
 
-    def _again(self, watched: _Watched, delay: float) -> None:
+    def _again(self, watched: _Watched, moment: float) -> None:
         """Plan the next look after one."""
         if watched.id in self._look_again:
             self._look_again.discard(watched.id)
-            watched.alone, delay = True, 0.0
-        self._plan(watched, delay)
+            watched.in_trouble().alone = True
+            moment = self._loop.time()
+        self._plan(watched, moment)
 
-    def _forget(self, watched: _Watched) -> None:
-        watched.due = math.inf
-        self._look_again.discard(watched.id)
-        if self._watched.get(watched.id) is watched:
+    def _forget(self, watched: _Watched) -> tuple[Follower, ...]:
+        """Look at it no more. Returns who followed it: nobody, if it was forgotten before."""
+        followers = watched.followers
+        if watched.follower is not None:
+            watched.follower = watched.due = None
             del self._watched[watched.id]
+            self._look_again.discard(watched.id)
             self._strangers.discard(watched.id)
-        if not self._watched:
-            self._rest()
+            if not self._watched:
+                self._rest()
+        return followers
 
     def _rest(self) -> None:
         """Nobody follows anything: no timer, no look under way."""
@@ -428,7 +439,7 @@ class Watcher:
         moment = math.inf
         # With as many looks under way as may be, the first that ends sets it.
         if self._heap and len(self._looks) < self._workers:
-            moment = max(self._heap[0][0], self._paused_until, self._held_until, self._next_request_at)
+            moment = max(self._heap[0], self._paused_until, self._held_until, self._next_request_at)
         if self._timer is not None:
             if self._timer_at == moment:
                 return
@@ -457,21 +468,19 @@ class Watcher:
         if self._probe is group:
             self._probe = None
             self._held_until = -math.inf
-        error = None if look.cancelled() else look.exception()
-        if error is not None:
+        if look.cancelled():  # perhaps by somebody who cancels every task that he finds
+            for watched in group:
+                if watched.follower is not None and watched.due is None:
+                    self._again(watched, self._loop.time() + SHORTEST)
+        elif (error := look.exception()) is not None:
             self._crash(error)
-        for watched in group:
-            if watched.looking and watched.follower is not None:  # cut by somebody who cancels every task that he finds
-                watched.looking = False
-                self._again(watched, SHORTEST)
         self._set_timer()
 
     def _crash(self, error: BaseException) -> None:
         """A fault of ours: every follower hears of it, none hangs."""
         logger.error("the watcher failed", exc_info=error, extra={"event": "internal_error"})
         for watched in list(self._watched.values()):
-            followers, watched.followers = watched.followers, ()
-            self._forget(watched)
+            followers = self._forget(watched)
             self._tell_left(watched.id)
             for follower in followers:
                 self._tell(follower, follower.crashed, error)
@@ -486,7 +495,7 @@ class Watcher:
         group = [first]
         self._count_request(now)
         probing = self._learned.batches is None
-        if not first.alone and (self._learned.batches or (probing and self._probe is None)):
+        if not first.looks_alone and (self._learned.batches or (probing and self._probe is None)):
             while len(group) < BATCH_SIZE and (another := self._take_along(now)):
                 group.append(another)
             if probing and len(group) > 1:
@@ -498,34 +507,35 @@ class Watcher:
     def _take(self, now: float) -> _Watched | None:
         """The first in the heap, if it is due."""
         first = self._first()
-        return self._pop() if first is not None and first.due <= now else None
+        return self._pop() if first is not None and first <= now else None
 
     def _take_along(self, now: float) -> _Watched | None:
         """The first in the heap, if it may share the batch that is sent now: that request is paid for already."""
         first = self._first()
-        if first is None or first.alone:
+        if first is None:
             return None
-        early, expectation = first.due - now, first.expectation
+        watched, early = first.watched, first - now
+        # Where something went wrong the pause stands, and of an id alone nothing is known.
+        if watched.trouble is not None and (watched.trouble.alone or early > _TICK):
+            return None
         if early > _TICK:
-            # Where something went wrong the pause stands, and of an id alone nothing is known.
-            if expectation is None or first.trouble is not None:
-                return None
-            if not may_be_early(early, first.due - first.started - expectation.looked_at):
+            expectation = watched.expectation
+            if expectation is None or not may_be_early(early, first - watched.started - expectation.looked_at):
                 return None
         return self._pop()
 
-    def _first(self) -> _Watched | None:
+    def _first(self) -> _Due | None:
         """Who is looked at next; entries of those planned anew or finished are dropped."""
         while self._heap:
-            moment, watched = self._heap[0]
-            if watched.due == moment:
-                return watched
+            first = self._heap[0]
+            if first.watched.due is first:
+                return first
             heapq.heappop(self._heap)
         return None
 
     def _pop(self) -> _Watched:
-        watched = heapq.heappop(self._heap)[1]
-        watched.looking, watched.due = True, math.inf
+        watched = heapq.heappop(self._heap).watched
+        watched.due = None
         return watched
 
     # Looking
@@ -553,10 +563,8 @@ class Watcher:
             return error
 
     def _take_answer(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
-        watched.looking = False
         if watched.follower is None:
             return
-        watched.heard = watched.heard or isinstance(answer, Answer)
         if not isinstance(answer, Answer) or not 200 <= answer.status < 300:
             self._refused(watched, answer, asked_at)
             return
@@ -565,6 +573,7 @@ class Watcher:
             if reading.id != watched.id:
                 raise ResponseError(f"asked for task {watched.id}, the answer is about another")
         except ResponseError as error:
+            watched.heard = True
             self._failed(watched, error, asked_at)
         else:
             self._saw(watched, reading, answer, asked_at, alone=True)
@@ -572,62 +581,61 @@ class Watcher:
     def _take_batch(self, group: list[_Watched], answer: Answer | EvoLinkError, asked_at: float) -> None:
         readings = self._learned.read_batch(answer) if isinstance(answer, Answer) else None
         for watched in group:
-            watched.looking = False
             if watched.follower is None:
                 continue
-            watched.heard = watched.heard or isinstance(answer, Answer)
-            if readings is None and self._learned.batches is not False:
-                self._batch_failed(watched, answer, asked_at)
-            elif readings is None or watched.id not in readings:
-                # Absent means wrong, expired or foreign, and perhaps only "not yet": one answer of its own tells.
-                watched.alone = True
-                self._again(watched, 0.0)
-            else:
+            reading = None if readings is None else readings.get(watched.id)
+            if reading is not None:
                 assert isinstance(answer, Answer)
-                self._saw(watched, readings[watched.id], answer, asked_at, alone=False)
+                self._saw(watched, reading, answer, asked_at, alone=False)
+            elif readings is None and self._learned.batches is not False:
+                self._batch_failed(watched, answer, asked_at)
+            else:
+                # Absent means wrong, expired or foreign, and perhaps only "not yet": one answer of its own tells.
+                watched.heard = watched.in_trouble().alone = True
+                self._again(watched, self._loop.time())
 
     def _batch_failed(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         """Perhaps it is only the batch that fails, and for ever: then each task gets a look of its own."""
         status = answer.status if isinstance(answer, Answer) else None
-        failures = watched.in_trouble().failures
-        watched.alone = status in _NO_ACCESS or (status != 429 and failures + 1 >= _BATCH_FAILURES)
+        trouble = watched.in_trouble()
+        trouble.alone = status in _NO_ACCESS or (status != 429 and trouble.failures + 1 >= _BATCH_FAILURES)
         self._refused(watched, answer, asked_at)
 
     # What was seen
 
     def _saw(self, watched: _Watched, reading: TaskReading, answer: Answer, asked_at: float, *, alone: bool) -> None:
+        watched.heard = True
         ended = watched.out_of_trouble()
-        watched.alone = False
         self._refusals = 0
         if reading.is_terminal or ended is not None:
-            task = reading.task
-            if ended is None and watched.expectation is not None and watched.aged:
-                watched.expectation.over(self._loop.time() - watched.started)
-            if ended is not None and not (task.succeeded and has_result(task)):
-                task = ended  # it ended without a result before, and the first terminal status stands
-            self._saw_end(watched, task, asked_at, alone=alone)
+            self._saw_end(watched, reading.task, ended, asked_at, alone=alone)
             return
         if not isinstance(reading.status, TaskStatus):
             self._learned.note_status(reading.status)
         now = self._loop.time()
         expectation = watched.expectation
         if expectation is None:
-            expectation = watched.expectation = self._expect(reading)
+            expectation = watched.expectation = self._expect(reading, reading.model)
         if not watched.aged and reading.created is not None:
             watched.aged, watched.started = True, now - _age_of(reading, answer)
         expectation.unfinished(asked_at - watched.started, reading.progress)
-        self._again(watched, max(SHORTEST, self._due(watched, expectation) - now))
+        self._again(watched, max(now + SHORTEST, self._due(watched, expectation)))
         self._tell_seen(watched, reading)
 
-    def _saw_end(self, watched: _Watched, task: Task, asked_at: float, *, alone: bool) -> None:
-        if task.succeeded and not has_result(task) and self._awaits_links(watched, asked_at, alone=alone):
-            watched.in_trouble().ended = task
-            watched.alone = True
-            self._again(watched, _EMPTY_PAUSE if alone else 0.0)
+    def _saw_end(self, watched: _Watched, task: Task, ended: Task | None, asked_at: float, *, alone: bool) -> None:
+        """ended: what it was when it ended before, without a result."""
+        if ended is None:
+            if watched.expectation is not None and watched.aged:
+                watched.expectation.over(self._loop.time() - watched.started)
+        elif not (task.succeeded and has_result(task)):
+            task = ended  # the first terminal status stands
+        if not has_result(task) and task.succeeded and self._awaits_links(watched, asked_at, alone=alone):
+            trouble = watched.in_trouble()
+            trouble.ended, trouble.alone = task, True
+            self._again(watched, self._loop.time() + (_EMPTY_PAUSE if alone else 0.0))
             self._tell_seen(watched, TaskReading.of(task))
             return
-        followers, watched.followers = watched.followers, ()
-        self._forget(watched)
+        followers = self._forget(watched)
         if self._observation.observer is not None:
             self._observation.observer.ended(task)
         for follower in followers:
@@ -643,6 +651,7 @@ class Watcher:
 
     def _refused(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         """There was no answer, or one with an error status."""
+        watched.heard = watched.heard or isinstance(answer, Answer)
         if isinstance(answer, ConfigurationError):  # the caller's function gives no key
             self._denied(watched, answer)
             return
@@ -670,8 +679,8 @@ class Watcher:
             logger.warning("task %s: %s", watched.id, message, extra={"event": "task_lost", "task_id": watched.id})
             self._tell_lost(watched, TaskLostError(message, task=Task(id=watched.id)))
         else:
-            watched.alone = True
-            self._again(watched, min(30.0, 2.0**trouble.missing))
+            trouble.alone = True
+            self._again(watched, now + min(30.0, 2.0**trouble.missing))
 
     def _denied(self, watched: _Watched, error: EvoLinkError) -> None:
         now = self._loop.time()
@@ -682,7 +691,7 @@ class Watcher:
         if trouble.denied >= _DENIALS and now - trouble.denied_since >= _ACCESS_PATIENCE - _TICK:
             self._tell_lost(watched, error)
         else:
-            self._again(watched, _DENIED_PAUSE)
+            self._again(watched, now + _DENIED_PAUSE)
 
     def _failed(self, watched: _Watched, why: Answer | EvoLinkError, asked_at: float) -> None:
         """A look that told nothing: the task is as it was."""
@@ -693,7 +702,7 @@ class Watcher:
         if isinstance(why, Answer) and why.status == 429:
             self._pause(hint, asked_at)
         delay = self._retry.delay(failures, hint, self._random.random())
-        self._again(watched, max(SHORTEST, delay))
+        self._again(watched, self._loop.time() + max(SHORTEST, delay))
 
     def _pause(self, hint: float | None, asked_at: float) -> None:
         """Nobody looks at anything for a while. Looks under way at the last refusal say nothing new."""
@@ -728,8 +737,7 @@ class Watcher:
                 self.unfollow(watched.id, follower)
 
     def _tell_lost(self, watched: _Watched, error: EvoLinkError) -> None:
-        followers, watched.followers = watched.followers, ()
-        self._forget(watched)
+        followers = self._forget(watched)
         if self._observation.observer is not None:
             self._observation.observer.lost(watched.id, error)
         for follower in followers:

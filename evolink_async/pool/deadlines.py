@@ -6,18 +6,18 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import filterfalse
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_TOGETHER = 1e-3  # of the time: things that began so close to each other end together, with the last of them
-_SWEEP = 64  # so many that are over may stay in the queue, or a quarter of all
+_TOGETHER = 1e-3  # of the time: what begins within so much of it ends together
+_SWEEP = 64  # so many ends, or a quarter of all, and what is over leaves the queue
 
 
 @dataclass(slots=True)
 class _Group(Generic[T]):
-    began: float  # the first of them
-    ends: float  # the last of them
+    ends: float
     things: list[T]
 
 
@@ -32,32 +32,26 @@ class Deadlines(Generic[T]):
         self._expired = expired
         self._is_over = is_over
         self._groups: deque[_Group[T]] = deque()  # the earliest first
-        self._held = self._over = 0  # things in there, and how many of them are over, at most
+        self._ends_to_sweep = _SWEEP
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, thing: T, loop: asyncio.AbstractEventLoop) -> None:
         if self._seconds is None:
             return
-        now = loop.time()
-        if self._groups and now - self._groups[-1].began <= _TOGETHER * self._seconds:
-            group = self._groups[-1]
-            group.ends = now + self._seconds
-            group.things.append(thing)
-        else:
-            self._groups.append(_Group(now, now + self._seconds, [thing]))
-        self._held += 1
-        if self._timer is None:
+        ends = loop.time() + self._seconds
+        if not self._groups or ends > self._groups[-1].ends:
+            self._groups.append(_Group(ends + _TOGETHER * self._seconds, []))
             self._set_timer(loop)
+        self._groups[-1].things.append(thing)
 
     def note_end(self) -> None:
         """One of the things is over: they must not pile up until their time comes."""
-        self._over += 1
-        if self._over > max(_SWEEP, self._held // 4):
+        self._ends_to_sweep -= 1
+        if self._ends_to_sweep <= 0:
             for group in self._groups:
-                group.things = [thing for thing in group.things if not self._is_over(thing)]
+                group.things = list(filterfalse(self._is_over, group.things))
             self._groups = deque(group for group in self._groups if group.things)
-            self._held = sum(len(group.things) for group in self._groups)
-            self._over = 0
+            self._ends_to_sweep = max(_SWEEP, sum(len(group.things) for group in self._groups) // 4)
 
     def close(self) -> None:
         """Nothing expires any more."""
@@ -67,16 +61,14 @@ class Deadlines(Generic[T]):
             self._timer = None
 
     def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._groups:
+        if self._groups and self._timer is None:
             self._timer = loop.call_at(self._groups[0].ends, self._look, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
         now = loop.time()
         while self._groups and self._groups[0].ends <= now + 1e-5:
-            group = self._groups.popleft()
-            self._held -= len(group.things)
-            for thing in group.things:
+            for thing in self._groups.popleft().things:
                 if not self._is_over(thing):
                     self._expired(thing)
         self._set_timer(loop)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolink_async.polling.law import BINS, DurationLaw
+from evolink_async.polling.law import BINS, DurationLaw, _place, chance
 
 ages = st.floats(0, 100) | st.floats(0, 1e9)
 prices = st.floats(1e-7, 0.25)
@@ -49,7 +49,7 @@ def test_whatever_was_seen_shares_and_hazards_are_shares_and_hazards(law: Durati
     steps = [law.survival(age / 100 * step) for step in range(101)]
     assert all(1 >= before >= after >= 0 for before, after in itertools.pairwise(steps))
     assert 0 <= law.root_hazard(age) < math.inf
-    assert 0 < law.chance(age, 2 * age, unfinished_at=age / 2) <= 1 + 1e-9
+    assert 0 < chance(law.survival(age) - law.survival(2 * age), law.survival(age / 2)) <= 1 + 1e-9
 
 
 @given(law=laws, age=ages, price=prices)
@@ -60,17 +60,17 @@ def test_the_next_look_is_later_and_finite(law: DurationLaw, age: float, price: 
 @given(law=laws, age=ages, price=prices, dearer=st.floats(1, 100))
 def test_dearer_looks_are_further_apart(law: DurationLaw, age: float, price: float, dearer: float) -> None:
     """Where none comes early: a longer step may have room for one, which then comes before the end of the shorter."""
-    longer, shorter = (law._after(age, math.sqrt(2 * each)) for each in (min(0.25, price * dearer), price))
+    longer, shorter = (law._after(age, _place(age), math.sqrt(2 * each)) for each in (min(0.25, price * dearer), price))
     assert longer >= shorter
 
 
 def test_a_first_look_that_was_asked_for_before_follows_what_is_learned_since() -> None:
     law = DurationLaw()
-    usual = law.next_look(0.0, 0.05)
+    usual = law.first_look(0.05, 0.5)
     for _ in range(200):
         law.observe(0.05, 0.06)  # half of them fail early
         law.observe(0.95, 1.05)
-    assert law.next_look(0.0, 0.05) == DurationLaw(law.export()).next_look(0.0, 0.05) < 0.1 < usual
+    assert law.first_look(0.05, 0.5) == DurationLaw(law.export()).first_look(0.05, 0.5) < 0.1 < usual
 
 
 @given(law=laws)

@@ -304,6 +304,15 @@ def test_what_is_restored_stands_beside_other_models_and_replaces_the_same_one()
     assert schedule.export()["models"][-1] == experienced(50, bias=2).export()["models"][0]
 
 
+def test_a_class_that_was_asked_for_just_before_is_expected_by_what_is_restored() -> None:
+    schedule = Schedule()
+    fresh = live(schedule.expect(MODEL, 100), 200)
+    schedule.restore(experienced(300, bias=2).export())
+    restored = Schedule()
+    restored.restore(experienced(300, bias=2).export())
+    assert live(schedule.expect(MODEL, 100), 200) == live(restored.expect(MODEL, 100), 200) != fresh
+
+
 GOOD = json.dumps(experienced(30, bar=honest).export())
 
 
