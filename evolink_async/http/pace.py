@@ -14,9 +14,9 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Hashable
 from enum import IntEnum
+from typing import Protocol
 
 from aiolimiter import AsyncLimiter
 
@@ -48,20 +48,21 @@ class Urgency(IntEnum):
     SOURCE = 2  # pulled from an iterable
 
 
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One wish to send a paid request.
+class Ticket(Protocol):
+    """One wish to send a paid request. Let go, it may be queued again; withdrawn, it may not."""
 
-    `go` is called, synchronously, the moment it may be sent; `failed`, if the pace itself failed and it never will.
-    """
-
-    model: str
+    waiting: bool  # it is in the queue; kept by the pace
     party: Hashable
-    urgency: Urgency
-    go: Callable[[], None]
-    not_before: float = -math.inf
-    failed: Callable[[BaseException], None] | None = None
-    withdrawn: bool = field(default=False, init=False)
+
+    @property
+    def model(self) -> str:
+        """Whose pace it keeps."""
+
+    def go(self) -> None:
+        """Called, synchronously, the moment it may be sent."""
+
+    def turn_failed(self, error: BaseException) -> None:
+        """Called if the pace itself failed and it never will be."""
 
 
 class _Lane:
@@ -78,19 +79,19 @@ class _Lane:
         self.parties: deque[Hashable] = deque()
         self.queues: dict[Hashable, list[tuple[int, int, Ticket]]] = {}
 
-    def put(self, ticket: Ticket, number: int) -> None:
+    def put(self, ticket: Ticket, urgency: Urgency, number: int) -> None:
         queue = self.queues.get(ticket.party)
         if queue is None:
             queue = self.queues[ticket.party] = []
             self.parties.append(ticket.party)
-        heapq.heappush(queue, (ticket.urgency, number, ticket))
+        heapq.heappush(queue, (urgency, number, ticket))
 
     def has_work(self) -> bool:
         """Whether a ticket waits; drops those that were withdrawn."""
         while self.parties:
             party = self.parties[0]
             queue = self.queues[party]
-            while queue and queue[0][2].withdrawn:
+            while queue and not queue[0][2].waiting:
                 heapq.heappop(queue)
             if queue:
                 return True
@@ -117,9 +118,7 @@ class _Lane:
         """The first that was not sent yet: a replay whose answer is lost again is never settled."""
         for party in self.parties:
             queue = self.queues[party]
-            fresh = min(
-                (entry for entry in queue if entry[0] != Urgency.RETURNED and not entry[2].withdrawn), default=None
-            )
+            fresh = min((entry for entry in queue if entry[0] != Urgency.RETURNED and entry[2].waiting), default=None)
             if fresh is not None:
                 queue.remove(fresh)
                 heapq.heapify(queue)
@@ -163,8 +162,8 @@ class Pace:
         self._caps = {} if caps is None else caps
         self._random = rng or random.Random()
         self._lanes: dict[str, _Lane] = {}
-        self._turns: deque[str] = deque()
-        self._later: list[tuple[float, int, Ticket]] = []
+        self._turns: deque[_Lane] = deque()
+        self._later: list[tuple[float, int, Urgency, Ticket]] = []
         self._numbers = itertools.count()
         self._unreachable_until = -math.inf
         self._failures = 0
@@ -175,13 +174,14 @@ class Pace:
 
     # What the outside does
 
-    def enqueue(self, ticket: Ticket) -> None:
-        """Queue a ticket; `ticket.go` is called when it is its turn."""
+    def enqueue(self, ticket: Ticket, urgency: Urgency, not_before: float = -math.inf) -> None:
+        """Queue a ticket; `ticket.go` is called when it is its turn, not before a moment of the loop."""
         now = self._loop.time()
-        if ticket.not_before > now:
-            heapq.heappush(self._later, (ticket.not_before, next(self._numbers), ticket))
+        ticket.waiting = True
+        if not_before > now:
+            heapq.heappush(self._later, (not_before, next(self._numbers), urgency, ticket))
         else:
-            self._lane(ticket.model, now).put(ticket, next(self._numbers))
+            self._lane(ticket.model, now).put(ticket, urgency, next(self._numbers))
         if self._task is None:
             self._wake = asyncio.Event()
             self._task = own_task(self._loop, self._dispatch(), "evolink pace", contextvars.Context())
@@ -206,7 +206,7 @@ class Pace:
 
     def withdraw(self, ticket: Ticket) -> None:
         """Take a ticket back; its `go` will not be called."""
-        ticket.withdrawn = True
+        ticket.waiting = False
         self._notice()
 
     def finished(self, model: str) -> None:
@@ -220,10 +220,12 @@ class Pace:
         `task_id`: the task that runs now and counts until `ended` is told of it, or for several times its `estimate`
         (seconds), since nobody may be watching it.
         """
-        pace = self._lane(model, now).pace
-        pace.accepted(now, task_id, now + max(_LEAST_BELIEVED, _BELIEVED * (estimate or _USUAL)))
-        if not math.isinf(pace.rate):
-            self._rates[model] = pace.rate
+        lane = self._lane(model, now)
+        lane.pace.accepted(now, task_id, now + max(_LEAST_BELIEVED, _BELIEVED * (estimate or _USUAL)))
+        rate = lane.pace.rate
+        if rate < math.inf:
+            self._rates[model] = rate
+        self._end_row(lane)
 
     def ended(self, task_id: str) -> None:
         """A task has ended, so that another one may run. One that is not known is nothing to us."""
@@ -269,9 +271,11 @@ class Pace:
             self.cool(model, lane.lost_until)
 
     def answered(self, model: str) -> None:
-        """An answer came, whatever it says: none is lost in a row any more."""
-        lane = self._lanes.get(model)
-        if lane is not None and lane.losses:
+        """An answer came, whatever it says: none is lost in a row any more. One that was accepted needs no telling."""
+        self._end_row(self._lanes[model])
+
+    def _end_row(self, lane: _Lane) -> None:
+        if lane.losses:
             lane.losses = 0
             self._notice()
 
@@ -339,7 +343,7 @@ class Pace:
             else:
                 pace = ModelPace(START_RATE, START_BURST, now, cap=cap)
             lane = self._lanes[model] = _Lane(model, pace)
-            self._turns.append(model)
+            self._turns.append(lane)
         return lane
 
     def _tell_cool_down(self, model: str, pace: ModelPace, before: float, now: float) -> None:
@@ -367,17 +371,16 @@ class Pace:
             self._wake.set()
 
     def _release_due(self, now: float) -> None:
-        while self._later and (self._later[0][0] <= now + _TICK or self._later[0][2].withdrawn):
-            _, number, ticket = heapq.heappop(self._later)
-            if not ticket.withdrawn:
-                self._lane(ticket.model, now).put(ticket, number)
+        while self._later and (self._later[0][0] <= now + _TICK or not self._later[0][3].waiting):
+            _, number, urgency, ticket = heapq.heappop(self._later)
+            if ticket.waiting:
+                self._lane(ticket.model, now).put(ticket, urgency, number)
 
     def _choose(self, now: float) -> tuple[_Lane | None, float | None]:
         """The lane whose turn it is, or when to look again unless something happens; None: nothing waits."""
         self._release_due(now)
         earliest = self._later[0][0] if self._later else None
-        for model in self._turns:
-            lane = self._lanes[model]
+        for lane in self._turns:
             if not lane.has_work():
                 continue
             ready = max(lane.pace.ready_at(now), self._unreachable_until)
@@ -428,9 +431,10 @@ class Pace:
         return 1 if self._failures else self._parallel
 
     def _let_go(self, lane: _Lane, now: float) -> None:
-        self._turns.remove(lane.model)
-        self._turns.append(lane.model)
+        self._turns.remove(lane)
+        self._turns.append(lane)
         ticket = lane.take()
+        ticket.waiting = False
         lane.pace.sent(now)
         lane.under_way += 1
         self._under_way += 1
@@ -439,8 +443,7 @@ class Pace:
         except Exception as error:
             logger.exception("a submission could not be started", extra={"event": "internal_error"})
             self._landed(lane)
-            if ticket.failed is not None:
-                ticket.failed(error)
+            ticket.turn_failed(error)
 
     def _landed(self, lane: _Lane) -> None:
         self._under_way -= 1
@@ -449,14 +452,15 @@ class Pace:
 
     def _fail_all(self, error: BaseException) -> None:
         queued = [ticket for lane in self._lanes.values() for queue in lane.queues.values() for _, _, ticket in queue]
-        queued += [ticket for _, _, ticket in self._later]
+        queued += [ticket for _, _, _, ticket in self._later]
         self._later.clear()
         for lane in self._lanes.values():
             lane.parties.clear()
             lane.queues.clear()
         for ticket in queued:
-            if not ticket.withdrawn and ticket.failed is not None:
-                ticket.failed(error)
+            if ticket.waiting:
+                ticket.waiting = False
+                ticket.turn_failed(error)
 
 
 class _Ceiling:
