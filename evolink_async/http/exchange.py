@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import platform
 import re
@@ -191,9 +192,8 @@ class Exchange:
             except Exception as error:  # noqa: BLE001  (the answer is here, or its loss is being told already)
                 logger.debug("closing an answer failed: %s", type(error).__name__)
         if len(key) >= _SHORTEST_SECRET:  # a service that quotes the key in its answer doesn't get it into our errors
-            for name, value in headers.items():
-                if key in value:
-                    headers[name] = value.replace(key, "[API key]")
+            if key in "\n".join(headers.values()):
+                answer.headers = {name: value.replace(key, "[API key]") for name, value in headers.items()}
             body = body.replace(self._secret, b"[API key]")
         answer.body, answer.problem = body, problem
         return answer
@@ -215,14 +215,14 @@ class Exchange:
         lines = self._lines
         if method == "GET":
             lines += b"Cache-Control: no-cache\r\n"  # what a task was a minute ago helps nobody
-        if content is not None and (more is None or "Content-Type" not in more):
-            lines += b"Content-Type: application/json\r\n"
+        elif content is None:
+            lines += b"Content-Length: 0\r\n"
         if isinstance(content, bytes):
             lines += b"Content-Length: %d\r\n" % len(content)
-        elif content is None and method != "GET":
-            lines += b"Content-Length: 0\r\n"
+        if content is not None and (more is None or "Content-Type" not in more):
+            lines += b"Content-Type: application/json\r\n"
         if more:
-            lines += header_lines((name.encode("ascii"), value.encode("ascii")) for name, value in more.items())
+            lines += header_lines([(name.encode("ascii"), value.encode("ascii")) for name, value in more.items()])
         return lines
 
     def _failure(self, flight: Flight, trouble: BaseException, reason: str, key: str) -> NotSent | AnswerLost:
@@ -250,6 +250,7 @@ def _says_unsent(error: BaseException) -> bool:
     return bool(names & _UNSENT)
 
 
+@functools.lru_cache(maxsize=1024)
 def _target(path: str) -> bytes:
     if _PLAIN_TARGET.fullmatch(path):
         return path.encode("ascii")

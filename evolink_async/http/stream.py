@@ -136,7 +136,7 @@ class SocketStream(asyncio.Protocol):
         self._aborted = False
         self._reading_paused = False
         self._reader: asyncio.Future[None] | None = None
-        self._writing_paused = False
+        self.is_full = False  # the peer takes no more for now
         self._writer: asyncio.Future[None] | None = None
         self._untouched = False  # nothing of the current request is written yet
         self._on_first_byte: Callable[[], object] | None = None
@@ -172,10 +172,10 @@ class SocketStream(asyncio.Protocol):
         self._wake(self._writer)
 
     def pause_writing(self) -> None:
-        self._writing_paused = True
+        self.is_full = True
 
     def resume_writing(self) -> None:
-        self._writing_paused = False
+        self.is_full = False
         self._wake(self._writer)
 
     # What HTTP needs.
@@ -184,15 +184,18 @@ class SocketStream(asyncio.Protocol):
         """What has come, at least one byte; nothing once the peer has ended the connection."""
         if not self._received and not self._ended:
             self._reader = self._loop.create_future()
-            await self._wait(self._reader, timeout, httpx.ReadTimeout, "no bytes came")
+            if timeout is None:
+                await self._reader
+            else:
+                await self._wait(self._reader, timeout, httpx.ReadTimeout, "no bytes came")
         if not self._received and self._failure is not None:
             if isinstance(self._failure, httpx.ReadTimeout):
                 raise self._failure
             raise httpx.ReadError(describe(self._failure)) from self._failure
         return self._take()
 
-    async def write(self, data: bytes, timeout: float | None = None) -> None:
-        """Write, and wait while the peer takes no more."""
+    def write(self, data: bytes) -> None:
+        """Write, without waiting for the peer to take it; see `drain`."""
         if not data:
             return
         if self._untouched:
@@ -200,7 +203,10 @@ class SocketStream(asyncio.Protocol):
         if self._transport is None or self._ended:
             raise httpx.WriteError(describe(self._failure))
         self._transport.write(data)
-        while self._writing_paused and not self._ended:
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """Wait while the peer takes no more."""
+        while self.is_full and not self._ended:
             self._writer = self._loop.create_future()
             await self._wait(self._writer, timeout, httpx.WriteTimeout, "the peer took no bytes")
 

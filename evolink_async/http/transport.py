@@ -17,7 +17,7 @@ import asyncio
 import gc
 import ssl
 import warnings
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -82,25 +82,21 @@ class Call:
 class _Slot:
     """One connection to one origin, straight or through a proxy."""
 
-    __slots__ = ("_connection", "_forward_proxy", "_stream", "idle_since", "origin")
+    __slots__ = ("_forward_proxy", "connection", "idle_since", "origin", "stream")
 
     def __init__(self, origin: Origin, stream: SocketStream, forward_proxy: Proxy | None) -> None:
         self.origin = origin
         self.idle_since = 0.0
-        self._stream = stream
+        self.stream = stream
         self._forward_proxy = forward_proxy
-        self._connection = HttpConnection(stream)
-
-    @property
-    def stream(self) -> SocketStream:
-        return self._stream
+        self.connection = HttpConnection(stream)
 
     async def send(self, call: Call) -> Head:
         target, lines = call.target, call.lines
         if self._forward_proxy is not None:
             target = b"%b://%b%b" % (call.origin[0], call.netloc, target)
             lines = self._forward_proxy.header_lines + lines
-        return await self._connection.send(
+        return await self.connection.send(
             call.method,
             b"%b%b\r\n" % (request_line(call.method, target), lines),
             call.body,
@@ -110,37 +106,23 @@ class _Slot:
             on_bytes=call.on_bytes,
         )
 
-    async def read(self) -> bytes:
-        return await self._connection.read()
-
-    def is_reusable(self) -> bool:
-        """Whether the last exchange ended cleanly: read to the end, nothing left over, no wish to close."""
-        return self._connection.is_reusable
-
-    def has_surplus(self) -> bool:
-        """Whether bytes came after the end of the last answer."""
-        return self._connection.has_surplus
-
     def is_stale(self) -> bool:
         """Whether the server closed the idle connection, or wrote into it, as far as this machine knows."""
-        return self._stream.is_readable()
-
-    def abort(self) -> None:
-        self._stream.abort()
+        return self.stream.is_readable()
 
 
 class _IdleSlots:
     """Open slots that nobody uses: taken newest first, dropped oldest first, both at constant cost."""
 
     def __init__(self) -> None:
-        self._by_origin: dict[Origin, deque[_Slot]] = {}
+        self._by_origin: defaultdict[Origin, deque[_Slot]] = defaultdict(deque)
         self._by_age: OrderedDict[_Slot, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._by_age)
 
     def push(self, slot: _Slot) -> None:
-        self._by_origin.setdefault(slot.origin, deque()).append(slot)
+        self._by_origin[slot.origin].append(slot)
         self._by_age[slot] = None
 
     def pop_newest(self, origin: Origin) -> _Slot | None:
@@ -189,12 +171,12 @@ class _Lease:
         if self._open:
             self._end()
             if self.slot is not None:
-                self.slot.abort()
+                self.slot.stream.abort()
             self._gate.release(self._lane)
 
     def give_back(self) -> None:
         """Keep the connection for the next request, if it can serve one, and give the place back."""
-        if self.slot is None or not self.slot.is_reusable():
+        if self.slot is None or not self.slot.connection.is_reusable:
             self.discard()
         elif self._open:
             self._end()
@@ -225,7 +207,7 @@ class Reply:
         if not self._lease.is_open:
             raise httpx.StreamClosed
         try:
-            return await self._slot.read()
+            return await self._slot.connection.read()
         except BaseException:
             self._lease.discard()
             raise
@@ -241,7 +223,7 @@ class Reply:
     @property
     def has_surplus(self) -> bool:
         """Whether more came after its end, as far as is known: its length was a lie, or the server is confused."""
-        return self._slot.has_surplus()
+        return self._slot.connection.has_surplus
 
     @property
     def stream(self) -> SocketStream:
@@ -274,9 +256,8 @@ def lane_of(request: httpx.Request) -> Lane:
     return cast(Lane, lane)
 
 
-async def pass_gate(gate: Gate, lane: Lane, timeout: float | None) -> None:
-    if gate.try_acquire(lane):
-        return
+async def wait_at_gate(gate: Gate, lane: Lane, timeout: float | None) -> None:
+    """Take a place, for which there is no room now or others wait."""
     try:
         async with asyncio.timeout(timeout):
             await gate.acquire(lane)
@@ -403,7 +384,8 @@ class SlotTransport(httpx.AsyncBaseTransport):
     async def call(self, call: Call) -> Reply:
         """`handle_async_request` without httpx's objects, which cost more than the exchange."""
         self._refuse_if_closed()
-        await pass_gate(self._gate, call.lane, call.pool_timeout)
+        if not self._gate.try_acquire(call.lane):
+            await wait_at_gate(self._gate, call.lane, call.pool_timeout)
         lease = _Lease(self._gate, call.lane, self._keep)
         try:
             self._refuse_if_closed()
@@ -437,7 +419,7 @@ class SlotTransport(httpx.AsyncBaseTransport):
     def _close_idle(self) -> None:
         self._closed = True
         while self._idle:
-            self._idle.pop_oldest().abort()
+            self._idle.pop_oldest().stream.abort()
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -445,7 +427,7 @@ class SlotTransport(httpx.AsyncBaseTransport):
 
     def _keep(self, slot: _Slot) -> None:
         if self._closed:
-            slot.abort()
+            slot.stream.abort()
             return
         slot.idle_since = slot.stream.loop_time()
         self._idle.push(slot)
@@ -455,18 +437,18 @@ class SlotTransport(httpx.AsyncBaseTransport):
         while (slot := self._idle.pop_newest(origin)) is not None:
             if not slot.is_stale():
                 return slot
-            slot.abort()
+            slot.stream.abort()
         return None
 
     def _drop_expired(self, now: float) -> None:
         limit = now - self._keepalive_expiry
         while (slot := self._idle.oldest()) is not None and slot.idle_since < limit:
-            self._idle.pop_oldest().abort()
+            self._idle.pop_oldest().stream.abort()
 
     def _make_room(self) -> None:
         # The place of the connection about to be opened counts as in use already.
         while self._idle and self._gate.in_use + len(self._idle) > self._gate.total:
-            self._idle.pop_oldest().abort()
+            self._idle.pop_oldest().stream.abort()
 
     async def _open(self, call: Call) -> _Slot:
         origin, timeout = call.origin, call.connect_timeout
