@@ -68,12 +68,10 @@ class Ticket(Protocol):
 class _Lane:
     """The queue of one model: one heap per party, parties taking turns."""
 
-    __slots__ = ("losses", "lost_until", "model", "pace", "parties", "queues", "under_way")
+    __slots__ = ("losses", "lost_until", "pace", "parties", "queues")
 
-    def __init__(self, model: str, pace: ModelPace) -> None:
-        self.model = model
+    def __init__(self, pace: ModelPace) -> None:
         self.pace = pace
-        self.under_way = 0
         self.losses = 0  # answers lost in a row
         self.lost_until = -math.inf  # the end of the last pause for their sake
         self.parties: deque[Hashable] = deque()
@@ -194,14 +192,15 @@ class Pace:
         Time has passed since it was let go, more for one request than for another, and may have brought several of them
         together. False: its model was given a cool-down meanwhile, so it has to be queued again.
         """
-        now = self._loop.time
-        if self._wire is not None:
-            while not self._wire.is_open():  # noqa: ASYNC110  (it is time that is waited for)
-                await asyncio.sleep(self._wire.opens_at(now()) - now())
-        if self._lane(model, now()).pace.cool_until > now() + _TICK:
+        loop, wire = self._loop, self._wire
+        while wire is not None and not wire.is_open():
+            now = loop.time()
+            await asyncio.sleep(wire.opens_at(now) - now)
+        now = loop.time()
+        if self._lanes[model].pace.cool_until > now + _TICK:
             return False
-        if self._wire is not None:
-            await self._wire.take(now())
+        if wire is not None:
+            await wire.take(now)
         return True
 
     def withdraw(self, ticket: Ticket) -> None:
@@ -232,8 +231,9 @@ class Pace:
         now = self._loop.time()
         for model, lane in self._lanes.items():
             if lane.pace.ended(task_id, now):
-                self._note_cap(model, lane.pace)
-                self._notice()
+                if lane.pace.cap < math.inf:  # else nobody waits for a place
+                    self._caps[model] = lane.pace.cap
+                    self._notice()
                 return
 
     def refused(self, model: str, now: float, sent_at: float, hint: float | None) -> None:
@@ -244,7 +244,8 @@ class Pace:
         pace.refused(now, sent_at, hint, self._retry, self._random.random())
         self._tell_cool_down(model, pace, before, now)
         self._rates[model], self._refused[model] = pace.rate, pace.refused_rate
-        self._note_cap(model, pace)
+        if pace.cap < math.inf:
+            self._caps[model] = pace.cap
         self._notice()
 
     def cool(self, model: str, until: float) -> None:
@@ -342,7 +343,7 @@ class Pace:
                 pace = ModelPace(math.inf, 1, now, ceiling, cap=cap)
             else:
                 pace = ModelPace(START_RATE, START_BURST, now, cap=cap)
-            lane = self._lanes[model] = _Lane(model, pace)
+            lane = self._lanes[model] = _Lane(pace)
             self._turns.append(lane)
         return lane
 
@@ -362,10 +363,6 @@ class Pace:
         if self._observation.observer is not None:
             self._observation.observer.cooled(model, seconds)
 
-    def _note_cap(self, model: str, pace: ModelPace) -> None:
-        if not math.isinf(pace.cap):
-            self._caps[model] = pace.cap
-
     def _notice(self) -> None:
         if self._wake is not None:
             self._wake.set()
@@ -384,7 +381,7 @@ class Pace:
             if not lane.has_work():
                 continue
             ready = max(lane.pace.ready_at(now), self._unreachable_until)
-            if lane.is_in_outage and lane.under_way:
+            if lane.is_in_outage and lane.pace.under_way:
                 ready = math.inf  # the one under way finds out
             if ready <= now + _TICK:
                 return lane, now
@@ -408,10 +405,10 @@ class Pace:
                 self._task = self._wake = None
 
     async def _let_all_go(self, wake: asyncio.Event) -> None:
-        now = self._loop.time
         while True:
             wake.clear()
-            lane, ready = self._choose(now())
+            now = self._loop.time()
+            lane, ready = self._choose(now)
             if ready is None:
                 return
             if lane is None:
@@ -420,11 +417,11 @@ class Pace:
                 await wake.wait()
             elif self._ceiling is not None and not self._ceiling.is_open():
                 # Not a wait in the limiter: meanwhile somebody more urgent may come, or everybody go.
-                await _until(wake, self._ceiling.opens_at(now()))
+                await _until(wake, self._ceiling.opens_at(now))
             else:
                 if self._ceiling is not None:
-                    await self._ceiling.take(now())
-                self._let_go(lane, now())
+                    await self._ceiling.take(now)
+                self._let_go(lane, now)
 
     def _places(self) -> int:
         """How many may be under way: while the service can't be reached, one finds out for all."""
@@ -436,7 +433,6 @@ class Pace:
         ticket = lane.take()
         ticket.waiting = False
         lane.pace.sent(now)
-        lane.under_way += 1
         self._under_way += 1
         try:
             ticket.go()
@@ -447,7 +443,6 @@ class Pace:
 
     def _landed(self, lane: _Lane) -> None:
         self._under_way -= 1
-        lane.under_way -= 1
         lane.pace.landed()
 
     def _fail_all(self, error: BaseException) -> None:

@@ -196,7 +196,6 @@ class ModelPace:
         "_doubts",
         "_due",
         "_ended",
-        "_flying",
         "_full",
         "_idle",
         "_paused",
@@ -215,6 +214,7 @@ class ModelPace:
         "_trials",
         "burst",
         "cool_until",
+        "under_way",
     )
 
     def __init__(
@@ -250,7 +250,7 @@ class ModelPace:
         self._running: dict[str, float] = {}
         self._believed_until = math.inf
         self._shared_until = -math.inf
-        self._flying = 0
+        self.under_way = 0  # that were let go and have no answer yet
         # What is measured since the last refusal.
         self._since = self._asked_at = now
         self._taken = self._ended = 0
@@ -301,12 +301,12 @@ class ModelPace:
         if asked_for > max(_IDLE, 2 * spacing):  # nobody asked; else others may have been in the way
             self._idle += asked_for - spacing
         self._asked_at = now
-        self._flying += 1
+        self.under_way += 1
         self._probe_at = now
 
     def landed(self) -> None:
         """One that was let go has its answer, or will get none."""
-        self._flying -= 1
+        self.under_way -= 1
         self._probe_at = -math.inf
 
     def accepted(self, now: float, task_id: str | None = None, until: float = math.inf) -> None:
@@ -478,7 +478,7 @@ class ModelPace:
         return not self._has_place()
 
     def _has_place(self) -> bool:
-        return len(self._running) + self._flying + 1 <= self._cap.level
+        return len(self._running) + self.under_way + 1 <= self._cap.level
 
 
 def _within(least: float, value: float, most: float) -> float:
