@@ -250,7 +250,7 @@ def _says_unsent(error: BaseException) -> bool:
     return bool(names & _UNSENT)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=128)
 def _target(path: str) -> bytes:
     if _PLAIN_TARGET.fullmatch(path):
         return path.encode("ascii")

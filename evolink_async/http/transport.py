@@ -4,7 +4,7 @@
 
 * `_Slot`          a connection: a `SocketStream` below, an `HttpConnection` on top.
 * `_IdleSlots`     slots between two requests: newest first per origin, oldest first over all of them.
-* `_Lease`         a place of the gate and the slot in it, from the first byte to the last; given back exactly once.
+* `Reply`          an exchange: a place of the gate and the slot in it; given back exactly once.
 
 httpcore's own pool is not used: at hundreds of waiting requests it rescans all of them per event, and a cancelled
 request can lose a place of it for ever (https://github.com/encode/httpcore/issues/1093). Here nothing queues below the
@@ -28,7 +28,7 @@ from evolink_async.http.failures import raise_connect_failure
 from evolink_async.http.gate import LANES, Gate, Lane
 from evolink_async.http.proxies import DEFAULT_PORTS, Origin, Proxies, Proxy, open_tunnel, place_of
 from evolink_async.http.stream import SocketStream, shared_ssl_context
-from evolink_async.http.wire import Body, Head, HttpConnection, header_lines, request_line
+from evolink_async.http.wire import Body, Head, HttpConnection, Pairs, header_lines, request_line
 
 DEFAULT_KEEPALIVE_EXPIRY = 4.0
 """Seconds. Common servers drop an idle connection after 5 s: a POST written into one that the server is just
@@ -149,10 +149,18 @@ class _IdleSlots:
             del self._by_origin[origin]
 
 
-class _Lease:
-    """A place of the gate, and the slot in it once there is one. Ends once, whoever ends it first."""
+class Reply:
+    """An exchange: a place of the gate, the slot in it once there is one, and an answer whose body is still to be read.
 
-    __slots__ = ("_gate", "_idle", "_lane", "_open", "slot", "timer")
+    It holds its place until it is closed, whoever closes it first: early, that costs the connection.
+    headers: names and values as they came.
+    """
+
+    __slots__ = ("_gate", "_idle", "_lane", "_open", "headers", "reason", "slot", "status", "timer")
+
+    status: int
+    reason: bytes
+    headers: Pairs
 
     def __init__(self, gate: Gate, lane: Lane, idle: Callable[[_Slot], None]) -> None:
         self._gate = gate
@@ -160,27 +168,33 @@ class _Lease:
         self._idle = idle
         self._open = True
         self.slot: _Slot | None = None
-        self.timer: asyncio.TimerHandle | None = None  # of the exchange
+        self.timer: asyncio.TimerHandle | None = None
 
-    @property
-    def is_open(self) -> bool:
-        return self._open
+    async def read(self) -> bytes:
+        """The next bytes of the body; none at its end."""
+        if self.slot is None or not self._open:
+            raise httpx.StreamClosed
+        try:
+            return await self.slot.connection.read()
+        except BaseException:
+            self.discard()
+            raise
+
+    async def aclose(self) -> None:
+        """Give the place back, and keep the connection for the next request if it can serve one. Can be repeated."""
+        if self._open and self.slot is not None and self.slot.connection.is_reusable:
+            self._end()
+            self._idle(self.slot)
+            self._gate.release(self._lane)
+        else:
+            self.discard()
 
     def discard(self) -> None:
-        """Close the connection and give the place back."""
+        """Close the connection and give the place back. Can be repeated."""
         if self._open:
             self._end()
             if self.slot is not None:
                 self.slot.stream.abort()
-            self._gate.release(self._lane)
-
-    def give_back(self) -> None:
-        """Keep the connection for the next request, if it can serve one, and give the place back."""
-        if self.slot is None or not self.slot.connection.is_reusable:
-            self.discard()
-        elif self._open:
-            self._end()
-            self._idle(self.slot)
             self._gate.release(self._lane)
 
     def _end(self) -> None:
@@ -188,47 +202,10 @@ class _Lease:
         if self.timer is not None:
             self.timer.cancel()
 
-
-class Reply:
-    """An answer whose body is still to be read. It holds its slot until it is closed: early, that costs the connection.
-
-    headers: names and values as they came.
-    """
-
-    __slots__ = ("_lease", "_slot", "headers", "reason", "status")
-
-    def __init__(self, head: Head, lease: _Lease, slot: _Slot) -> None:
-        self.status, self.reason, self.headers = head
-        self._lease = lease
-        self._slot = slot
-
-    async def read(self) -> bytes:
-        """The next bytes of the body; none at its end."""
-        if not self._lease.is_open:
-            raise httpx.StreamClosed
-        try:
-            return await self._slot.connection.read()
-        except BaseException:
-            self._lease.discard()
-            raise
-
-    async def aclose(self) -> None:
-        """Give the slot back. Can be repeated."""
-        self._lease.give_back()
-
-    def discard(self) -> None:
-        """Close the connection and give the slot back."""
-        self._lease.discard()
-
     @property
     def has_surplus(self) -> bool:
         """Whether more came after its end, as far as is known: its length was a lie, or the server is confused."""
-        return self._slot.connection.has_surplus
-
-    @property
-    def stream(self) -> SocketStream:
-        """The connection that it came on."""
-        return self._slot.stream
+        return self.slot is not None and self.slot.connection.has_surplus
 
 
 class _HttpxBody(httpx.AsyncByteStream):
@@ -377,7 +354,7 @@ class SlotTransport(httpx.AsyncBaseTransport):
             extensions={
                 "http_version": b"HTTP/1.1",
                 "reason_phrase": reply.reason,
-                "network_stream": reply.stream,
+                "network_stream": reply.slot and reply.slot.stream,
             },
         )
 
@@ -386,21 +363,21 @@ class SlotTransport(httpx.AsyncBaseTransport):
         self._refuse_if_closed()
         if not self._gate.try_acquire(call.lane):
             await wait_at_gate(self._gate, call.lane, call.pool_timeout)
-        lease = _Lease(self._gate, call.lane, self._keep)
+        reply = Reply(self._gate, call.lane, self._keep)
         try:
             self._refuse_if_closed()
             if call.on_slot is not None:
                 call.on_slot()
             loop = asyncio.get_running_loop()
             began = loop.time()
-            slot = lease.slot = self._reuse(call.origin, began) or await self._open(call)
+            slot = reply.slot = self._reuse(call.origin, began) or await self._open(call)
             if call.seconds is not None:
-                lease.timer = loop.call_at(began + call.seconds, slot.stream.expire, call.seconds)
-            head = await slot.send(call)
+                reply.timer = loop.call_at(began + call.seconds, slot.stream.expire, call.seconds)
+            reply.status, reply.reason, reply.headers = await slot.send(call)
         except BaseException:
-            lease.discard()
+            reply.discard()
             raise
-        return Reply(head, lease, slot)
+        return reply
 
     async def aclose(self) -> None:
         """Close the idle connections now, and those in use as soon as their responses are closed."""

@@ -138,7 +138,7 @@ class HttpConnection:
             if parser.complete:
                 return b""
             parser.feed(await self._stream.read(self._read_timeout))
-        data = parser.parts[0] if len(parser.parts) == 1 else b"".join(parser.parts)
+        data = b"".join(parser.parts)
         parser.parts.clear()
         return data
 
@@ -156,9 +156,11 @@ class HttpConnection:
     async def _write_parts(self, body: AsyncIterable[bytes], length: int | None, timeout: float | None) -> None:
         written = 0
         async for part in body:
+            if not part:
+                continue
             written += len(part)
             if length is None:
-                part = b"%x\r\n%b\r\n" % (len(part), part) if part else b""
+                part = b"%x\r\n%b\r\n" % (len(part), part)
             elif written > length:
                 raise httpx.LocalProtocolError(f"the body is longer than the {length} bytes that its headers promise")
             self._stream.write(part)
@@ -321,20 +323,16 @@ class HttptoolsParser:
         if status < 200:  # on its way there; 101 is an error of httptools, as we never ask for it
             self._fields, self._reason = [], b""
             return
-        codings, has_length = [], False
-        for name, value in self._fields:
-            word = name.lower()
-            if word == _CODING:
-                codings.append(value.strip().lower())
-            elif word == _LENGTH:
-                has_length = True
-        coding = b",".join(codings)
+        names = [name.lower() for name, _ in self._fields]
+        coding = b""
+        if _CODING in names:
+            coding = b",".join(value.strip().lower() for name, value in self._fields if name.lower() == _CODING)
         if coding not in (b"", b"chunked"):
             self._refusal = "the answer's transfer coding is none that was asked for"
         self._version = self._parser.get_http_version()
         if self._version not in ("1.0", "1.1"):
             self._refusal = _NOT_OURS
-        self._until_close = not (coding or has_length or status in (204, 304))
+        self._until_close = not (coding or _LENGTH in names or status in (204, 304))
         self.head = Head(status, self._reason, self._fields)
 
     def on_body(self, data: bytes) -> None:

@@ -532,8 +532,8 @@ async def test_a_server_that_closes_while_the_request_is_prepared_got_nothing(
         begin = chosen.stream.begin_exchange
 
         def hang_up(*args: Any) -> None:
-            begin(*args)
             chosen.stream.eof_received()
+            begin(*args)
 
         monkeypatch.setattr(chosen.stream, "begin_exchange", hang_up)
         with pytest.raises(httpx.ConnectError, match="before the request was written"):
