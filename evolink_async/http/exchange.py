@@ -72,6 +72,11 @@ class Flight:
     sent_at: Moment | None = None  # when that was
     answer: Answer | None = None  # that has begun to come: its body may never follow
 
+    def first_byte(self) -> None:
+        """It is about to be written."""
+        self.sent = True
+        self.sent_at = Moment.of(asyncio.get_running_loop())
+
 
 # What httpx writes as it is.
 _PLAIN_TARGET = re.compile(r"/[A-Za-z0-9/._~?=&:@!$()*+,;-]*", re.ASCII)
@@ -110,7 +115,6 @@ class Exchange:
     """
 
     def __init__(self, transport: SlotTransport | HttpxTransport, base_url: str) -> None:
-        self._loop = asyncio.get_running_loop()
         self._transport = transport
         self._caller: Caller = transport if isinstance(transport, SlotTransport) else HttpxCaller(transport)
         url = httpx.URL(base_url)
@@ -120,7 +124,6 @@ class Exchange:
             transport.is_proxied(self._origin)
         self._root = url.raw_path.rstrip(b"/")
         self._key = ""
-        self._secret = b""
         self._lines = b""  # of every request with this key
 
     async def send(
@@ -141,11 +144,6 @@ class Exchange:
         Cancelling it closes its connection.
         """
         flight = flight or Flight()
-
-        def first_byte() -> None:
-            flight.sent = True
-            flight.sent_at = Moment.of(self._loop)
-
         trouble: BaseException
         flight.connecting = True
         try:
@@ -159,7 +157,7 @@ class Exchange:
                 lane=lane,
                 seconds=seconds,
                 connect_timeout=min(CONNECT_TIMEOUT, seconds),
-                on_bytes=first_byte,
+                on_bytes=flight.first_byte,
             )
             answer = await self._exchange(call, key, flight)
         except asyncio.CancelledError as error:
@@ -194,24 +192,23 @@ class Exchange:
         if len(key) >= _SHORTEST_SECRET:  # a service that quotes the key in its answer doesn't get it into our errors
             if key in "\n".join(headers.values()):
                 answer.headers = {name: value.replace(key, "[API key]") for name, value in headers.items()}
-            body = body.replace(self._secret, b"[API key]")
+            body = body.replace(key.encode("ascii"), b"[API key]")
         answer.body, answer.problem = body, problem
         return answer
 
     def _header_lines(self, method: str, key: str, content: object, more: Mapping[str, str] | None) -> bytes:
         if key != self._key:
-            secret = key.encode("ascii")
             self._lines = header_lines(
                 [
                     (b"Host", self.host.encode("ascii")),
-                    (b"Authorization", b"Bearer " + secret),
+                    (b"Authorization", b"Bearer " + key.encode("ascii")),
                     (b"User-Agent", USER_AGENT.encode("ascii")),
                     (b"Accept", b"application/json"),
                     # Compression buys nothing for answers this small, and a bomb needs a decoder.
                     (b"Accept-Encoding", b"identity"),
                 ]
             )
-            self._key, self._secret = key, secret
+            self._key = key
         lines = self._lines
         if method == "GET":
             lines += b"Cache-Control: no-cache\r\n"  # what a task was a minute ago helps nobody
