@@ -167,7 +167,7 @@ class Pace:
         self._failures = 0
         self.unreachable_since = math.inf  # loop time, once `unreachable` was told
         self._task: asyncio.Task[None] | None = None
-        self._wake: asyncio.Event | None = None
+        self._wake: asyncio.Future[None] | None = None  # while the dispatcher waits
         self.refusals = 0
 
     # What the outside does
@@ -181,7 +181,6 @@ class Pace:
         else:
             self._lane(ticket.model, now).put(ticket, urgency, next(self._numbers))
         if self._task is None:
-            self._wake = asyncio.Event()
             self._task = own_task(self._loop, self._dispatch(), "evolink pace", contextvars.Context())
         else:
             self._notice()
@@ -364,8 +363,9 @@ class Pace:
             self._observation.observer.cooled(model, seconds)
 
     def _notice(self) -> None:
-        if self._wake is not None:
-            self._wake.set()
+        wake, self._wake = self._wake, None
+        if wake is not None and not wake.done():
+            wake.set_result(None)
 
     def _release_due(self, now: float) -> None:
         while self._later and (self._later[0][0] <= now + _TICK or not self._later[0][3].waiting):
@@ -389,10 +389,9 @@ class Pace:
         return None, earliest
 
     async def _dispatch(self) -> None:
-        wake = self._wake
-        assert wake is not None
+        task = self._task
         try:
-            await self._let_all_go(wake)
+            await self._let_all_go()
         except BaseException as error:
             # Nobody is left waiting for a turn that will not come.
             self._fail_all(error)
@@ -401,27 +400,36 @@ class Pace:
             else:
                 raise
         finally:
-            if self._wake is wake:
-                self._task = self._wake = None
+            if self._task is task:  # not another one's, since it was closed
+                self._task = None
 
-    async def _let_all_go(self, wake: asyncio.Event) -> None:
+    async def _let_all_go(self) -> None:
         while True:
-            wake.clear()
             now = self._loop.time()
             lane, ready = self._choose(now)
             if ready is None:
                 return
             if lane is None:
-                await _until(wake, ready)
+                await self._until(ready)
             elif self._under_way >= self._places():
-                await wake.wait()
+                await self._until(math.inf)
             elif self._ceiling is not None and not self._ceiling.is_open():
                 # Not a wait in the limiter: meanwhile somebody more urgent may come, or everybody go.
-                await _until(wake, self._ceiling.opens_at(now))
+                await self._until(self._ceiling.opens_at(now))
             else:
                 if self._ceiling is not None:
                     await self._ceiling.take(now)
                 self._let_go(lane, now)
+
+    async def _until(self, moment: float) -> None:
+        """Until the moment has come, or something has happened."""
+        self._wake = wake = self._loop.create_future()
+        timer = self._loop.call_at(moment, self._notice) if moment < math.inf else None
+        try:
+            await wake
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _places(self) -> int:
         """How many may be under way: while the service can't be reached, one finds out for all."""
@@ -487,11 +495,3 @@ class _Ceiling:
         """Use the room that there is; returns without suspending."""
         await self._limiter.acquire(self._ONE)
         self._empty_at = max(self._empty_at, now) + 1 / self._leak
-
-
-async def _until(wake: asyncio.Event, moment: float) -> None:
-    try:
-        async with asyncio.timeout_at(None if math.isinf(moment) else moment):
-            await wake.wait()
-    except TimeoutError:
-        pass
