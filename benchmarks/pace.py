@@ -46,7 +46,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from evolink_async import RetryPolicy, __version__
 from evolink_async.emulator.limits import TokenBucket, hint_headers, hint_text
 from evolink_async.http.hints import retry_after
-from evolink_async.http.pace import Pace, Ticket, Urgency
+from evolink_async.http.pace import Pace, Urgency
 from evolink_async.http.rates import START_BURST, START_RATE, ModelPace
 
 RETRY = RetryPolicy()
@@ -588,6 +588,19 @@ def places(bench: Bench, quick: bool) -> None:
 # -- The real dispatcher ----------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
+class Wish:
+    """A ticket of the dispatcher."""
+
+    go: Callable[[], None]
+    model: str = "m"
+    party: str = "job"
+    waiting: bool = False
+
+    def turn_failed(self, error: BaseException) -> None:
+        raise error
+
+
 async def dispatched(world: World, seed: int) -> dict[str, float]:
     """The same job through `Pace` itself."""
     loop = asyncio.get_running_loop()
@@ -607,7 +620,7 @@ async def dispatched(world: World, seed: int) -> dict[str, float]:
             way = dice.uniform(*LATENCY) / 2
             loop.call_later(way, arrive, loop.time(), way)
 
-        pace.enqueue(Ticket("m", "job", urgency, go))
+        pace.enqueue(Wish(go), urgency)
 
     def arrive(sent_at: float, way: float) -> None:
         assert bucket is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import platform
 import re
@@ -71,6 +72,11 @@ class Flight:
     sent_at: Moment | None = None  # when that was
     answer: Answer | None = None  # that has begun to come: its body may never follow
 
+    def first_byte(self) -> None:
+        """It is about to be written."""
+        self.sent = True
+        self.sent_at = Moment.of(asyncio.get_running_loop())
+
 
 # What httpx writes as it is.
 _PLAIN_TARGET = re.compile(r"/[A-Za-z0-9/._~?=&:@!$()*+,;-]*", re.ASCII)
@@ -109,7 +115,6 @@ class Exchange:
     """
 
     def __init__(self, transport: SlotTransport | HttpxTransport, base_url: str) -> None:
-        self._loop = asyncio.get_running_loop()
         self._transport = transport
         self._caller: Caller = transport if isinstance(transport, SlotTransport) else HttpxCaller(transport)
         url = httpx.URL(base_url)
@@ -119,7 +124,6 @@ class Exchange:
             transport.is_proxied(self._origin)
         self._root = url.raw_path.rstrip(b"/")
         self._key = ""
-        self._secret = b""
         self._lines = b""  # of every request with this key
 
     async def send(
@@ -140,11 +144,6 @@ class Exchange:
         Cancelling it closes its connection.
         """
         flight = flight or Flight()
-
-        def first_byte() -> None:
-            flight.sent = True
-            flight.sent_at = Moment.of(self._loop)
-
         trouble: BaseException
         flight.connecting = True
         try:
@@ -158,7 +157,7 @@ class Exchange:
                 lane=lane,
                 seconds=seconds,
                 connect_timeout=min(CONNECT_TIMEOUT, seconds),
-                on_bytes=first_byte,
+                on_bytes=flight.first_byte,
             )
             answer = await self._exchange(call, key, flight)
         except asyncio.CancelledError as error:
@@ -191,38 +190,36 @@ class Exchange:
             except Exception as error:  # noqa: BLE001  (the answer is here, or its loss is being told already)
                 logger.debug("closing an answer failed: %s", type(error).__name__)
         if len(key) >= _SHORTEST_SECRET:  # a service that quotes the key in its answer doesn't get it into our errors
-            for name, value in headers.items():
-                if key in value:
-                    headers[name] = value.replace(key, "[API key]")
-            body = body.replace(self._secret, b"[API key]")
+            if key in "\n".join(headers.values()):
+                answer.headers = {name: value.replace(key, "[API key]") for name, value in headers.items()}
+            body = body.replace(key.encode("ascii"), b"[API key]")
         answer.body, answer.problem = body, problem
         return answer
 
     def _header_lines(self, method: str, key: str, content: object, more: Mapping[str, str] | None) -> bytes:
         if key != self._key:
-            secret = key.encode("ascii")
             self._lines = header_lines(
                 [
                     (b"Host", self.host.encode("ascii")),
-                    (b"Authorization", b"Bearer " + secret),
+                    (b"Authorization", b"Bearer " + key.encode("ascii")),
                     (b"User-Agent", USER_AGENT.encode("ascii")),
                     (b"Accept", b"application/json"),
                     # Compression buys nothing for answers this small, and a bomb needs a decoder.
                     (b"Accept-Encoding", b"identity"),
                 ]
             )
-            self._key, self._secret = key, secret
+            self._key = key
         lines = self._lines
         if method == "GET":
             lines += b"Cache-Control: no-cache\r\n"  # what a task was a minute ago helps nobody
-        if content is not None and (more is None or "Content-Type" not in more):
-            lines += b"Content-Type: application/json\r\n"
+        elif content is None:
+            lines += b"Content-Length: 0\r\n"
         if isinstance(content, bytes):
             lines += b"Content-Length: %d\r\n" % len(content)
-        elif content is None and method != "GET":
-            lines += b"Content-Length: 0\r\n"
+        if content is not None and (more is None or "Content-Type" not in more):
+            lines += b"Content-Type: application/json\r\n"
         if more:
-            lines += header_lines((name.encode("ascii"), value.encode("ascii")) for name, value in more.items())
+            lines += header_lines([(name.encode("ascii"), value.encode("ascii")) for name, value in more.items()])
         return lines
 
     def _failure(self, flight: Flight, trouble: BaseException, reason: str, key: str) -> NotSent | AnswerLost:
@@ -250,6 +247,7 @@ def _says_unsent(error: BaseException) -> bool:
     return bool(names & _UNSENT)
 
 
+@functools.lru_cache(maxsize=128)
 def _target(path: str) -> bytes:
     if _PLAIN_TARGET.fullmatch(path):
         return path.encode("ascii")

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import httpx
 
 from evolink_async.http.gate import Gate, Lane
-from evolink_async.http.transport import Call, lane_of, pass_gate
+from evolink_async.http.transport import Call, lane_of, wait_at_gate
 
 _PLAIN_EXTENSIONS = ("http_version", "reason_phrase")
 
@@ -43,7 +43,8 @@ class ForeignTransport(httpx.AsyncBaseTransport):
         extensions = request.extensions
         timeouts: Mapping[str, float | None] = extensions.get("timeout") or {}
         lane = lane_of(request)
-        await pass_gate(self._gate, lane, timeouts.get("pool"))
+        if not self._gate.try_acquire(lane):
+            await wait_at_gate(self._gate, lane, timeouts.get("pool"))
         try:
             for name in ("on_slot", "on_bytes"):
                 if extensions.get(name) is not None:

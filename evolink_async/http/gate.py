@@ -101,7 +101,8 @@ class Gate:
         if self._used[lane] < 1:
             raise RuntimeError(f"release of a place that was not taken: {self!r}, lane {lane!r}")
         self._used[lane] -= 1
-        self._serve_waiters()
+        if any(self._waiters.values()):
+            self._serve_waiters()
 
     def _has_room_for(self, lane: Lane) -> bool:
         return self._used[lane] < self._lane_limit and self.in_use < self._total

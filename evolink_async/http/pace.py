@@ -14,9 +14,9 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Hashable
 from enum import IntEnum
+from typing import Protocol
 
 from aiolimiter import AsyncLimiter
 
@@ -48,49 +48,48 @@ class Urgency(IntEnum):
     SOURCE = 2  # pulled from an iterable
 
 
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One wish to send a paid request.
+class Ticket(Protocol):
+    """One wish to send a paid request. Let go, it may be queued again; withdrawn, it may not."""
 
-    `go` is called, synchronously, the moment it may be sent; `failed`, if the pace itself failed and it never will.
-    """
-
-    model: str
+    waiting: bool  # it is in the queue; kept by the pace
     party: Hashable
-    urgency: Urgency
-    go: Callable[[], None]
-    not_before: float = -math.inf
-    failed: Callable[[BaseException], None] | None = None
-    withdrawn: bool = field(default=False, init=False)
+
+    @property
+    def model(self) -> str:
+        """Whose pace it keeps."""
+
+    def go(self) -> None:
+        """Called, synchronously, the moment it may be sent."""
+
+    def turn_failed(self, error: BaseException) -> None:
+        """Called if the pace itself failed and it never will be."""
 
 
 class _Lane:
     """The queue of one model: one heap per party, parties taking turns."""
 
-    __slots__ = ("losses", "lost_until", "model", "pace", "parties", "queues", "under_way")
+    __slots__ = ("losses", "lost_until", "pace", "parties", "queues")
 
-    def __init__(self, model: str, pace: ModelPace) -> None:
-        self.model = model
+    def __init__(self, pace: ModelPace) -> None:
         self.pace = pace
-        self.under_way = 0
         self.losses = 0  # answers lost in a row
         self.lost_until = -math.inf  # the end of the last pause for their sake
         self.parties: deque[Hashable] = deque()
         self.queues: dict[Hashable, list[tuple[int, int, Ticket]]] = {}
 
-    def put(self, ticket: Ticket, number: int) -> None:
+    def put(self, ticket: Ticket, urgency: Urgency, number: int) -> None:
         queue = self.queues.get(ticket.party)
         if queue is None:
             queue = self.queues[ticket.party] = []
             self.parties.append(ticket.party)
-        heapq.heappush(queue, (ticket.urgency, number, ticket))
+        heapq.heappush(queue, (urgency, number, ticket))
 
     def has_work(self) -> bool:
         """Whether a ticket waits; drops those that were withdrawn."""
         while self.parties:
             party = self.parties[0]
             queue = self.queues[party]
-            while queue and queue[0][2].withdrawn:
+            while queue and not queue[0][2].waiting:
                 heapq.heappop(queue)
             if queue:
                 return True
@@ -117,9 +116,7 @@ class _Lane:
         """The first that was not sent yet: a replay whose answer is lost again is never settled."""
         for party in self.parties:
             queue = self.queues[party]
-            fresh = min(
-                (entry for entry in queue if entry[0] != Urgency.RETURNED and not entry[2].withdrawn), default=None
-            )
+            fresh = min((entry for entry in queue if entry[0] != Urgency.RETURNED and entry[2].waiting), default=None)
             if fresh is not None:
                 queue.remove(fresh)
                 heapq.heapify(queue)
@@ -163,27 +160,27 @@ class Pace:
         self._caps = {} if caps is None else caps
         self._random = rng or random.Random()
         self._lanes: dict[str, _Lane] = {}
-        self._turns: deque[str] = deque()
-        self._later: list[tuple[float, int, Ticket]] = []
+        self._turns: deque[_Lane] = deque()
+        self._later: list[tuple[float, int, Urgency, Ticket]] = []
         self._numbers = itertools.count()
         self._unreachable_until = -math.inf
         self._failures = 0
         self.unreachable_since = math.inf  # loop time, once `unreachable` was told
         self._task: asyncio.Task[None] | None = None
-        self._wake: asyncio.Event | None = None
+        self._wake: asyncio.Future[None] | None = None  # while the dispatcher waits
         self.refusals = 0
 
     # What the outside does
 
-    def enqueue(self, ticket: Ticket) -> None:
-        """Queue a ticket; `ticket.go` is called when it is its turn."""
+    def enqueue(self, ticket: Ticket, urgency: Urgency, not_before: float = -math.inf) -> None:
+        """Queue a ticket; `ticket.go` is called when it is its turn, not before a moment of the loop."""
         now = self._loop.time()
-        if ticket.not_before > now:
-            heapq.heappush(self._later, (ticket.not_before, next(self._numbers), ticket))
+        ticket.waiting = True
+        if not_before > now:
+            heapq.heappush(self._later, (not_before, next(self._numbers), urgency, ticket))
         else:
-            self._lane(ticket.model, now).put(ticket, next(self._numbers))
+            self._lane(ticket.model, now).put(ticket, urgency, next(self._numbers))
         if self._task is None:
-            self._wake = asyncio.Event()
             self._task = own_task(self._loop, self._dispatch(), "evolink pace", contextvars.Context())
         else:
             self._notice()
@@ -194,19 +191,20 @@ class Pace:
         Time has passed since it was let go, more for one request than for another, and may have brought several of them
         together. False: its model was given a cool-down meanwhile, so it has to be queued again.
         """
-        now = self._loop.time
-        if self._wire is not None:
-            while not self._wire.is_open():  # noqa: ASYNC110  (it is time that is waited for)
-                await asyncio.sleep(self._wire.opens_at(now()) - now())
-        if self._lane(model, now()).pace.cool_until > now() + _TICK:
+        loop, wire = self._loop, self._wire
+        while wire is not None and not wire.is_open():
+            now = loop.time()
+            await asyncio.sleep(wire.opens_at(now) - now)
+        now = loop.time()
+        if self._lanes[model].pace.cool_until > now + _TICK:
             return False
-        if self._wire is not None:
-            await self._wire.take(now())
+        if wire is not None:
+            await wire.take(now)
         return True
 
     def withdraw(self, ticket: Ticket) -> None:
         """Take a ticket back; its `go` will not be called."""
-        ticket.withdrawn = True
+        ticket.waiting = False
         self._notice()
 
     def finished(self, model: str) -> None:
@@ -220,18 +218,21 @@ class Pace:
         `task_id`: the task that runs now and counts until `ended` is told of it, or for several times its `estimate`
         (seconds), since nobody may be watching it.
         """
-        pace = self._lane(model, now).pace
-        pace.accepted(now, task_id, now + max(_LEAST_BELIEVED, _BELIEVED * (estimate or _USUAL)))
-        if not math.isinf(pace.rate):
-            self._rates[model] = pace.rate
+        lane = self._lane(model, now)
+        lane.pace.accepted(now, task_id, now + max(_LEAST_BELIEVED, _BELIEVED * (estimate or _USUAL)))
+        rate = lane.pace.rate
+        if rate < math.inf:
+            self._rates[model] = rate
+        self._end_row(lane)
 
     def ended(self, task_id: str) -> None:
         """A task has ended, so that another one may run. One that is not known is nothing to us."""
         now = self._loop.time()
         for model, lane in self._lanes.items():
             if lane.pace.ended(task_id, now):
-                self._note_cap(model, lane.pace)
-                self._notice()
+                if lane.pace.cap < math.inf:  # else nobody waits for a place
+                    self._caps[model] = lane.pace.cap
+                    self._notice()
                 return
 
     def refused(self, model: str, now: float, sent_at: float, hint: float | None) -> None:
@@ -242,7 +243,8 @@ class Pace:
         pace.refused(now, sent_at, hint, self._retry, self._random.random())
         self._tell_cool_down(model, pace, before, now)
         self._rates[model], self._refused[model] = pace.rate, pace.refused_rate
-        self._note_cap(model, pace)
+        if pace.cap < math.inf:
+            self._caps[model] = pace.cap
         self._notice()
 
     def cool(self, model: str, until: float) -> None:
@@ -269,9 +271,11 @@ class Pace:
             self.cool(model, lane.lost_until)
 
     def answered(self, model: str) -> None:
-        """An answer came, whatever it says: none is lost in a row any more."""
-        lane = self._lanes.get(model)
-        if lane is not None and lane.losses:
+        """An answer came, whatever it says: none is lost in a row any more. One that was accepted needs no telling."""
+        self._end_row(self._lanes[model])
+
+    def _end_row(self, lane: _Lane) -> None:
+        if lane.losses:
             lane.losses = 0
             self._notice()
 
@@ -338,8 +342,8 @@ class Pace:
                 pace = ModelPace(math.inf, 1, now, ceiling, cap=cap)
             else:
                 pace = ModelPace(START_RATE, START_BURST, now, cap=cap)
-            lane = self._lanes[model] = _Lane(model, pace)
-            self._turns.append(model)
+            lane = self._lanes[model] = _Lane(pace)
+            self._turns.append(lane)
         return lane
 
     def _tell_cool_down(self, model: str, pace: ModelPace, before: float, now: float) -> None:
@@ -358,30 +362,26 @@ class Pace:
         if self._observation.observer is not None:
             self._observation.observer.cooled(model, seconds)
 
-    def _note_cap(self, model: str, pace: ModelPace) -> None:
-        if not math.isinf(pace.cap):
-            self._caps[model] = pace.cap
-
     def _notice(self) -> None:
-        if self._wake is not None:
-            self._wake.set()
+        wake, self._wake = self._wake, None
+        if wake is not None and not wake.done():
+            wake.set_result(None)
 
     def _release_due(self, now: float) -> None:
-        while self._later and (self._later[0][0] <= now + _TICK or self._later[0][2].withdrawn):
-            _, number, ticket = heapq.heappop(self._later)
-            if not ticket.withdrawn:
-                self._lane(ticket.model, now).put(ticket, number)
+        while self._later and (self._later[0][0] <= now + _TICK or not self._later[0][3].waiting):
+            _, number, urgency, ticket = heapq.heappop(self._later)
+            if ticket.waiting:
+                self._lane(ticket.model, now).put(ticket, urgency, number)
 
     def _choose(self, now: float) -> tuple[_Lane | None, float | None]:
         """The lane whose turn it is, or when to look again unless something happens; None: nothing waits."""
         self._release_due(now)
         earliest = self._later[0][0] if self._later else None
-        for model in self._turns:
-            lane = self._lanes[model]
+        for lane in self._turns:
             if not lane.has_work():
                 continue
             ready = max(lane.pace.ready_at(now), self._unreachable_until)
-            if lane.is_in_outage and lane.under_way:
+            if lane.is_in_outage and lane.pace.under_way:
                 ready = math.inf  # the one under way finds out
             if ready <= now + _TICK:
                 return lane, now
@@ -389,10 +389,9 @@ class Pace:
         return None, earliest
 
     async def _dispatch(self) -> None:
-        wake = self._wake
-        assert wake is not None
+        task = self._task
         try:
-            await self._let_all_go(wake)
+            await self._let_all_go()
         except BaseException as error:
             # Nobody is left waiting for a turn that will not come.
             self._fail_all(error)
@@ -401,62 +400,70 @@ class Pace:
             else:
                 raise
         finally:
-            if self._wake is wake:
-                self._task = self._wake = None
+            if self._task is task:  # not another one's, since it was closed
+                self._task = None
 
-    async def _let_all_go(self, wake: asyncio.Event) -> None:
-        now = self._loop.time
+    async def _let_all_go(self) -> None:
         while True:
-            wake.clear()
-            lane, ready = self._choose(now())
+            now = self._loop.time()
+            lane, ready = self._choose(now)
             if ready is None:
                 return
             if lane is None:
-                await _until(wake, ready)
+                await self._until(ready)
             elif self._under_way >= self._places():
-                await wake.wait()
+                await self._until(math.inf)
             elif self._ceiling is not None and not self._ceiling.is_open():
                 # Not a wait in the limiter: meanwhile somebody more urgent may come, or everybody go.
-                await _until(wake, self._ceiling.opens_at(now()))
+                await self._until(self._ceiling.opens_at(now))
             else:
                 if self._ceiling is not None:
-                    await self._ceiling.take(now())
-                self._let_go(lane, now())
+                    await self._ceiling.take(now)
+                self._let_go(lane, now)
+
+    async def _until(self, moment: float) -> None:
+        """Until the moment has come, or something has happened."""
+        self._wake = wake = self._loop.create_future()
+        timer = self._loop.call_at(moment, self._notice) if moment < math.inf else None
+        try:
+            await wake
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _places(self) -> int:
         """How many may be under way: while the service can't be reached, one finds out for all."""
         return 1 if self._failures else self._parallel
 
     def _let_go(self, lane: _Lane, now: float) -> None:
-        self._turns.remove(lane.model)
-        self._turns.append(lane.model)
+        self._turns.remove(lane)
+        self._turns.append(lane)
         ticket = lane.take()
+        ticket.waiting = False
         lane.pace.sent(now)
-        lane.under_way += 1
         self._under_way += 1
         try:
             ticket.go()
         except Exception as error:
             logger.exception("a submission could not be started", extra={"event": "internal_error"})
             self._landed(lane)
-            if ticket.failed is not None:
-                ticket.failed(error)
+            ticket.turn_failed(error)
 
     def _landed(self, lane: _Lane) -> None:
         self._under_way -= 1
-        lane.under_way -= 1
         lane.pace.landed()
 
     def _fail_all(self, error: BaseException) -> None:
         queued = [ticket for lane in self._lanes.values() for queue in lane.queues.values() for _, _, ticket in queue]
-        queued += [ticket for _, _, ticket in self._later]
+        queued += [ticket for _, _, _, ticket in self._later]
         self._later.clear()
         for lane in self._lanes.values():
             lane.parties.clear()
             lane.queues.clear()
         for ticket in queued:
-            if not ticket.withdrawn and ticket.failed is not None:
-                ticket.failed(error)
+            if ticket.waiting:
+                ticket.waiting = False
+                ticket.turn_failed(error)
 
 
 class _Ceiling:
@@ -488,11 +495,3 @@ class _Ceiling:
         """Use the room that there is; returns without suspending."""
         await self._limiter.acquire(self._ONE)
         self._empty_at = max(self._empty_at, now) + 1 / self._leak
-
-
-async def _until(wake: asyncio.Event, moment: float) -> None:
-    try:
-        async with asyncio.timeout_at(None if math.isinf(moment) else moment):
-            await wake.wait()
-    except TimeoutError:
-        pass

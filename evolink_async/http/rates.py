@@ -196,7 +196,6 @@ class ModelPace:
         "_doubts",
         "_due",
         "_ended",
-        "_flying",
         "_full",
         "_idle",
         "_paused",
@@ -215,6 +214,7 @@ class ModelPace:
         "_trials",
         "burst",
         "cool_until",
+        "under_way",
     )
 
     def __init__(
@@ -250,7 +250,7 @@ class ModelPace:
         self._running: dict[str, float] = {}
         self._believed_until = math.inf
         self._shared_until = -math.inf
-        self._flying = 0
+        self.under_way = 0  # that were let go and have no answer yet
         # What is measured since the last refusal.
         self._since = self._asked_at = now
         self._taken = self._ended = 0
@@ -283,7 +283,7 @@ class ModelPace:
     def ready_at(self, now: float) -> float:
         """The moment from which the next one may be sent, unless something happens before."""
         moment = self.cool_until
-        if not math.isinf(self._rate.level):
+        if self._rate.level < math.inf:
             store = max((self.burst - 1) / self._rate.level, _LATE)
             moment = max(moment, self._due - store)
         if self._probing and self._probe_at >= self.cool_until:
@@ -301,12 +301,12 @@ class ModelPace:
         if asked_for > max(_IDLE, 2 * spacing):  # nobody asked; else others may have been in the way
             self._idle += asked_for - spacing
         self._asked_at = now
-        self._flying += 1
+        self.under_way += 1
         self._probe_at = now
 
     def landed(self) -> None:
         """One that was let go has its answer, or will get none."""
-        self._flying -= 1
+        self.under_way -= 1
         self._probe_at = -math.inf
 
     def accepted(self, now: float, task_id: str | None = None, until: float = math.inf) -> None:
@@ -320,18 +320,19 @@ class ModelPace:
                 self._shared_until = until
             self._running[task_id] = self._shared_until
             self._believed_until = min(self._believed_until, self._shared_until)
-        self._ran = max(self._ran, self.running)
+        self._ran = max(self._ran, len(self._running))
         self._refusals = 0
         if now >= self.cool_until:  # else it was sent before the pause
             self._probing = False
         self._taken += 1
-        if not self._pressed or self._rate.level >= self._ceiling:
+        rate = self._rate
+        if not self._pressed or rate.level >= self._ceiling:
             return
-        if math.isinf(self._rate.refused):
-            # Where seconds pass between two, each may not count for more than it does at the start.
-            self._rate.level += _GROWTH * min(1.0, self._rate.level / START_RATE)
+        if rate.refused < math.inf:
+            rate.grow()
         else:
-            self._rate.grow()
+            # Where seconds pass between two, each may not count for more than it does at the start.
+            rate.level += _GROWTH * min(1.0, rate.level / START_RATE)
 
     def ended(self, task_id: str, now: float) -> bool:
         """A task has ended; whether it was one of those that are believed to run."""
@@ -468,13 +469,16 @@ class ModelPace:
 
     def _is_full(self, now: float) -> bool:
         """Whether as many run as may. Forgets those that nobody watches and that must have ended by now."""
-        if self.running + self._flying < self.cap:
+        if self._has_place():
             return False
         if now >= self._believed_until:
             for task_id in [task_id for task_id, until in self._running.items() if until <= now]:
                 del self._running[task_id]
             self._believed_until = min(self._running.values(), default=math.inf)
-        return self.running + self._flying >= self.cap
+        return not self._has_place()
+
+    def _has_place(self) -> bool:
+        return len(self._running) + self.under_way + 1 <= self._cap.level
 
 
 def _within(least: float, value: float, most: float) -> float:

@@ -136,10 +136,8 @@ class SocketStream(asyncio.Protocol):
         self._aborted = False
         self._reading_paused = False
         self._reader: asyncio.Future[None] | None = None
-        self._writing_paused = False
+        self.is_full = False  # the peer takes no more for now
         self._writer: asyncio.Future[None] | None = None
-        self._untouched = False  # nothing of the current request is written yet
-        self._on_first_byte: Callable[[], object] | None = None
 
     def loop_time(self) -> float:
         """The time of its event loop."""
@@ -172,10 +170,10 @@ class SocketStream(asyncio.Protocol):
         self._wake(self._writer)
 
     def pause_writing(self) -> None:
-        self._writing_paused = True
+        self.is_full = True
 
     def resume_writing(self) -> None:
-        self._writing_paused = False
+        self.is_full = False
         self._wake(self._writer)
 
     # What HTTP needs.
@@ -184,23 +182,25 @@ class SocketStream(asyncio.Protocol):
         """What has come, at least one byte; nothing once the peer has ended the connection."""
         if not self._received and not self._ended:
             self._reader = self._loop.create_future()
-            await self._wait(self._reader, timeout, httpx.ReadTimeout, "no bytes came")
+            if timeout is None:
+                await self._reader
+            else:
+                await self._wait(self._reader, timeout, httpx.ReadTimeout, "no bytes came")
         if not self._received and self._failure is not None:
             if isinstance(self._failure, httpx.ReadTimeout):
                 raise self._failure
             raise httpx.ReadError(describe(self._failure)) from self._failure
         return self._take()
 
-    async def write(self, data: bytes, timeout: float | None = None) -> None:
-        """Write, and wait while the peer takes no more."""
-        if not data:
-            return
-        if self._untouched:
-            self._touch()
+    def write(self, data: bytes) -> None:
+        """Write, without waiting for the peer to take it; see `drain`."""
         if self._transport is None or self._ended:
             raise httpx.WriteError(describe(self._failure))
         self._transport.write(data)
-        while self._writing_paused and not self._ended:
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """Wait while the peer takes no more."""
+        while self.is_full and not self._ended:
             self._writer = self._loop.create_future()
             await self._wait(self._writer, timeout, httpx.WriteTimeout, "the peer took no bytes")
 
@@ -243,10 +243,17 @@ class SocketStream(asyncio.Protocol):
             connected.close()
             raise
 
-    def begin_exchange(self, on_first_byte: Callable[[], object] | None) -> None:
-        """A request follows; the callback is called right before its first byte is written, or never."""
-        self._untouched = True
-        self._on_first_byte = on_first_byte
+    def begin_exchange(self, on_bytes: Callable[[], object] | None) -> None:
+        """Right before a request's first byte, with nothing awaited between: the last chance to find that it can't go.
+
+        The callback is called if it can.
+        """
+        # A server that closed the idle connection, or wrote into it ("408 Request Timeout" is common), did not
+        # mean this request. Raised as a failure to connect, because nothing of it was sent.
+        if self._ended or self._received:
+            raise httpx.ConnectError("the server closed the connection before the request was written")
+        if on_bytes is not None:
+            on_bytes()
 
     def abort(self) -> None:
         """Cut the connection now. Needs no await, can be repeated, never fails."""
@@ -269,19 +276,8 @@ class SocketStream(asyncio.Protocol):
 
     # Inside.
 
-    def _touch(self) -> None:
-        """Right before a request's first byte: the last chance to find that it can't get through."""
-        self._untouched = False
-        # A server that closed the idle connection, or wrote into it ("408 Request Timeout" is common), did not
-        # mean this request. Raised as a failure to connect, because nothing of it was sent.
-        if self._ended or self._received:
-            raise httpx.ConnectError("the server closed the connection before the request was written")
-        tell, self._on_first_byte = self._on_first_byte, None
-        if tell is not None:
-            tell()
-
     def _take(self) -> bytes:
-        data = self._received[0] if len(self._received) == 1 else b"".join(self._received)
+        data = b"".join(self._received)
         self._received.clear()
         self._size = 0
         if self._reading_paused and self._transport is not None:

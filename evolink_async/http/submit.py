@@ -17,7 +17,7 @@ import functools
 import logging
 import re
 import secrets
-from collections.abc import Hashable
+from collections.abc import Awaitable, Hashable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -37,7 +37,7 @@ from evolink_async.errors import (
 from evolink_async.http.answers import Judgement, judge_submission
 from evolink_async.http.exchange import AnswerLost, Exchange, Flight, NotSent
 from evolink_async.http.keys import ApiKey, fingerprint
-from evolink_async.http.pace import Pace, Ticket, Urgency
+from evolink_async.http.pace import Pace, Urgency
 from evolink_async.http.retry import (
     REPLAY_EARLIEST,
     REPLAY_LATEST,
@@ -61,8 +61,6 @@ logger = logging.getLogger("evolink_async.submit")
 GRACE = 5.0
 
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9._-]{16,96}", re.ASCII)  # the vendor's own rule
-
-_ACCEPT = Step(Next.ACCEPT)
 
 Ending = Literal["accepted", "rejected", "unknown", "not_submitted", "deferred"]
 
@@ -99,7 +97,7 @@ class Settled:
 class Listener(Protocol):
     """Whoever gave a submission and wants to know."""
 
-    async def intend(self, submission: Submission, fingerprint: str) -> Settled | None:
+    def intend(self, submission: Submission, fingerprint: str) -> Awaitable[Settled | None]:
         """A POST is about to be made, with the API key of this fingerprint.
 
         None, once everything that must outlive a crash is written down: it is made. Else it isn't, and this is the end
@@ -112,7 +110,7 @@ class Listener(Protocol):
     def answered(self, submission: Submission, judgement: Judgement) -> None:
         """The POST that was intended came to this. Called at once, also after the end."""
 
-    async def accepted(self, submission: Submission, task: TaskReading) -> EvoLinkError | None:
+    def accepted(self, submission: Submission, task: TaskReading) -> Awaitable[EvoLinkError | None]:
         """The POST was accepted. Returns once that would outlive a crash, or with the reason why it would not."""
 
     def held(self, submission: Submission, error: EvoLinkError) -> None:
@@ -125,9 +123,11 @@ class Listener(Protocol):
         """A fault of this library (or of a listener) while the submission was carried out."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Submission:
     """One paid request on its way. The bytes and the key are the same for every attempt."""
+
+    # Without slots: what stays as it begins, and most does, costs nothing.
 
     request: GenerationRequest
     key: str
@@ -138,17 +138,15 @@ class Submission:
     replays: Replays
     callback_url: str | None = None  # where the request names none itself
     content: bytes = b""
-    task: TaskReading | None = None  # once it was accepted
-    submitter: Submitter | None = None
-    last_try: bool = False  # once it is out of its current POST it is not sent again
-    attempts: int = 0
-    flight: Flight | None = None
-    post: asyncio.Task[None] | None = None
-    ticket: Ticket | None = None
-    end: Settled | None = None
-    last_error: EvoLinkError | None = None
+    task: TaskReading | None = field(default=None, init=False)  # once it was accepted
+    submitter: Submitter | None = field(default=None, init=False)
+    last_try: bool = field(default=False, init=False)  # once it is out of its current POST it is not sent again
+    flight: Flight | None = field(default=None, init=False)
+    post: asyncio.Task[None] | None = field(default=None, init=False)
+    waiting: bool = field(default=False, init=False)  # for its turn
+    end: Settled | None = field(default=None, init=False)
+    last_error: EvoLinkError | None = field(default=None, init=False)
     _first_sent: Moment | None = field(default=None, init=False)
-    _last_sent: Moment | None = field(default=None, init=False)
     _unsent_since: float | None = field(default=None, init=False)  # loop time
     _first_asked: Moment | None = field(default=None, init=False)  # that was sent, whose answer asks to ask again
     _asked: int = field(default=0, init=False)
@@ -181,15 +179,21 @@ class Submission:
         """Whether an answer so far leaves open if a task exists."""
         return bool(self._lost or self._asked)
 
-    # What its ticket calls.
+    # As a ticket of the pace.
+
+    @property
+    def model(self) -> str:
+        """The model whose pace it keeps."""
+        return self.request.model
 
     def go(self) -> None:
+        """It is its turn."""
         assert self.submitter is not None
         self.submitter._post(self)
 
     def turn_failed(self, error: BaseException) -> None:
+        """Its turn will never come."""
         assert self.submitter is not None
-        self.ticket = None
         self.submitter._broken(self, error)
 
 
@@ -264,9 +268,8 @@ class Submitter:
         flight, post = submission.flight, submission.post
         sent = flight is not None and flight.sent
         self._unpark(submission)
-        if submission.ticket is not None:
-            self._pace.withdraw(submission.ticket)
-            submission.ticket = None
+        if submission.waiting:
+            self._pace.withdraw(submission)
         submission.end = self._abandoned(submission)  # from here on `_attempt` sends nothing any more
         self._live.discard(submission)
         observer = self._observation.observer
@@ -337,22 +340,11 @@ class Submitter:
     # One attempt
 
     def _queue(self, submission: Submission, urgency: Urgency, delay: float) -> None:
-        not_before = self._loop.time() + delay if delay > 0 else 0.0
-        submission.ticket = ticket = Ticket(
-            submission.request.model,
-            submission.party,
-            urgency,
-            submission.go,
-            not_before,
-            submission.turn_failed,
-        )
         if self._observation.observer is not None:
             self._observation.observer.queued(submission)
-        self._pace.enqueue(ticket)
+        self._pace.enqueue(submission, urgency, self._loop.time() + delay if delay > 0 else 0.0)
 
     def _post(self, submission: Submission) -> None:
-        """It is its turn."""
-        submission.ticket = None
         if self._observation.observer is not None:
             self._observation.observer.begun(submission)
         submission.flight = flight = Flight()
@@ -366,22 +358,24 @@ class Submitter:
         self._posts.discard(post)
         if submission.post is post:
             submission.post = None
-        self._pace.finished(submission.request.model)
-        error: BaseException | None = None
-        if not post.cancelled():
-            error = post.exception()
-        elif submission.end is not None and flight.sent:
+        self._pace.finished(submission.model)
+        if post.cancelled():
+            self._cut(submission, flight)
+        elif (error := post.exception()) is not None:
+            self._end_replay(submission, marked=False)
+            self._broken(submission, error)
+
+    def _cut(self, submission: Submission, flight: Flight) -> None:
+        """Its POST was cancelled: it was withdrawn, or by somebody else."""
+        if submission.end is not None and flight.sent:
             logger.warning(
                 "a paid POST was cut before its answer: idempotency key %s",
                 submission.key,
-                extra={"event": "post_cut", "idempotency_key": submission.key, "model": submission.request.model},
+                extra={"event": "post_cut", "idempotency_key": submission.key, "model": submission.model},
             )
-        if post.cancelled() or error is not None:
-            self._end_replay(submission, marked=False)
-        if error is not None:
-            self._broken(submission, error)
-        elif post.cancelled() and submission.end is None:
-            # By somebody else: the loop is coming to its end, or the caller cancels every task he finds.
+        self._end_replay(submission, marked=False)
+        if submission.end is None:
+            # The loop is coming to its end, or the caller cancels every task he finds.
             self._settle(submission, self._abandoned(submission))
 
     def _broken(self, submission: Submission, error: BaseException) -> None:
@@ -403,8 +397,7 @@ class Submitter:
             submission.listener.crashed(error)
 
     async def _attempt(self, submission: Submission, flight: Flight) -> None:
-        loop = self._loop
-        begun = Moment.of(loop)
+        begun = self._loop.time()
         try:
             key = await self._api_key.get()
         except ConfigurationError as error:
@@ -425,8 +418,16 @@ class Submitter:
                 self._finish(submission, self._given_up(submission, f"{submission.last_error}; {why}"))
                 return
         try:
-            if not await self._may_post(submission, key_print):
+            end = await submission.listener.intend(submission, key_print)
+            if end is not None:
+                self._not_intended(submission, end)
                 return
+            if not await self._pace.clearance(submission.model):
+                submission.listener.unsent(submission)
+                submission.flight = submission.post = None
+                self._queue(submission, Urgency.RETURNED, 0.0)
+                return
+            submission._key_print = key_print
             answer = await self._exchange.send(
                 "POST",
                 submission.request.endpoint,
@@ -445,11 +446,10 @@ class Submitter:
             unsent = ConnectionFailedError(str(error))
             unsent.__cause__ = error.__cause__
             judgement = Judgement(Verdict.UNSENT, error=unsent)
-            if self._pace.unreachable(loop.time(), begun.loop):
+            if self._pace.unreachable(self._loop.time(), begun):
                 host = self._exchange.host
                 logger.warning("%s; trying again", error, extra={"event": "service_unreachable", "host": host})
         except AnswerLost as error:
-            flight.sent = True
             lost = EvoLinkError(str(error))
             lost.__cause__ = error.__cause__
             judgement = Judgement(Verdict.LOST, error=lost)
@@ -459,22 +459,20 @@ class Submitter:
             self._reached()
             judgement = judge_submission(answer)
         if flight.sent:
-            submission.attempts += 1
             submission._replay_sent = submission._replaying
-            submission._last_sent = flight.sent_at or begun
-            submission._first_sent = submission._first_sent or submission._last_sent
+            submission._first_sent = submission._first_sent or flight.sent_at
         unwritten = None
         try:
             if self._observation.observer is not None:
                 self._observation.observer.answered(submission, judgement)
-            self._tell_pace(submission.request.model, judgement, begun.loop)
+            self._tell_pace(submission.model, judgement, begun)
             submission.listener.answered(submission, judgement)
             if judgement.task is not None:
                 submission.task = judgement.task
                 unwritten = await submission.listener.accepted(submission, judgement.task)
             # It has landed: from here on the verdict says whether a task may exist, and it may be queued again.
             submission.flight = submission.post = None
-            self._proceed(submission, judgement, unwritten)
+            self._proceed(submission, judgement, flight.sent_at, unwritten)
         except BaseException:
             # A fault of ours after the answer came: what it said is not lost with it.
             if submission.end is None and judgement.task is not None:
@@ -483,23 +481,12 @@ class Submitter:
                 submission._lost += 1
             raise
 
-    async def _may_post(self, submission: Submission, key_print: str) -> bool:
-        """Whether the POST is on record and it is its turn. If not, what follows has been done."""
-        listener = submission.listener
-        end = await listener.intend(submission, key_print)
-        if end is not None:
-            if end.ending == "unknown" or (end.ending != "deferred" and submission._in_doubt):
-                why = str(submission.last_error or "no answer came") if end.error is None else str(end.error)
-                end = self._given_up(submission, why, end.fatal)
-            self._finish(submission, end)
-            return False
-        if not await self._pace.clearance(submission.request.model):
-            listener.unsent(submission)
-            submission.flight = submission.post = None
-            self._queue(submission, Urgency.RETURNED, 0.0)
-            return False
-        submission._key_print = key_print
-        return True
+    def _not_intended(self, submission: Submission, end: Settled) -> None:
+        """The end of one whose POST must not be made."""
+        if end.ending == "unknown" or (end.ending != "deferred" and submission._in_doubt):
+            why = str(submission.last_error or "no answer came") if end.error is None else str(end.error)
+            end = self._given_up(submission, why, end.fatal)
+        self._finish(submission, end)
 
     def _fingerprint(self, key: str) -> str:
         if key != self._last_key:
@@ -513,13 +500,14 @@ class Submitter:
 
     def _tell_pace(self, model: str, judgement: Judgement, begun: float) -> None:
         now = self._loop.time()
-        if judgement.verdict is Verdict.ACCEPTED:
-            task = judgement.task
-            if task is None or task.is_terminal:
-                self._pace.accepted(model, now)
-            else:
-                self._pace.accepted(model, now, task.id, task.estimated_time)
-        elif judgement.verdict is Verdict.RATE_LIMITED:
+        task = judgement.task
+        if task is not None and not task.is_terminal:
+            self._pace.accepted(model, now, task.id, task.estimated_time)
+            return
+        if task is not None:
+            self._pace.accepted(model, now)
+            return
+        if judgement.verdict is Verdict.RATE_LIMITED:
             self._pace.refused(model, now, begun, judgement.retry_after)
         elif isinstance(judgement.error, ServerError) and judgement.retry_after is not None:
             self._pace.cool(model, now + judgement.retry_after)
@@ -530,48 +518,52 @@ class Submitter:
 
     # What follows from an answer
 
-    def _proceed(self, submission: Submission, judgement: Judgement, unwritten: EvoLinkError | None) -> None:
+    def _proceed(
+        self, submission: Submission, judgement: Judgement, sent_at: Moment | None, unwritten: EvoLinkError | None
+    ) -> None:
         """unwritten: why an id would not outlive a crash."""
-        now = self._loop.time()
-        verdict = judgement.verdict
-        if judgement.error is not None:
-            submission.last_error = judgement.error
-        if verdict is Verdict.UNSENT and submission._unsent_since is None:
-            # A source's request has waited with all the others for the service to come back.
-            submission._unsent_since = self._pace.unreachable_since if submission.urgency is Urgency.SOURCE else now
-        if verdict is Verdict.IN_PROGRESS:
-            submission._asked += 1
-            submission._first_asked = submission._first_asked or submission._last_sent
-        proven = judgement.replayed or verdict is Verdict.IN_PROGRESS
+        proven = judgement.replayed or judgement.verdict is Verdict.IN_PROGRESS
         if proven:
             self.replays.proven = submission.replays.proven = True
-        if verdict is Verdict.ACCEPTED:
-            step = _ACCEPT  # whatever came before
-        else:
-            step = next_step(verdict, self._history(submission), judgement.retry_after)
-        if verdict is Verdict.LOST:
-            submission._lost += 1
-        elif verdict is not Verdict.UNSENT:
-            submission._unsent_since = None
+        step = self._step_after(submission, judgement, sent_at) if judgement.task is None else None
         if submission.end is not None:
             self._log_late(submission, judgement)
             self._end_replay(submission, marked=proven)
+        elif step is None:
+            self._finish(submission, Settled("accepted", judgement.task, fatal=unwritten), marked=proven)
         elif step.next is Next.AGAIN or step.next is Next.REPLAY:
             if submission.last_try:
                 self._finish(submission, self._abandoned(submission))
             elif step.next is Next.REPLAY:
-                submission._replay_at = now + step.delay
+                submission._replay_at = self._loop.time() + step.delay
                 self._park(submission)
             else:
                 self._queue(submission, Urgency.RETURNED, step.delay)
                 if judgement.error is not None:
                     submission.listener.held(submission, judgement.error)
         else:
-            end = self._end_of(submission, judgement, step)
-            end.fatal = end.fatal or unwritten
-            self._finish(submission, end, marked=proven)
+            self._finish(submission, self._end_of(submission, judgement, step), marked=proven)
         if proven:
             self._reconsider_parked()
+
+    def _step_after(self, submission: Submission, judgement: Judgement, sent_at: Moment | None) -> Step:
+        """What to do after an answer without a task; notes what the answer changes."""
+        verdict = judgement.verdict
+        if judgement.error is not None:
+            submission.last_error = judgement.error
+        if verdict is Verdict.UNSENT and submission._unsent_since is None:
+            # A source's request has waited with all the others for the service to come back.
+            of_source = submission.urgency is Urgency.SOURCE
+            submission._unsent_since = self._pace.unreachable_since if of_source else self._loop.time()
+        if verdict is Verdict.IN_PROGRESS:
+            submission._asked += 1
+            submission._first_asked = submission._first_asked or sent_at
+        step = next_step(verdict, self._history(submission), judgement.retry_after)
+        if verdict is Verdict.LOST:
+            submission._lost += 1
+        elif verdict is not Verdict.UNSENT:
+            submission._unsent_since = None
+        return step
 
     def _history(self, submission: Submission) -> History:
         now = Moment.of(self._loop)
@@ -591,9 +583,6 @@ class Submitter:
 
     def _end_of(self, submission: Submission, judgement: Judgement, step: Step) -> Settled:
         error = judgement.error
-        if step.next is Next.ACCEPT:
-            assert judgement.task is not None
-            return Settled("accepted", task=judgement.task)
         if step.next is Next.REJECT:
             return Settled("rejected", error=error)
         assert error is not None
@@ -652,7 +641,7 @@ class Submitter:
         if submission.was_sent:
             answer = "its answer had not come yet" if submission.flight is not None else "no answer came"
             return Settled("unknown", error=self._unknown(submission, str(submission.last_error or answer)))
-        pause = self._pace.cool_down_of(submission.request.model, self._loop.time())
+        pause = self._pace.cool_down_of(submission.model, self._loop.time())
         why = "it was still waiting for its turn"
         if submission.flight is not None:
             why = "it was still waiting for a connection" if submission.flight.connecting else "no API key came"
@@ -673,7 +662,7 @@ class Submitter:
                     "event": "task_accepted_late",
                     "task_id": judgement.task.id,
                     "idempotency_key": submission.key,
-                    "model": submission.request.model,
+                    "model": submission.model,
                 },
             )
 
@@ -681,7 +670,7 @@ class Submitter:
         logger.warning(
             message,
             submission.key,
-            extra={"event": event, "idempotency_key": submission.key, "model": submission.request.model},
+            extra={"event": event, "idempotency_key": submission.key, "model": submission.model},
         )
 
     # Lost responses

@@ -4,7 +4,7 @@
 
 * `_Slot`          a connection: a `SocketStream` below, an `HttpConnection` on top.
 * `_IdleSlots`     slots between two requests: newest first per origin, oldest first over all of them.
-* `_Lease`         a place of the gate and the slot in it, from the first byte to the last; given back exactly once.
+* `Reply`          an exchange: a place of the gate and the slot in it; given back exactly once.
 
 httpcore's own pool is not used: at hundreds of waiting requests it rescans all of them per event, and a cancelled
 request can lose a place of it for ever (https://github.com/encode/httpcore/issues/1093). Here nothing queues below the
@@ -17,7 +17,7 @@ import asyncio
 import gc
 import ssl
 import warnings
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -28,7 +28,7 @@ from evolink_async.http.failures import raise_connect_failure
 from evolink_async.http.gate import LANES, Gate, Lane
 from evolink_async.http.proxies import DEFAULT_PORTS, Origin, Proxies, Proxy, open_tunnel, place_of
 from evolink_async.http.stream import SocketStream, shared_ssl_context
-from evolink_async.http.wire import Body, Head, HttpConnection, header_lines, request_line
+from evolink_async.http.wire import Body, Head, HttpConnection, Pairs, header_lines, request_line
 
 DEFAULT_KEEPALIVE_EXPIRY = 4.0
 """Seconds. Common servers drop an idle connection after 5 s: a POST written into one that the server is just
@@ -82,25 +82,21 @@ class Call:
 class _Slot:
     """One connection to one origin, straight or through a proxy."""
 
-    __slots__ = ("_connection", "_forward_proxy", "_stream", "idle_since", "origin")
+    __slots__ = ("_forward_proxy", "connection", "idle_since", "origin", "stream")
 
     def __init__(self, origin: Origin, stream: SocketStream, forward_proxy: Proxy | None) -> None:
         self.origin = origin
         self.idle_since = 0.0
-        self._stream = stream
+        self.stream = stream
         self._forward_proxy = forward_proxy
-        self._connection = HttpConnection(stream)
-
-    @property
-    def stream(self) -> SocketStream:
-        return self._stream
+        self.connection = HttpConnection(stream)
 
     async def send(self, call: Call) -> Head:
         target, lines = call.target, call.lines
         if self._forward_proxy is not None:
             target = b"%b://%b%b" % (call.origin[0], call.netloc, target)
             lines = self._forward_proxy.header_lines + lines
-        return await self._connection.send(
+        return await self.connection.send(
             call.method,
             b"%b%b\r\n" % (request_line(call.method, target), lines),
             call.body,
@@ -110,37 +106,23 @@ class _Slot:
             on_bytes=call.on_bytes,
         )
 
-    async def read(self) -> bytes:
-        return await self._connection.read()
-
-    def is_reusable(self) -> bool:
-        """Whether the last exchange ended cleanly: read to the end, nothing left over, no wish to close."""
-        return self._connection.is_reusable
-
-    def has_surplus(self) -> bool:
-        """Whether bytes came after the end of the last answer."""
-        return self._connection.has_surplus
-
     def is_stale(self) -> bool:
         """Whether the server closed the idle connection, or wrote into it, as far as this machine knows."""
-        return self._stream.is_readable()
-
-    def abort(self) -> None:
-        self._stream.abort()
+        return self.stream.is_readable()
 
 
 class _IdleSlots:
     """Open slots that nobody uses: taken newest first, dropped oldest first, both at constant cost."""
 
     def __init__(self) -> None:
-        self._by_origin: dict[Origin, deque[_Slot]] = {}
+        self._by_origin: defaultdict[Origin, deque[_Slot]] = defaultdict(deque)
         self._by_age: OrderedDict[_Slot, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._by_age)
 
     def push(self, slot: _Slot) -> None:
-        self._by_origin.setdefault(slot.origin, deque()).append(slot)
+        self._by_origin[slot.origin].append(slot)
         self._by_age[slot] = None
 
     def pop_newest(self, origin: Origin) -> _Slot | None:
@@ -167,10 +149,18 @@ class _IdleSlots:
             del self._by_origin[origin]
 
 
-class _Lease:
-    """A place of the gate, and the slot in it once there is one. Ends once, whoever ends it first."""
+class Reply:
+    """An exchange: a place of the gate, the slot in it once there is one, and an answer whose body is still to be read.
 
-    __slots__ = ("_gate", "_idle", "_lane", "_open", "slot", "timer")
+    It holds its place until it is closed, whoever closes it first: early, that costs the connection.
+    headers: names and values as they came.
+    """
+
+    __slots__ = ("_gate", "_idle", "_lane", "_open", "headers", "reason", "slot", "status", "timer")
+
+    status: int
+    reason: bytes
+    headers: Pairs
 
     def __init__(self, gate: Gate, lane: Lane, idle: Callable[[_Slot], None]) -> None:
         self._gate = gate
@@ -178,27 +168,33 @@ class _Lease:
         self._idle = idle
         self._open = True
         self.slot: _Slot | None = None
-        self.timer: asyncio.TimerHandle | None = None  # of the exchange
+        self.timer: asyncio.TimerHandle | None = None
 
-    @property
-    def is_open(self) -> bool:
-        return self._open
+    async def read(self) -> bytes:
+        """The next bytes of the body; none at its end."""
+        if self.slot is None or not self._open:
+            raise httpx.StreamClosed
+        try:
+            return await self.slot.connection.read()
+        except BaseException:
+            self.discard()
+            raise
+
+    async def aclose(self) -> None:
+        """Give the place back, and keep the connection for the next request if it can serve one. Can be repeated."""
+        if self._open and self.slot is not None and self.slot.connection.is_reusable:
+            self._end()
+            self._idle(self.slot)
+            self._gate.release(self._lane)
+        else:
+            self.discard()
 
     def discard(self) -> None:
-        """Close the connection and give the place back."""
+        """Close the connection and give the place back. Can be repeated."""
         if self._open:
             self._end()
             if self.slot is not None:
-                self.slot.abort()
-            self._gate.release(self._lane)
-
-    def give_back(self) -> None:
-        """Keep the connection for the next request, if it can serve one, and give the place back."""
-        if self.slot is None or not self.slot.is_reusable():
-            self.discard()
-        elif self._open:
-            self._end()
-            self._idle(self.slot)
+                self.slot.stream.abort()
             self._gate.release(self._lane)
 
     def _end(self) -> None:
@@ -206,47 +202,10 @@ class _Lease:
         if self.timer is not None:
             self.timer.cancel()
 
-
-class Reply:
-    """An answer whose body is still to be read. It holds its slot until it is closed: early, that costs the connection.
-
-    headers: names and values as they came.
-    """
-
-    __slots__ = ("_lease", "_slot", "headers", "reason", "status")
-
-    def __init__(self, head: Head, lease: _Lease, slot: _Slot) -> None:
-        self.status, self.reason, self.headers = head
-        self._lease = lease
-        self._slot = slot
-
-    async def read(self) -> bytes:
-        """The next bytes of the body; none at its end."""
-        if not self._lease.is_open:
-            raise httpx.StreamClosed
-        try:
-            return await self._slot.read()
-        except BaseException:
-            self._lease.discard()
-            raise
-
-    async def aclose(self) -> None:
-        """Give the slot back. Can be repeated."""
-        self._lease.give_back()
-
-    def discard(self) -> None:
-        """Close the connection and give the slot back."""
-        self._lease.discard()
-
     @property
     def has_surplus(self) -> bool:
         """Whether more came after its end, as far as is known: its length was a lie, or the server is confused."""
-        return self._slot.has_surplus()
-
-    @property
-    def stream(self) -> SocketStream:
-        """The connection that it came on."""
-        return self._slot.stream
+        return self.slot is not None and self.slot.connection.has_surplus
 
 
 class _HttpxBody(httpx.AsyncByteStream):
@@ -274,9 +233,8 @@ def lane_of(request: httpx.Request) -> Lane:
     return cast(Lane, lane)
 
 
-async def pass_gate(gate: Gate, lane: Lane, timeout: float | None) -> None:
-    if gate.try_acquire(lane):
-        return
+async def wait_at_gate(gate: Gate, lane: Lane, timeout: float | None) -> None:
+    """Take a place, for which there is no room now or others wait."""
     try:
         async with asyncio.timeout(timeout):
             await gate.acquire(lane)
@@ -396,29 +354,30 @@ class SlotTransport(httpx.AsyncBaseTransport):
             extensions={
                 "http_version": b"HTTP/1.1",
                 "reason_phrase": reply.reason,
-                "network_stream": reply.stream,
+                "network_stream": reply.slot and reply.slot.stream,
             },
         )
 
     async def call(self, call: Call) -> Reply:
         """`handle_async_request` without httpx's objects, which cost more than the exchange."""
         self._refuse_if_closed()
-        await pass_gate(self._gate, call.lane, call.pool_timeout)
-        lease = _Lease(self._gate, call.lane, self._keep)
+        if not self._gate.try_acquire(call.lane):
+            await wait_at_gate(self._gate, call.lane, call.pool_timeout)
+        reply = Reply(self._gate, call.lane, self._keep)
         try:
             self._refuse_if_closed()
             if call.on_slot is not None:
                 call.on_slot()
             loop = asyncio.get_running_loop()
             began = loop.time()
-            slot = lease.slot = self._reuse(call.origin, began) or await self._open(call)
+            slot = reply.slot = self._reuse(call.origin, began) or await self._open(call)
             if call.seconds is not None:
-                lease.timer = loop.call_at(began + call.seconds, slot.stream.expire, call.seconds)
-            head = await slot.send(call)
+                reply.timer = loop.call_at(began + call.seconds, slot.stream.expire, call.seconds)
+            reply.status, reply.reason, reply.headers = await slot.send(call)
         except BaseException:
-            lease.discard()
+            reply.discard()
             raise
-        return Reply(head, lease, slot)
+        return reply
 
     async def aclose(self) -> None:
         """Close the idle connections now, and those in use as soon as their responses are closed."""
@@ -437,7 +396,7 @@ class SlotTransport(httpx.AsyncBaseTransport):
     def _close_idle(self) -> None:
         self._closed = True
         while self._idle:
-            self._idle.pop_oldest().abort()
+            self._idle.pop_oldest().stream.abort()
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -445,7 +404,7 @@ class SlotTransport(httpx.AsyncBaseTransport):
 
     def _keep(self, slot: _Slot) -> None:
         if self._closed:
-            slot.abort()
+            slot.stream.abort()
             return
         slot.idle_since = slot.stream.loop_time()
         self._idle.push(slot)
@@ -455,18 +414,18 @@ class SlotTransport(httpx.AsyncBaseTransport):
         while (slot := self._idle.pop_newest(origin)) is not None:
             if not slot.is_stale():
                 return slot
-            slot.abort()
+            slot.stream.abort()
         return None
 
     def _drop_expired(self, now: float) -> None:
         limit = now - self._keepalive_expiry
         while (slot := self._idle.oldest()) is not None and slot.idle_since < limit:
-            self._idle.pop_oldest().abort()
+            self._idle.pop_oldest().stream.abort()
 
     def _make_room(self) -> None:
         # The place of the connection about to be opened counts as in use already.
         while self._idle and self._gate.in_use + len(self._idle) > self._gate.total:
-            self._idle.pop_oldest().abort()
+            self._idle.pop_oldest().stream.abort()
 
     async def _open(self, call: Call) -> _Slot:
         origin, timeout = call.origin, call.connect_timeout

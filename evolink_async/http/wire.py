@@ -116,13 +116,15 @@ class HttpConnection:
         self._read_timeout = read_timeout
         try:
             if not isinstance(body, bytes):
-                await stream.write(head, write_timeout)
+                stream.write(head)
                 await self._write_parts(body, length, write_timeout)
             elif len(body) <= _SMALL:
-                await stream.write(head + body, write_timeout)
+                stream.write(head + body)
             else:
-                await stream.write(head, write_timeout)
-                await stream.write(body, write_timeout)
+                stream.write(head)
+                stream.write(body)
+            if stream.is_full:
+                await stream.drain(write_timeout)
         except httpx.WriteError:
             pass  # a server may refuse a request, and close, before it has read all of it: its answer may be here
         while parser.head is None:
@@ -136,7 +138,7 @@ class HttpConnection:
             if parser.complete:
                 return b""
             parser.feed(await self._stream.read(self._read_timeout))
-        data = parser.parts[0] if len(parser.parts) == 1 else b"".join(parser.parts)
+        data = b"".join(parser.parts)
         parser.parts.clear()
         return data
 
@@ -154,14 +156,17 @@ class HttpConnection:
     async def _write_parts(self, body: AsyncIterable[bytes], length: int | None, timeout: float | None) -> None:
         written = 0
         async for part in body:
+            if not part:
+                continue
             written += len(part)
             if length is None:
-                part = b"%x\r\n%b\r\n" % (len(part), part) if part else b""
+                part = b"%x\r\n%b\r\n" % (len(part), part)
             elif written > length:
                 raise httpx.LocalProtocolError(f"the body is longer than the {length} bytes that its headers promise")
-            await self._stream.write(part, timeout)
+            self._stream.write(part)
+            await self._stream.drain(timeout)
         if length is None:
-            await self._stream.write(b"0\r\n\r\n", timeout)
+            self._stream.write(b"0\r\n\r\n")
         elif written < length:
             raise httpx.LocalProtocolError(f"the body has {written} bytes, and its headers promise {length}")
 
@@ -241,6 +246,7 @@ class HttptoolsParser:
         "_refusal",
         "_silence",
         "_until_close",
+        "_version",
         "complete",
         "has_surplus",
         "head",
@@ -317,13 +323,16 @@ class HttptoolsParser:
         if status < 200:  # on its way there; 101 is an error of httptools, as we never ask for it
             self._fields, self._reason = [], b""
             return
-        coding = b",".join(value.strip().lower() for name, value in self._fields if name.lower() == _CODING)
+        names = [name.lower() for name, _ in self._fields]
+        coding = b""
+        if _CODING in names:
+            coding = b",".join(value.strip().lower() for name, value in self._fields if name.lower() == _CODING)
         if coding not in (b"", b"chunked"):
             self._refusal = "the answer's transfer coding is none that was asked for"
-        if self._parser.get_http_version() not in ("1.0", "1.1"):
+        self._version = self._parser.get_http_version()
+        if self._version not in ("1.0", "1.1"):
             self._refusal = _NOT_OURS
-        has_length = coding or any(name.lower() == _LENGTH for name, _ in self._fields)
-        self._until_close = not has_length and status not in (204, 304)
+        self._until_close = not (coding or _LENGTH in names or status in (204, 304))
         self.head = Head(status, self._reason, self._fields)
 
     def on_body(self, data: bytes) -> None:
@@ -334,7 +343,7 @@ class HttptoolsParser:
     def on_message_complete(self) -> None:
         if self.head is not None and not self.complete:
             self.complete = True
-            self._fit = self._parser.should_keep_alive() and self._parser.get_http_version() == "1.1"
+            self._fit = self._parser.should_keep_alive() and self._version == "1.1"
 
 
 _CODING, _LENGTH = b"transfer-encoding", b"content-length"

@@ -405,8 +405,8 @@ class Engine:
         """Only what is really outstanding keeps a run waiting: the last of the others goes back to the pulled ones."""
         for record in reversed(self.stages.unsent):
             submission = record.submission
-            # Without a ticket its POST has begun; without its bytes it is to be uploaded first.
-            if submission is not None and (submission.ticket is not None or self._is_uploading(record)):
+            # If it waits no more its POST has begun; without its bytes it is to be uploaded first.
+            if submission is not None and (submission.waiting or self._is_uploading(record)):
                 self.session.submitter.withdraw(submission)
                 self._release_files(record)
                 record.submission = None

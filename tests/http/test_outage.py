@@ -12,9 +12,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from scripted_transport import Say, ScriptedTransport, Sent, lost, refusal, replayed, unsent
 from submit_room import ID, REQUEST, Listener, Room, now
+from tickets import Ticket
 
 from evolink_async import ConnectionFailedError, SubmitOutcomeUnknownError, Task, clock
-from evolink_async.http.pace import Ticket, Urgency
+from evolink_async.http.pace import Urgency
 
 pytestmark = pytest.mark.looptime
 
@@ -179,11 +180,12 @@ async def test_who_finds_out_was_not_sent_yet_and_is_not_withdrawn() -> None:
     for _ in range(3):
         pace.lost("m", now(), now())
     returned, withdrawn, fresh = (
-        Ticket("m", "pool", urgency, lambda name=name: let.append(name))  # type: ignore[misc]
-        for name, urgency in (("returned", Urgency.RETURNED), ("withdrawn", Urgency.SOURCE), ("fresh", Urgency.SOURCE))
+        Ticket("m", "pool", lambda name=name: let.append(name))  # type: ignore[misc]
+        for name in ("returned", "withdrawn", "fresh")
     )
-    for ticket in (returned, withdrawn, fresh):
-        pace.enqueue(ticket)
+    pace.enqueue(returned, Urgency.RETURNED)
+    pace.enqueue(withdrawn, Urgency.SOURCE)
+    pace.enqueue(fresh, Urgency.SOURCE)
     pace.withdraw(withdrawn)
     await asyncio.sleep(2)
     assert let == ["fresh"]

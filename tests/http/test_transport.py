@@ -529,13 +529,13 @@ async def test_a_server_that_closes_while_the_request_is_prepared_got_nothing(
         chosen = transport._idle.oldest()
         assert chosen is not None
 
-        begin = chosen._stream.begin_exchange
+        begin = chosen.stream.begin_exchange
 
         def hang_up(*args: Any) -> None:
+            chosen.stream.eof_received()
             begin(*args)
-            chosen._stream.eof_received()
 
-        monkeypatch.setattr(chosen._stream, "begin_exchange", hang_up)
+        monkeypatch.setattr(chosen.stream, "begin_exchange", hang_up)
         with pytest.raises(httpx.ConnectError, match="before the request was written"):
             await transport.handle_async_request(request(server.url, **calls.extensions))
         assert len(server.requests) == 1
