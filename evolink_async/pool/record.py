@@ -46,7 +46,7 @@ from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import PurePath
-from typing import Protocol
+from typing import Any, Protocol
 
 from evolink_async.errors import (
     EvoLinkError,
