@@ -84,7 +84,7 @@ async def test_the_pause_grows_with_each_answer_lost_after_it_and_one_finds_out_
     for _ in range(50):
         room.start()
     await asyncio.sleep(400)
-    times = [sent.at for sent in room.transport.sent]
+    times = [sent.at for sent in room.transport.sent if sent.at < 399.9]  # whose answers are lost by now
     pauses = [late - early - 0.1 for early, late in itertools.pairwise(times[9:])]
     for number, pause in enumerate(pauses):
         longest = min(30.0, 0.5 * 2**number)
