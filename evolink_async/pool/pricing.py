@@ -24,6 +24,7 @@ _FREE = frozenset(
 _TEXTS = frozenset({"prompt", "preview_text", "voice_prompt", "text", "lyrics", "input"})
 _LONGEST_WORD = 40  # a longer text is no choice out of a list
 _LONGEST_CLASS = 200
+_as_json = json.JSONEncoder(default=str).encode  # `json.dumps` makes one for each value
 
 
 def price_class(request: GenerationRequest) -> str:
@@ -44,19 +45,19 @@ def price_class(request: GenerationRequest) -> str:
 def _relevant(name: str, value: Any, by_length: bool) -> str | None:
     if name in _FREE:
         return None
-    if isinstance(value, Mapping):
-        parts = ((inner, _relevant(str(inner), part, by_length)) for inner, part in value.items())
-        return " ".join(sorted(f"{inner}={part}" for inner, part in parts if part is not None))
-    if isinstance(value, list | tuple):
-        return str(len(value))
-    if isinstance(value, bytes | os.PathLike):
-        return "1"
     if isinstance(value, str):
         if value.startswith(("http:", "https:", "data:")):
             return "1"
         if name in _TEXTS or len(value) > _LONGEST_WORD:
             return f"{1 << len(value).bit_length()} characters" if by_length else None
-    return json.dumps(value, default=str)
+    elif isinstance(value, (list, tuple)):
+        return str(len(value))
+    elif isinstance(value, (dict, Mapping)):
+        parts = ((inner, _relevant(str(inner), part, by_length)) for inner, part in value.items())
+        return " ".join(sorted(f"{inner}={part}" for inner, part in parts if part is not None))
+    elif isinstance(value, (bytes, os.PathLike)):
+        return "1"
+    return _as_json(value)
 
 
 def checked_prices(prices: Prices | None) -> Callable[[GenerationRequest], Decimal | None]:
