@@ -13,7 +13,7 @@ import itertools
 import logging
 import math
 import random
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Hashable
 from enum import IntEnum
 from typing import Protocol
@@ -68,32 +68,29 @@ class Ticket(Protocol):
 class _Lane:
     """The queue of one model: one heap per party, parties taking turns."""
 
-    __slots__ = ("losses", "lost_until", "pace", "parties", "queues")
+    __slots__ = ("losses", "lost_until", "model", "pace", "queues")
 
-    def __init__(self, pace: ModelPace) -> None:
+    def __init__(self, model: str, pace: ModelPace) -> None:
+        self.model = model
         self.pace = pace
         self.losses = 0  # answers lost in a row
         self.lost_until = -math.inf  # the end of the last pause for their sake
-        self.parties: deque[Hashable] = deque()
-        self.queues: dict[Hashable, list[tuple[int, int, Ticket]]] = {}
+        self.queues: OrderedDict[Hashable, list[tuple[int, int, Ticket]]] = OrderedDict()  # whose turn is next, first
 
     def put(self, ticket: Ticket, urgency: Urgency, number: int) -> None:
         queue = self.queues.get(ticket.party)
         if queue is None:
             queue = self.queues[ticket.party] = []
-            self.parties.append(ticket.party)
         heapq.heappush(queue, (urgency, number, ticket))
 
     def has_work(self) -> bool:
         """Whether a ticket waits; drops those that were withdrawn."""
-        while self.parties:
-            party = self.parties[0]
-            queue = self.queues[party]
+        while self.queues:
+            party, queue = next(iter(self.queues.items()))
             while queue and not queue[0][2].waiting:
                 heapq.heappop(queue)
             if queue:
                 return True
-            self.parties.popleft()
             del self.queues[party]
         return False
 
@@ -107,21 +104,18 @@ class _Lane:
             fresh = self._take_fresh()
             if fresh is not None:
                 return fresh
-        party = self.parties[0]
-        ticket = heapq.heappop(self.queues[party])[2]
-        self.parties.rotate(-1)
-        return ticket
+        party, queue = next(iter(self.queues.items()))
+        self.queues.move_to_end(party)
+        return heapq.heappop(queue)[2]
 
     def _take_fresh(self) -> Ticket | None:
         """The first that was not sent yet: a replay whose answer is lost again is never settled."""
-        for party in self.parties:
-            queue = self.queues[party]
+        for party, queue in self.queues.items():
             fresh = min((entry for entry in queue if entry[0] != Urgency.RETURNED and entry[2].waiting), default=None)
             if fresh is not None:
                 queue.remove(fresh)
                 heapq.heapify(queue)
-                self.parties.remove(party)
-                self.parties.append(party)
+                self.queues.move_to_end(party)
                 return fresh[2]
         return None
 
@@ -159,8 +153,7 @@ class Pace:
         self._refused = {} if refused is None else refused
         self._caps = {} if caps is None else caps
         self._random = rng or random.Random()
-        self._lanes: dict[str, _Lane] = {}
-        self._turns: deque[_Lane] = deque()
+        self._lanes: OrderedDict[str, _Lane] = OrderedDict()  # whose turn is next, first
         self._later: list[tuple[float, int, Urgency, Ticket]] = []
         self._numbers = itertools.count()
         self._unreachable_until = -math.inf
@@ -342,8 +335,7 @@ class Pace:
                 pace = ModelPace(math.inf, 1, now, ceiling, cap=cap)
             else:
                 pace = ModelPace(START_RATE, START_BURST, now, cap=cap)
-            lane = self._lanes[model] = _Lane(pace)
-            self._turns.append(lane)
+            lane = self._lanes[model] = _Lane(model, pace)
         return lane
 
     def _tell_cool_down(self, model: str, pace: ModelPace, before: float, now: float) -> None:
@@ -377,7 +369,7 @@ class Pace:
         """The lane whose turn it is, or when to look again unless something happens; None: nothing waits."""
         self._release_due(now)
         earliest = self._later[0][0] if self._later else None
-        for lane in self._turns:
+        for lane in self._lanes.values():
             if not lane.has_work():
                 continue
             ready = max(lane.pace.ready_at(now), self._unreachable_until)
@@ -436,8 +428,7 @@ class Pace:
         return 1 if self._failures else self._parallel
 
     def _let_go(self, lane: _Lane, now: float) -> None:
-        self._turns.remove(lane)
-        self._turns.append(lane)
+        self._lanes.move_to_end(lane.model)
         ticket = lane.take()
         ticket.waiting = False
         lane.pace.sent(now)
@@ -458,7 +449,6 @@ class Pace:
         queued += [ticket for _, _, _, ticket in self._later]
         self._later.clear()
         for lane in self._lanes.values():
-            lane.parties.clear()
             lane.queues.clear()
         for ticket in queued:
             if ticket.waiting:

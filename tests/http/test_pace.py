@@ -461,6 +461,8 @@ async def test_closing_ends_the_dispatcher_and_tells_those_who_wait() -> None:
     failures: list[BaseException] = []
     for _ in range(2):
         room.pace.enqueue(Ticket("m", "p", lambda: None, failures), Urgency.SOURCE)
+    room.pace.enqueue(withdrawn := Ticket("m", "p", lambda: None, failures), Urgency.SOURCE)
+    room.pace.withdraw(withdrawn)
     await asyncio.sleep(1)
     await room.pace.aclose()
     assert [type(error) for error in failures] == [asyncio.CancelledError]

@@ -740,10 +740,16 @@ async def test_a_peer_that_takes_no_bytes_is_a_write_timeout(make: Make) -> None
     deaf: list[asyncio.Transport] = []
     listener = await asyncio.get_running_loop().create_server(Deaf, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    big = request(url, method="POST", content=b"x" * 50_000_000, timeout={"write": 0.1}, **calls.extensions)
-    with pytest.raises(httpx.WriteTimeout, match=r"the peer took no bytes for 0\.1 s"):
-        await transport.handle_async_request(big)
+    content, took_nothing = b"x" * 50_000_000, r"the peer took no bytes for 0\.1 s"
+    streamed = request(url, method="POST", content=content, timeout={"write": 0.1}, **calls.extensions)
+    with pytest.raises(httpx.WriteTimeout, match=took_nothing):
+        await transport.handle_async_request(streamed)
     assert calls == ["slot", "bytes"]
+    assert_clean(transport)
+    origin = (b"http", b"127.0.0.1", listener.sockets[0].getsockname()[1])
+    whole = Call(b"POST", origin, b"/", b"Content-Length: 50000000\r\n", content, write_timeout=0.1, seconds=5)
+    with pytest.raises(httpx.WriteTimeout, match=took_nothing):
+        await transport.call(whole)
     assert_clean(transport)
     for base in deaf:
         base.abort()
