@@ -99,7 +99,7 @@ async def test_each_state_of_the_ledger_is_planned_as_a_run_would_treat_it(tmp_p
     refused = {state: decide(request, "another body", row, 0) for state, row in rows.items()}
     assert refused == dict.fromkeys(todos, Todo.REFUSE) | {"entered": Todo.SUBMIT}
     assert decide(request, "new", None, 0) is Todo.SUBMIT
-    rows["failed"].error_code = "service_error"
+    rows["failed"].fate = rows["failed"].fate._replace(error_code="service_error")
     assert decide(request, rows["failed"].content, rows["failed"], 1) is Todo.SUBMIT
     await job.aclose()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ledger_world import (
@@ -25,7 +26,7 @@ from loop_executor import in_loop
 from evolink_async import InvalidRequestError
 from evolink_async.ledger import Entered, Entry, State, Todo, may_try_again, open_job, what_to_do
 from evolink_async.ledger.job import Census
-from evolink_async.ledger.values import Row
+from evolink_async.ledger.values import Fate, Row
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +34,9 @@ def _without_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     in_loop(monkeypatch)
 
 
-def row(state: State, **fields: object) -> Row:
-    made = Row(1, "k", b"\0", "/v1/images/generations", "m", state)
-    for name, value in fields.items():
-        setattr(made, name, value)
+def row(state: State, *, number: int = 1, **fate: Any) -> Row:
+    made = Row(1, "k", b"\0", "/v1/images/generations", "m", state, number=number)
+    made.fate = Fate(**fate)
     return made
 
 
