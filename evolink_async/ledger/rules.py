@@ -54,7 +54,8 @@ def intend(
     row.fate = NOTHING_YET
     row.idempotency_key, row.fingerprint, row.price = idempotency_key, fingerprint, price
     row.submitted_at = at
-    _reserve(row, account, reservation)
+    if reservation is not None:  # else nobody knows, and there is no cap
+        _reserve(row, account, reservation)
     return None
 
 
@@ -195,11 +196,12 @@ def _add_extra(row: Row, account: Account, number: int, task_id: str, reserved: 
 
 def ended(row: Row, account: Account, end: State, task: Task, used: int | None, at: datetime) -> bool:
     """The service says how the task ended. used: what it cost, None: it did not say. False: the end was known."""
-    before, row.state = row.state, after(row.state, Verb.ENDED, end, of=row.identity)
-    if row.state is before:
+    state = after(row.state, Verb.ENDED, end, of=row.identity)
+    if state is row.state:
         return False
-    spent = 0 if row.state is State.FAILED else None
-    if row.state is State.COMPLETED:
+    row.state = state
+    spent = 0 if state is State.FAILED else None
+    if state is State.COMPLETED:
         if used is None and account.prices.get(row.price or "") == 0 and account.price_of(row.price) is None:
             used = 0  # it has told nothing else
         if used is not None and row.price is not None:
@@ -208,8 +210,8 @@ def ended(row: Row, account: Account, end: State, task: Task, used: int | None, 
     code, error = (None, None) if task.error is None else (as_text(task.error.code), as_text(task.error.message))
     row.fate = Fate(row.fate.losses, row.fate.replayed, spent, at, code, error, task)
     account.spent += spent or 0
-    if row.state is not State.CANCELLED:
-        _release(row, account)
+    if state is not State.CANCELLED:
+        _release(row, account, None if spent is None else 0)
     return True
 
 
@@ -261,9 +263,9 @@ def _reserve(row: Row, account: Account, reserved: int | None) -> None:
     row.reserved = reserved
 
 
-def _release(row: Row, account: Account) -> None:
-    """The present try can cost no more."""
-    _reserve(row, account, None if row.spent is None else 0)
+def _release(row: Row, account: Account, left: int | None = None) -> None:
+    """The present try can cost no more. left: 0 where it is known what it has cost."""
+    _reserve(row, account, left)
     _leave_probe(row, account)
 
 

@@ -25,6 +25,7 @@ def to_micro(credits: Decimal) -> int:
     return int((max(Decimal(0), min(credits, Decimal(_MOST))) * MICRO).to_integral_value(ROUND_CEILING))
 
 
+@lru_cache(maxsize=1024)
 def to_credits(micro: int) -> Decimal:
     """Credits, exactly."""
     return Decimal(micro) / MICRO

@@ -95,12 +95,11 @@ class Journal:
         then: Callable[[Entered | EvoLinkError], None],
         future: asyncio.Future[list[Entered]],
     ) -> None:
-        error = future.exception()
-        if error is not None:
-            assert isinstance(error, EvoLinkError)
+        try:
+            [known] = future.result()
+        except EvoLinkError as error:
             then(error)
             return
-        [known] = future.result()
         if self.durable and not self._job.is_closed:
             self._classify(known, request)
         then(known)
