@@ -83,7 +83,7 @@ class Journal:
         Raises `InvalidRequestError` for a key that cannot be written down.
         """
         entry = Entry(request.key, content or content_hash(request), request.endpoint, request.model)
-        future = self._job.enter([entry])
+        future = self._job.enter(entry)
         if future.done():
             self._entered(request, then, future)
         else:
@@ -93,10 +93,10 @@ class Journal:
         self,
         request: GenerationRequest,
         then: Callable[[Entered | EvoLinkError], None],
-        future: asyncio.Future[list[Entered]],
+        future: asyncio.Future[Entered],
     ) -> None:
         try:
-            [known] = future.result()
+            known = future.result()
         except EvoLinkError as error:
             then(error)
             return

@@ -295,7 +295,7 @@ async def test_after_a_crash_a_told_price_frees_what_an_unsettled_probe_holds(qu
         assert (job.probe, job.free) == (None, 92)
     assert_balanced(path)
     async with opened(path, max_credits=Decimal(100)) as job:
-        [probe] = await job.enter([entry("probe")])
+        probe = await job.enter(entry("probe"))
         assert (probe.row.credits, job.free) == (4, 92)
 
 
@@ -305,7 +305,7 @@ async def test_after_a_crash_the_answer_of_a_probe_still_teaches_the_price(quick
     await probing(job)
     kill(job)
     async with opened(path, max_credits=Decimal(100)) as job:
-        [probe] = await job.enter([entry("probe")])
+        probe = await job.enter(entry("probe"))
         assert await job.replay(probe.row)
         await accept(job, probe.row, new_task(4), at=at())
         assert (job.price_of("new"), job.free) == (4, 96)
