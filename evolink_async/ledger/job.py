@@ -275,6 +275,7 @@ class JobLedger:
         )
         if probe is not None and self._account.probe is not probe:
             self._note(probe)  # its price was told
+            self._written(None, None)  # whatever becomes of this request
         if refusal is not None or turns is None or before is None:
             return self._done(refusal)
         if row.body is not body:
