@@ -263,7 +263,7 @@ class JobLedger:
         price = price and as_text(price)
         probe = self._account.probe
         turns = self._turns
-        before = None if turns is None else saved_state(row)
+        before = () if turns is None else saved_state(row)
         refusal = rules.intend(
             row,
             self._account,
@@ -276,8 +276,10 @@ class JobLedger:
         if probe is not None and self._account.probe is not probe:
             self._note(probe)  # its price was told
             self._written(None, None)  # whatever becomes of this request
-        if refusal is not None or turns is None or before is None:
+        if refusal is not None:
             return self._done(refusal)
+        if turns is None:
+            return self._ready[None]
         if row.body is not body:
             row.body = body
             turns.note_body(row)

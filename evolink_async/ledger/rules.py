@@ -202,10 +202,11 @@ def ended(row: Row, account: Account, end: State, task: Task, used: int | None, 
     row.state = state
     spent = 0 if state is State.FAILED else None
     if state is State.COMPLETED:
-        if used is None and account.prices.get(row.price or "") == 0 and account.price_of(row.price) is None:
-            used = 0  # it has told nothing else
-        if used is not None and row.price is not None:
-            _learn_price(row.price, used, row.reserved, account)
+        if row.price is not None:
+            if used is None and account.prices.get(row.price) == 0 and account.price_of(row.price) is None:
+                used = 0  # it has told nothing else
+            if used is not None:
+                _learn_price(row.price, used, row.reserved, account)
         spent = row.reserved if used is None else used
     code, error = (None, None) if task.error is None else (as_text(task.error.code), as_text(task.error.message))
     row.fate = Fate(row.fate.losses, row.fate.replayed, spent, at, code, error, task)
