@@ -198,21 +198,20 @@ class JobLedger:
 
     # What is asked for
 
-    def enter(self, entries: Sequence[Entry]) -> asyncio.Future[list[Entered]]:
-        """Look requests up, and enter those that are new: what is known of each, in the same order.
+    def enter(self, entry: Entry) -> asyncio.Future[Entered]:
+        """Look a request up, and enter it if it is new: what is known of it.
 
-        Those without a key are told apart by how many of the same content came before them in this run. Give many at
-        once where you have many. `rerun.what_to_do` says what follows.
+        One without a key is told apart by how many of the same content came before it in this run. What is asked at
+        once is looked up and written together. `rerun.what_to_do` says what follows.
         """
         self._check()
-        future: asyncio.Future[list[Entered]] = self._loop.create_future()
         if self._turns is None:
-            future.set_result([self._enter_in_memory(entry) for entry in entries])
-            return future
+            return self._done(self._enter_in_memory(entry))
+        future: asyncio.Future[Entered] = self._loop.create_future()
         return self._turns.look_up(
             future,
-            functools.partial(self._ask_for, entries),
-            functools.partial(self._enter, self._turns, entries, future),
+            functools.partial(self._ask_for, entry),
+            functools.partial(self._enter, self._turns, entry, future),
         )
 
     def let_go(self, row: Row) -> None:
@@ -264,7 +263,7 @@ class JobLedger:
         price = price and as_text(price)
         probe = self._account.probe
         turns = self._turns
-        before = None if turns is None else saved_state(row)
+        before = () if turns is None else saved_state(row)
         refusal = rules.intend(
             row,
             self._account,
@@ -276,8 +275,11 @@ class JobLedger:
         )
         if probe is not None and self._account.probe is not probe:
             self._note(probe)  # its price was told
-        if refusal is not None or turns is None or before is None:
+            self._written(None, None)  # whatever becomes of this request
+        if refusal is not None:
             return self._done(refusal)
+        if turns is None:
+            return self._ready[None]
         if row.body is not body:
             row.body = body
             turns.note_body(row)
@@ -458,45 +460,39 @@ class JobLedger:
 
     # Rows
 
-    def _ask_for(self, entries: Sequence[Entry], batch: Batch) -> None:
+    def _ask_for(self, entry: Entry, batch: Batch) -> None:
         """What has to be looked up, so that `_enter` can tell."""
-        for entry in entries:
-            if entry.key is not None:
-                batch.identities.add(entry.key)
-                continue
-            batch.contents[entry.content] = batch.contents.get(entry.content, 0) + 1
-            if entry.content in self._counts:
-                batch.counted[entry.content] = self._counts[entry.content]
+        if entry.key is not None:
+            batch.identities.add(entry.key)
+            return
+        batch.contents[entry.content] = batch.contents.get(entry.content, 0) + 1
+        if entry.content in self._counts:
+            batch.counted[entry.content] = self._counts[entry.content]
 
-    def _enter(
-        self, turns: Turns, entries: Sequence[Entry], future: asyncio.Future[list[Entered]], found: Found
-    ) -> None:
-        results: list[Entered] = []
-        steps_back: list[Callable[[], None]] = []
+    def _enter(self, turns: Turns, entry: Entry, future: asyncio.Future[Entered], found: Found) -> None:
         counters = self._new, self._changed, self._seen_again
-        for entry in entries:
-            identity = self._identity(entry, found.counts)
-            row = self._row(identity, found)
-            if row is None:
-                row = self._new_row(entry, identity)
-                steps_back.append(functools.partial(self._forget, turns, row))
-                results.append(Entered(row))
-            elif row.seen == self.run:
-                results.append(Entered(row, repeated=True, changed=row.content != entry.content))
-                continue
-            else:
-                steps_back.append(functools.partial(_unsee, row, row.seen, row._content, row.endpoint, row.model))
-                results.append(self._see_again(row, entry))
-            turns.note(row)
+        identity = self._identity(entry, found.counts)
+        row = self._row(identity, found)
+        step_back: Callable[[], None] | None = None
+        if row is None:
+            row = self._new_row(entry, identity)
+            known = Entered(row)
+            step_back = functools.partial(self._forget, turns, row)
+        elif row.seen == self.run:
+            known = Entered(row, repeated=True, changed=row.content != entry.content)
+        else:
+            step_back = functools.partial(_unsee, row, row.seen, row._content, row.endpoint, row.model)
+            known = self._see_again(row, entry)
 
         def undo() -> None:
             self._new, self._changed, self._seen_again = counters
-            for entry in entries:
-                self._counts.pop(entry.content, None)
-            for step in steps_back:
-                step()
+            self._counts.pop(entry.content, None)
+            if step_back is not None:
+                step_back()
 
-        turns.durable(future, results, undo)
+        if step_back is not None:
+            turns.note(row)
+        turns.durable(future, known, undo)
 
     def _see_again(self, row: Row, entry: Entry) -> Entered:
         row.seen = self.run

@@ -1,7 +1,7 @@
 """What each verb does to a row and to the credits of its job. Pure: the same for every kind of ledger.
 
 A function here changes the row and the account that it is given, or raises `IllegalMove` and changes nothing. The
-account is always the sum of what its rows hold: only `_reserve`, `_release`, `_add_extra` and `take_back` move credits.
+account is always the sum of what its rows hold: only `_reserve`, `_add_extra`, `ended` and `take_back` move credits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import datetime
 
 from evolink_async.http.retry import UNPROVEN_REPLAYS
 from evolink_async.ledger.states import State, Verb, after
-from evolink_async.ledger.values import Account, PastTry, Refusal, Row, as_text, restore, to_credits
+from evolink_async.ledger.values import NOTHING_YET, Account, Fate, PastTry, Refusal, Row, as_text, restore, to_credits
 from evolink_async.types import Task
 
 _ON_ITS_WAY = frozenset({State.SENDING, State.UNSETTLED, State.REPLAYING, State.ACCEPTED})
@@ -48,15 +48,14 @@ def intend(
     if row.task_id is not None:
         row.past = (*row.past, _as_past(row))
         row.number += 1
-        row.reserved = row.spent = None  # the past try holds it
-        row.task_id = row.task = row.ended_at = None
+        row.reserved = row.task_id = None  # the past try holds it
     row.state = state
     row.attempts += 1
-    row.losses, row.replayed = 0, False
+    row.fate = NOTHING_YET
     row.idempotency_key, row.fingerprint, row.price = idempotency_key, fingerprint, price
     row.submitted_at = at
-    _reserve(row, account, reservation)
-    row.error_code = row.error = None
+    if reservation is not None:  # else nobody knows, and there is no cap
+        _reserve(row, account, reservation)
     return None
 
 
@@ -102,7 +101,7 @@ def replay(row: Row, account: Account) -> bool:
             if account.replays >= UNPROVEN_REPLAYS:
                 return False
             account.replays += 1
-        row.replayed = True
+        row.fate = row.fate._replace(replayed=True)
     row.state = state
     row.attempts += 1
     return True
@@ -116,7 +115,7 @@ def posted_in_vain(row: Row, account: Account, *, sent: bool) -> None:
     if not sent:
         row.attempts -= 1
         if row.replayed and before is State.REPLAYING:
-            row.replayed = False
+            row.fate = row.fate._replace(replayed=False)
             if not account.keys_honoured:
                 account.replays -= 1
     if row.state is State.ENTERED:
@@ -129,28 +128,28 @@ def rejected(row: Row, account: Account, code: str | None, error: str) -> None:
     before, row.state = row.state, after(row.state, Verb.REJECTED, of=row.identity)
     if row.state is before:
         return
-    row.error_code, row.error = code, error
+    row.fate = row.fate._replace(error_code=code, error=error)
     if row.state is State.REJECTED:
         row.body = None
         _release(row, account)
     else:
-        row.losses += 1
+        row.fate = row.fate._replace(losses=row.losses + 1)
 
 
 def unsettled(row: Row, code: str | None, error: str, *, lost: bool) -> None:
     """No answer settles the POST. lost: no use in waiting; else the service says that it works on it still."""
     before, row.state = row.state, after(row.state, Verb.UNSETTLED, of=row.identity)
     if row.state is not before or row.state is State.UNSETTLED:
-        row.error_code, row.error = code, error
+        row.fate = row.fate._replace(error_code=code, error=error)
     if row.state is not before and lost:
-        row.losses += 1
+        row.fate = row.fate._replace(losses=row.losses + 1)
 
 
 def left_sending(row: Row) -> None:
     """The process died while the POST may have been on the wire."""
     row.state = after(row.state, Verb.LEFT_SENDING, of=row.identity)
-    row.error_code, row.error = None, "the program ended before an answer came"
-    row.losses += 1
+    error = "the program ended before an answer came"
+    row.fate = row.fate._replace(error_code=None, error=error, losses=row.losses + 1)
 
 
 def accepted(row: Row, account: Account, task_id: str, reserved: int | None, number: int | None, at: datetime) -> bool:
@@ -175,7 +174,9 @@ def accepted(row: Row, account: Account, task_id: str, reserved: int | None, num
         _leave_probe(row, account)
     if row.task_id is None:
         row.submitted_at = row.submitted_at or at
-        row.error_code = row.error = row.body = None
+        row.body = None
+        if row.fate is not NOTHING_YET:
+            row.fate = row.fate._replace(error_code=None, error=None)
     row.task_id, row.state = task_id, state
     return True
 
@@ -195,20 +196,23 @@ def _add_extra(row: Row, account: Account, number: int, task_id: str, reserved: 
 
 def ended(row: Row, account: Account, end: State, task: Task, used: int | None, at: datetime) -> bool:
     """The service says how the task ended. used: what it cost, None: it did not say. False: the end was known."""
-    before, row.state = row.state, after(row.state, Verb.ENDED, end, of=row.identity)
-    if row.state is before:
+    state = after(row.state, Verb.ENDED, end, of=row.identity)
+    if state is row.state:
         return False
-    row.task, row.ended_at, failure = task, at, task.error
-    row.error_code = None if failure is None else as_text(failure.code)
-    row.error = None if failure is None else as_text(failure.message)
-    if row.state is State.COMPLETED:
-        if used is None and account.prices.get(row.price or "") == 0 and account.price_of(row.price) is None:
-            used = 0  # it has told nothing else
-        if used is not None and row.price is not None:
-            _learn_price(row.price, used, row.reserved, account)
-        _release(row, account, row.reserved if used is None else used)
-    elif row.state is State.FAILED:
-        _release(row, account, 0)
+    row.state = state
+    spent = 0 if state is State.FAILED else None
+    if state is State.COMPLETED:
+        if row.price is not None:
+            if used is None and account.prices.get(row.price) == 0 and account.price_of(row.price) is None:
+                used = 0  # it has told nothing else
+            if used is not None:
+                _learn_price(row.price, used, row.reserved, account)
+        spent = row.reserved if used is None else used
+    code, error = (None, None) if task.error is None else (as_text(task.error.code), as_text(task.error.message))
+    row.fate = Fate(row.fate.losses, row.fate.replayed, spent, at, code, error, task)
+    account.spent += spent or 0
+    if state is not State.CANCELLED:
+        _release(row, account, None if spent is None else 0)
     return True
 
 
@@ -231,16 +235,15 @@ def lost(row: Row, error: str, at: datetime) -> bool:
     before, row.state = row.state, after(row.state, Verb.LOST, of=row.identity)
     if row.state is before:
         return False
-    row.ended_at = at
-    row.error_code, row.error = None, error
+    row.fate = row.fate._replace(ended_at=at, error_code=None, error=error)
     return True
 
 
 def not_submitted(row: Row, account: Account) -> None:
     """The user says that no task exists for the request."""
     row.state = after(row.state, Verb.NOT_SUBMITTED, of=row.identity)
-    row.submitted_at = row.error_code = row.error = row.body = None
-    row.losses, row.replayed = 0, False
+    row.submitted_at = row.body = None
+    row.fate = NOTHING_YET
     _release(row, account)
 
 
@@ -252,7 +255,7 @@ def given_up(row: Row) -> None:
 def saved(row: Row, files: tuple[str, ...]) -> None:
     """The results are in these files."""
     row.state = after(row.state, Verb.SAVED, of=row.identity)
-    row.files = files
+    row.fate = row.fate._replace(files=files)
 
 
 def _reserve(row: Row, account: Account, reserved: int | None) -> None:
@@ -261,11 +264,9 @@ def _reserve(row: Row, account: Account, reserved: int | None) -> None:
     row.reserved = reserved
 
 
-def _release(row: Row, account: Account, spent: int | None = None) -> None:
-    """The present try can cost no more. spent: what it has cost; None: no task came of it, or nobody has told."""
-    _reserve(row, account, None if spent is None else 0)
-    account.spent += (spent or 0) - (row.spent or 0)
-    row.spent = spent
+def _release(row: Row, account: Account, left: int | None = None) -> None:
+    """The present try can cost no more. left: 0 where it is known what it has cost."""
+    _reserve(row, account, left)
     _leave_probe(row, account)
 
 

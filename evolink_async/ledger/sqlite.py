@@ -35,7 +35,7 @@ from evolink_async.ledger.job import Opened
 from evolink_async.ledger.locks import FileLock
 from evolink_async.ledger.states import State
 from evolink_async.ledger.turns import Batch, Found, JobSums
-from evolink_async.ledger.values import Account, PastTry, Row, written
+from evolink_async.ledger.values import Account, Fate, PastTry, Row, written
 from evolink_async.types import Task
 
 logger = logging.getLogger("evolink_async.ledger")
@@ -295,19 +295,21 @@ def _row(values: tuple[Any, ...]) -> Row:
         seen=seen,
         number=number,
         attempts=attempts,
-        losses=losses,
-        replayed=bool(replayed),
         idempotency_key=key,
         fingerprint=fingerprint,
         task_id=task_id,
         reserved=reserved,
-        spent=spent,
         submitted_at=_moment(submitted_at),
-        ended_at=_moment(ended_at),
-        error_code=code,
-        error=error,
-        task=_task(task),
-        files=tuple(json.loads(files)) if files else (),
+        fate=Fate(
+            losses,
+            bool(replayed),
+            spent,
+            _moment(ended_at),
+            code,
+            error,
+            _task(task),
+            tuple(json.loads(files)) if files else (),
+        ),
         _past_written=past,
     )
 

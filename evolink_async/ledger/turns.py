@@ -133,12 +133,12 @@ class Turns:
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
 
-    # What is to be written
+    # What is to be written: noted first, then asked to become `durable` in the same step
 
     def note(self, row: Row) -> None:
         """A row has changed."""
         self._rows[row] = None
-        self._change()
+        self._sums_changed = True
 
     def note_body(self, row: Row) -> None:
         """A row has another body."""
@@ -170,7 +170,8 @@ class Turns:
     ) -> asyncio.Future[T]:
         """Give the future its value when everything noted so far is on disk."""
         self._waiting.append(_Waiting(future, value, undo, loss))
-        self._change()
+        self._sums_changed = True
+        self._soon()
         return future
 
     def look_up(
@@ -208,10 +209,6 @@ class Turns:
     def _has_work(self) -> bool:
         return bool(self._sums_changed or self._reading)
 
-    def _change(self) -> None:
-        self._sums_changed = True
-        self._soon()
-
     def _soon(self) -> None:
         if self._turn is None and not self._due:
             self._due = True
@@ -234,7 +231,8 @@ class Turns:
         rows = {row: len(row.past) for row in self._rows}
         for row in rows:
             batch.rows.append(written(row))
-            batch.past.extend((row.id, past) for past in row.past[row._past_written :])
+            if row.past:
+                batch.past.extend((row.id, past) for past in row.past[row._past_written :])
         batch.results = [(row.id, row.task, row.files) for row in self._results]
         if self._sums_changed:
             batch.job = self._sums()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from evolink_async.errors import BudgetExceededError, InvalidRequestError
 from evolink_async.ledger.states import State
@@ -25,6 +25,7 @@ def to_micro(credits: Decimal) -> int:
     return int((max(Decimal(0), min(credits, Decimal(_MOST))) * MICRO).to_integral_value(ROUND_CEILING))
 
 
+@lru_cache(maxsize=1024)
 def to_credits(micro: int) -> Decimal:
     """Credits, exactly."""
     return Decimal(micro) / MICRO
@@ -96,18 +97,38 @@ class PastTry:
     error: str | None
 
 
+class Fate(NamedTuple):
+    """What has become of the present try of a request: nothing, as long as it goes well and has not ended.
+
+    losses: POSTs of this try without an answer that settles them; none while it is unsettled: the service itself said
+    that it works on it. replayed: one of them was sent again. spent: micro-credits, None if nobody has told.
+    error_code, error: of the last answer that was no task. task: as the service told of it when it had ended. files:
+    paths that were saved.
+    """
+
+    losses: int = 0
+    replayed: bool = False
+    spent: int | None = None
+    ended_at: datetime | None = None
+    error_code: str | None = None
+    error: str | None = None
+    task: Task | None = None
+    files: tuple[str, ...] = ()
+
+
+NOTHING_YET = Fate()  # shared, as it is that of nearly every request on its way
+
+
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Row:
     """A request in a ledger. It is live: what it says is what is true now. Yours to read, the ledger's to change.
 
     identity: unique in the job. key: the caller's own, None if it goes by its content.
     seen: the number of the last run that pulled it. number: of the present try, from 1. attempts: POSTs sent, over all
-    tries. losses: POSTs of this try without an answer that settles them; none while it is unsettled: the service itself
-    said that it works on it. replayed: one of them was sent again.
+    tries.
     idempotency_key, fingerprint (of the API key), body (the exact bytes): of the last POST; the body is there only
     while it may be sent again. submitted_at: of this try's first POST that was not provably in vain.
-    reserved, spent: micro-credits of this try, None if nobody has told. error_code, error: of the last answer that was
-    no task. task: as the service told of it when it had ended. files: paths that were saved.
+    reserved: micro-credits of this try, None if nobody has told. fate: what has become of it; its parts are the row's.
     """
 
     id: int
@@ -119,22 +140,15 @@ class Row:
     seen: int = 0
     number: int = 1
     attempts: int = 0
-    losses: int = 0
-    replayed: bool = False
     idempotency_key: str | None = None
     fingerprint: str | None = None
     price: str | None = None
     task_id: str | None = None
     reserved: int | None = None
-    spent: int | None = None
     submitted_at: datetime | None = None
-    ended_at: datetime | None = None
-    error_code: str | None = None
-    error: str | None = None
+    fate: Fate = NOTHING_YET
     past: tuple[PastTry, ...] = ()
     body: bytes | None = None
-    task: Task | None = None
-    files: tuple[str, ...] = ()
     _version: int = 0  # raised with every verb whose change is to be written
     _past_written: int = 0
 
@@ -152,6 +166,38 @@ class Row:
     def content(self) -> str:
         """Hex digits of the hash over its endpoint and canonical body."""
         return self.identity.rpartition("-")[0] if self._content is None else self._content.hex()
+
+    @property
+    def losses(self) -> int:
+        return self.fate.losses
+
+    @property
+    def replayed(self) -> bool:
+        return self.fate.replayed
+
+    @property
+    def spent(self) -> int | None:
+        return self.fate.spent
+
+    @property
+    def ended_at(self) -> datetime | None:
+        return self.fate.ended_at
+
+    @property
+    def error_code(self) -> str | None:
+        return self.fate.error_code
+
+    @property
+    def error(self) -> str | None:
+        return self.fate.error
+
+    @property
+    def task(self) -> Task | None:
+        return self.fate.task
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return self.fate.files
 
     @property
     def credits(self) -> Decimal | None:
@@ -180,9 +226,9 @@ class Row:
 
 
 _WRITTEN = operator.attrgetter(
-    *("id", "identity", "keyed", "content", "endpoint", "model", "state", "seen", "number", "attempts", "losses"),
-    *("replayed", "idempotency_key", "fingerprint", "task_id", "reserved", "spent", "submitted_at", "ended_at"),
-    *("error_code", "error", "past"),
+    *("id", "identity", "keyed", "content", "endpoint", "model", "state", "seen", "number", "attempts"),
+    *("fate.losses", "fate.replayed", "idempotency_key", "fingerprint", "task_id", "reserved", "fate.spent"),
+    *("submitted_at", "fate.ended_at", "fate.error_code", "fate.error", "past"),
 )
 
 

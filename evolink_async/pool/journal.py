@@ -83,7 +83,7 @@ class Journal:
         Raises `InvalidRequestError` for a key that cannot be written down.
         """
         entry = Entry(request.key, content or content_hash(request), request.endpoint, request.model)
-        future = self._job.enter([entry])
+        future = self._job.enter(entry)
         if future.done():
             self._entered(request, then, future)
         else:
@@ -93,14 +93,13 @@ class Journal:
         self,
         request: GenerationRequest,
         then: Callable[[Entered | EvoLinkError], None],
-        future: asyncio.Future[list[Entered]],
+        future: asyncio.Future[Entered],
     ) -> None:
-        error = future.exception()
-        if error is not None:
-            assert isinstance(error, EvoLinkError)
+        try:
+            known = future.result()
+        except EvoLinkError as error:
             then(error)
             return
-        [known] = future.result()
         if self.durable and not self._job.is_closed:
             self._classify(known, request)
         then(known)
@@ -162,14 +161,13 @@ class Journal:
             self._tell(self._job.posted_in_vain(row, sent=False))
 
     def answered(self, row: Row, judgement: Judgement) -> None:
-        """What came of a POST, unless it was accepted."""
-        job, error, verdict = self._job, judgement.error, judgement.verdict
-        if job.is_closed:
+        """What came of a POST; a task that was made is told with `accepted`."""
+        job, verdict = self._job, judgement.verdict
+        if (verdict is Verdict.ACCEPTED and not judgement.replayed) or job.is_closed:
             return
         if judgement.replayed or verdict is Verdict.IN_PROGRESS:
             self._tell(job.keys_are_honoured())
-        if verdict is Verdict.ACCEPTED:
-            return  # `accepted` tells it
+        error = judgement.error
         code, text = (None, "") if error is None else (error.code, str(error))
         match verdict:
             case Verdict.UNSENT:

@@ -31,7 +31,7 @@ async def put(
     """A request that has come to a state: entered, sending, unsettled, twice, accepted, completed or failed."""
     body = json.dumps({"model": model, "prompt": prompt}).encode()
     content = hashlib.sha256(body).hexdigest()[:16]
-    [known] = await job.enter([Entry(key, content, "/v1/images/generations", model)])
+    known = await job.enter(Entry(key, content, "/v1/images/generations", model))
     row = known.row
     if state == "entered":
         return row

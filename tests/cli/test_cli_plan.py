@@ -99,7 +99,7 @@ async def test_each_state_of_the_ledger_is_planned_as_a_run_would_treat_it(tmp_p
     refused = {state: decide(request, "another body", row, 0) for state, row in rows.items()}
     assert refused == dict.fromkeys(todos, Todo.REFUSE) | {"entered": Todo.SUBMIT}
     assert decide(request, "new", None, 0) is Todo.SUBMIT
-    rows["failed"].error_code = "service_error"
+    rows["failed"].fate = rows["failed"].fate._replace(error_code="service_error")
     assert decide(request, rows["failed"].content, rows["failed"], 1) is Todo.SUBMIT
     await job.aclose()
 
@@ -113,7 +113,7 @@ async def test_equal_requests_without_a_key_are_told_apart_by_how_many_came_befo
     request = ImageRequest(model=MODEL, prompt="a")
     job = await open_job(tmp_path / "job.db")
     entry = Entry(None, content_hash(request), request.endpoint, request.model)
-    for known in await job.enter([entry, entry]):
+    for known in await asyncio.gather(job.enter(entry), job.enter(entry)):
         assert known.row.identity.startswith(entry.content)
         sent = job.intend(known.row, idempotency_key=f"ea-{known.row.id:032x}", body=b"{}", fingerprint="0", at=_now())
         assert await sent is None

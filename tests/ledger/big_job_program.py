@@ -30,7 +30,7 @@ async def go_through(job: JobLedger, first: int, last: int, use: Callable[..., C
             Entry(None, f"{number:016x}", "/v1/images/generations", "gpt-4o-image")
             for number in range(start, start + BATCH)
         ]
-        await use(job, await job.enter(entries), start)
+        await use(job, await asyncio.gather(*map(job.enter, entries)), start)
 
 
 async def pay(job: JobLedger, known: list[Entered], start: int) -> None:

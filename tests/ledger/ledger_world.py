@@ -10,14 +10,14 @@ import json
 import os
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from evolink_async.ledger import Entry, JobLedger, Refusal, Row, State, open_job
+from evolink_async.ledger import Entered, Entry, JobLedger, Refusal, Row, State, open_job
 from evolink_async.types import Task
 
 ENDPOINT, MODEL = "/v1/images/generations", "gpt-4o-image"
@@ -76,8 +76,13 @@ async def opened(path: Path | None, name: str = "default", **options: Any) -> As
         await job.aclose()
 
 
+def enter_all(job: JobLedger, entries: Iterable[Entry]) -> asyncio.Future[list[Entered]]:
+    """What is known of each; all are asked for at once."""
+    return asyncio.gather(*map(job.enter, entries))
+
+
 async def entered(job: JobLedger, key: str | None = None, body: object = 0) -> Row:
-    [known] = await job.enter([entry(key, body)])
+    known = await job.enter(entry(key, body))
     return known.row
 
 

@@ -69,7 +69,7 @@ class SmallPool:
             for start in waiting:
                 some = names[start : start + 5]
                 entries = [Entry(name, _hash(name), ENDPOINT, MODEL) for name in some]
-                for known in await self.job.enter(entries):
+                for known in await asyncio.gather(*map(self.job.enter, entries)):
                     self._finish(
                         known.row, await self._one(known.row, what_to_do(known, retry_failed=self.retry_failed))
                     )

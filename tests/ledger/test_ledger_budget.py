@@ -295,8 +295,20 @@ async def test_after_a_crash_a_told_price_frees_what_an_unsettled_probe_holds(qu
         assert (job.probe, job.free) == (None, 92)
     assert_balanced(path)
     async with opened(path, max_credits=Decimal(100)) as job:
-        [probe] = await job.enter([entry("probe")])
+        probe = await job.enter(entry("probe"))
         assert (probe.row.credits, job.free) == (4, 92)
+
+
+async def test_a_price_that_is_told_with_a_refused_request_is_written_all_the_same(quick_path: Path) -> None:
+    path = quick_path / "job.db"
+    async with opened(path, max_credits=Decimal(10)) as job:
+        await probing(job)
+        assert await intend(job, await entered(job, "b"), price="new", told=Decimal(6)) is not None
+        assert (job.probe, job.reserved) == (None, 6)
+        for _ in range(10):  # the turn that nobody waits for
+            await asyncio.sleep(0)
+        assert sums_on_disk(path)[0] == 6_000_000
+        assert_balanced(path)
 
 
 async def test_after_a_crash_the_answer_of_a_probe_still_teaches_the_price(quick_path: Path) -> None:
@@ -305,7 +317,7 @@ async def test_after_a_crash_the_answer_of_a_probe_still_teaches_the_price(quick
     await probing(job)
     kill(job)
     async with opened(path, max_credits=Decimal(100)) as job:
-        [probe] = await job.enter([entry("probe")])
+        probe = await job.enter(entry("probe"))
         assert await job.replay(probe.row)
         await accept(job, probe.row, new_task(4), at=at())
         assert (job.price_of("new"), job.free) == (4, 96)

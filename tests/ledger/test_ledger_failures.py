@@ -22,6 +22,7 @@ from ledger_world import (
     assert_balanced,
     at,
     end_of,
+    enter_all,
     entered,
     entry,
     intend,
@@ -179,7 +180,7 @@ async def test_what_never_could_be_written_is_told_at_the_end_with_the_ids_of_wh
     with pytest.raises(LedgerError, match=r"1 requests could not be written.*task-unwritten"):
         await job.aclose()
     async with opened(path) as job:  # the job is free, and knows what it knew
-        [known] = await job.enter([entry("k", "k")])
+        known = await job.enter(entry("k", "k"))
         assert known.row.state is State.UNSETTLED
     assert_balanced(path)
 
@@ -208,10 +209,10 @@ async def test_requests_that_cannot_be_entered_are_as_if_never_seen(quick_path: 
         disk_of(job).begins = where
         pulled = [entry("old", "put right"), entry(None, "x"), entry(None, "x"), entry("new")]
         with pytest.raises(LedgerError, match="disk is full"):
-            await job.enter(pulled)
+            await enter_all(job, pulled)
         assert job.census == Census(known=1, new=0, changed=0, gone=1)
         disk_of(job).begins = None
-        [old, x, x_again, new] = await job.enter(pulled)
+        [old, x, x_again, new] = await enter_all(job, pulled)
         assert not any(known.repeated for known in (old, x, x_again, new))
         assert (x.row.identity[-2:], x_again.row.identity[-2:]) == ("-0", "-1")
         assert job.census == Census(known=1, new=3, changed=1, gone=0)
@@ -354,7 +355,7 @@ async def test_a_file_that_is_damaged_under_a_program_says_so(quick_path: Path) 
         file.write(b"\xff" * (path.stat().st_size - 4096))
     disk_of(job).execute("PRAGMA shrink_memory")
     with pytest.raises(LedgerError, match=r"damaged.*copy it away"):
-        await job.enter([entry(f"k{number}") for number in range(50)])
+        await enter_all(job, [entry(f"k{number}") for number in range(50)])
     with pytest.raises(LedgerError):
         await accept(job, await _living(job), new_task(), at=at())
     with pytest.raises(LedgerError, match="damaged"):
@@ -371,13 +372,13 @@ async def test_a_fault_in_one_question_keeps_nobody_else_waiting(tmp_path: Path)
     wrong: Any = "no entry"
     odd = Entry("odd", "no hex", "/v1/images/generations", "m")
     async with opened(tmp_path / "job.db") as job:
-        asked = [job.enter([wrong]), job.enter([entry("k")]), job.find("k")]
-        fault, [known], found = await asyncio.gather(*asked, return_exceptions=True)
+        asked = [job.enter(wrong), job.enter(entry("k")), job.find("k")]
+        fault, known, found = await asyncio.gather(*asked, return_exceptions=True)
         assert isinstance(fault, LedgerError)
         assert known.row.identity == "k"
         assert found is known.row
         with pytest.raises(LedgerError, match="inside this library"):
-            await job.enter([odd])
+            await job.enter(odd)
         assert await intend(job, known.row) is None
 
 
@@ -454,7 +455,7 @@ async def test_after_the_end_nothing_can_be_told(kind: str, tmp_path: Path) -> N
     with pytest.raises(ClosedError, match="default"):
         accept(job, row, new_task(), at=at())
     with pytest.raises(ClosedError):
-        job.enter([entry("k")])
+        job.enter(entry("k"))
 
 
 async def test_a_ledger_is_bound_to_its_loop(tmp_path: Path) -> None:
@@ -487,7 +488,7 @@ async def test_a_loop_that_ends_in_the_middle_of_a_turn_loses_nothing_and_leaves
         thread.shutdown()
         gc.collect()
     async with opened(path) as job:
-        [known] = await job.enter([entry("k", "k")])
+        known = await job.enter(entry("k", "k"))
         assert known.row.task_id == "task-durable"
 
 
@@ -507,7 +508,7 @@ async def test_a_disk_that_is_really_full_stops_the_sending_and_loses_no_id(tmp_
     assert told["sent_after_the_first_failure"] == 0
     assert told["kept"] >= 1
     async with opened(tmp_path / "job.db") as job:
-        known = await job.enter([entry(f"k{number}") for number in range(told["tried"])])
+        known = await enter_all(job, [entry(f"k{number}") for number in range(told["tried"])])
         accepted = {known_one.row.identity: known_one.row.task_id for known_one in known if known_one.row.task_id}
         assert accepted == told["accepted"]
         assert {known_one.row.state for known_one in known} == {State.ACCEPTED, State.ENTERED}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_world import as_nobody, ask, assert_balanced, entry, opened, row_in
+from ledger_world import as_nobody, ask, assert_balanced, enter_all, entry, opened, row_in
 from loop_executor import in_loop
 
 from evolink_async import ConfigurationError, LedgerError
@@ -99,7 +99,7 @@ async def test_a_ledger_with_a_flipped_bit_is_refused_or_as_it_was_but_never_emp
         path.write_bytes(spoilt)
         try:
             async with opened(path) as job:
-                known = await job.enter([entry(f"k{number}", f"k{number}") for number in range(60)])
+                known = await enter_all(job, [entry(f"k{number}", f"k{number}") for number in range(60)])
             # What a text says may be spoilt, but every request is known, and none is paid for again.
             assert job.census.known == 60, f"seed {seed}"
             assert {what_to_do(one) for one in known} <= {Todo.DELIVER, Todo.REFUSE}, f"seed {seed}"
@@ -114,8 +114,8 @@ async def test_a_row_that_makes_no_sense_is_a_damage_too(tmp_path: Path, spoilt:
     ask(path, f"UPDATE request SET {spoilt} WHERE identity = 'k1'")  # the sums are right
     async with opened(path) as job:
         with pytest.raises(LedgerError, match="damaged"):
-            await job.enter([entry("k0"), entry("k1")])
-        assert [known.row.key for known in await job.enter([entry("k2")])] == ["k2"]
+            await enter_all(job, [entry("k0"), entry("k1")])
+        assert [known.row.key for known in await enter_all(job, [entry("k2")])] == ["k2"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from ledger_world import (
     assert_balanced,
     at,
     end_of,
+    enter_all,
     entered,
     entry,
     intend,
@@ -107,7 +108,7 @@ async def test_a_log_without_its_ledger_is_not_taken_for_that_of_a_new_one(tmp_p
     assert (path.exists(), log.read_bytes()) == (False, before)
     away.rename(path)
     async with opened(path) as job:
-        [known] = await job.enter([entry("k", "k")])
+        known = await job.enter(entry("k", "k"))
         assert known.row.state is State.ACCEPTED
     path.unlink()
     log.touch()  # an empty one has nothing to tell
@@ -162,7 +163,7 @@ async def test_who_runs_a_ledger_that_was_deleted_takes_neither_lock_nor_file_fr
     await row_in(new, State.ACCEPTED, "other")
     await new.aclose()
     async with opened(path) as job:
-        assert [known.row.state for known in await job.enter([entry("k", "k"), entry("other", "other")])] == [
+        assert [known.row.state for known in await enter_all(job, [entry("k", "k"), entry("other", "other")])] == [
             State.ACCEPTED,
             State.ACCEPTED,
         ]
@@ -197,7 +198,7 @@ async def test_the_look_at_the_place_is_one_stat_per_turn(tmp_path: Path, monkey
             store, "carry_out", lambda batch: (turns.append(batch.job is not None), carry_out(batch))[1]
         )
         monkeypatch.setattr(os, "stat", counted)
-        rows = [known.row for known in await job.enter([entry(f"k{number}") for number in range(100)])]
+        rows = [known.row for known in await enter_all(job, [entry(f"k{number}") for number in range(100)])]
         for future in [intend(job, row) for row in rows]:
             await future
         monkeypatch.undo()

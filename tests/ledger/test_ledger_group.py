@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_world import accept, ask, assert_balanced, at, end_of, entry, facts, intend, new_task, opened
+from ledger_world import accept, ask, assert_balanced, at, end_of, enter_all, entry, facts, intend, new_task, opened
 from programs import ROOT
 
 from evolink_async.ledger import JobLedger, Row, State, open_ledger
@@ -42,7 +42,7 @@ async def test_a_thousand_writers_share_a_few_commits_and_each_is_durable(tmp_pa
 
         async def one(number: int) -> Row:
             nonlocal gone_through
-            [known] = await job.enter([entry(f"k{number}", number)])
+            known = await job.enter(entry(f"k{number}", number))
             row = known.row
             assert await intend(job, row, body=b"body of %d" % number) is None
             # The future is done: it is on disk, whoever looks.
@@ -62,7 +62,7 @@ async def test_a_thousand_writers_share_a_few_commits_and_each_is_durable(tmp_pa
     assert_balanced(path)
     del rows
     async with opened(path) as job:
-        known = await job.enter([entry(f"k{number}", number) for number in range(MANY)])
+        known = await enter_all(job, [entry(f"k{number}", number) for number in range(MANY)])
         assert {one.row.identity: facts(one.row) for one in known} == before
     bodies = ask(path, "SELECT identity, body FROM request JOIN body ON request = request.id")
     assert sorted(bodies) == sorted((f"k{number}", b"body of %d" % number) for number in range(MANY))
@@ -73,7 +73,7 @@ async def test_two_jobs_write_to_one_file_at_once(tmp_path: Path) -> None:
     async with opened(path, "one") as one, opened(path, "other") as other:
 
         async def write(job: JobLedger, number: int) -> None:
-            [known] = await job.enter([entry(f"k{number}", number)])
+            known = await job.enter(entry(f"k{number}", number))
             await intend(job, known.row)
             await accept(job, known.row, new_task(), at=at())
 
@@ -88,7 +88,9 @@ async def test_rows_that_nobody_holds_are_not_kept(tmp_path: Path, monkeypatch: 
     for path in (tmp_path / "job.db", None):
         async with opened(path) as job:
             for start in range(0, 500, 100):
-                for known in await job.enter([entry(f"k{number}", number) for number in range(start, start + 100)]):
+                for known in await enter_all(
+                    job, [entry(f"k{number}", number) for number in range(start, start + 100)]
+                ):
                     task = new_task()
                     intend(job, known.row)
                     accept(job, known.row, task, at=at(1))
@@ -135,7 +137,7 @@ async def test_a_running_job_can_be_looked_at(tmp_path: Path) -> None:
         looking = asyncio.create_task(look())
         number = 0
         while not looking.done():
-            for known in await job.enter([entry(f"k{number + more}", more) for more in range(20)]):
+            for known in await enter_all(job, [entry(f"k{number + more}", more) for more in range(20)]):
                 intend(job, known.row)
                 await accept(job, known.row, Task(id=f"task-{known.row.id}"), at=at())
                 assert known.row.state is State.ACCEPTED

@@ -26,7 +26,7 @@ from evolink_async.ledger import Entry, open_job
 
 async def main():
     job = await open_job(sys.argv[1], sys.argv[2])
-    [known] = await job.enter([Entry("held", "00", "/v1/images/generations", "m")])
+    known = await job.enter(Entry("held", "00", "/v1/images/generations", "m"))
     {then}
     print("holds it", flush=True)
     await asyncio.sleep(60)
@@ -93,7 +93,7 @@ async def test_the_job_is_free_as_soon_as_its_process_is_killed(tmp_path: Path) 
     await process.wait()
     async with opened(path) as job:
         assert job.run == 2
-        [known] = await job.enter([entry("held")])
+        known = await job.enter(entry("held"))
         assert known.row.state is State.ENTERED
 
 
@@ -169,7 +169,7 @@ async def test_a_forked_child_has_no_part_in_it_and_does_not_keep_it_locked(tmp_
             process.kill()
             await process.wait()
     async with opened(path) as job:
-        [known] = await job.enter([entry("k", "k")])
+        known = await job.enter(entry("k", "k"))
         assert known.row.state is State.COMPLETED
 
 

@@ -29,6 +29,7 @@ from ledger_world import (
     assert_balanced,
     at,
     end_of,
+    enter_all,
     entry,
     facts,
     intend,
@@ -196,8 +197,8 @@ class Life(RuleBasedStateMachine):
         async def pulled() -> None:
             keys = [f"k{len(self.naive.requests) + more}" for more in range(count)]
             for known, twin in zip(
-                await self.job.enter([entry(key, key) for key in keys]),
-                await self.twin.enter([entry(key, key) for key in keys]),
+                await enter_all(self.job, [entry(key, key) for key in keys]),
+                await enter_all(self.twin, [entry(key, key) for key in keys]),
                 strict=True,
             ):
                 assert not known.repeated
@@ -401,7 +402,7 @@ class Life(RuleBasedStateMachine):
         else:
             await self.job.aclose()
         self.job = await open_job(self.path, max_credits=cap)
-        known = await self.job.enter([entry(key, key) for key in self.rows])
+        known = await enter_all(self.job, [entry(key, key) for key in self.rows])
         assert not any(one.repeated or one.changed for one in known)
         self.rows = {one.row.identity: one.row for one in known}
         for row in self.twins.values():

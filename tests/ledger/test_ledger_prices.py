@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_world import accept, assert_balanced, at, end_of, entered, entry, intend, kill, new_task, opened
+from ledger_world import accept, assert_balanced, at, end_of, enter_all, entered, entry, intend, kill, new_task, opened
 from loop_executor import in_loop
 
 from evolink_async import LedgerError
@@ -137,7 +137,7 @@ async def test_where_more_was_used_than_reserved_that_is_the_price_and_all_on_th
     kept = {"b": 10e6, "c": 10e6, "d": 10e6}
     async with opened(path, max_credits=Decimal(50)) as job:
         assert job.price_of("hd") == 10
-        known = await job.enter([entry(key, key) for key in "bcd"])
+        known = await enter_all(job, [entry(key, key) for key in "bcd"])
         assert {one.row.identity: one.row.reserved for one in known} == kept
         await complete(job, known[0].row, 9)
         await job.accepted(known[1].row, "task-of-its-own", reserved=Decimal(1), at=at(3))
@@ -197,7 +197,9 @@ async def test_what_an_earlier_run_has_sent_keeps_what_its_class_has_used_since(
     await intend(job, await entered(job, "sending", "sending"), price="hd", told=None)
     kill(job)
     async with opened(path, max_credits=Decimal(50)) as job:
-        a, b, c, sending = [known.row for known in await job.enter([entry(key, key) for key in [*"abc", "sending"]])]
+        a, b, c, sending = [
+            known.row for known in await enter_all(job, [entry(key, key) for key in [*"abc", "sending"]])
+        ]
         await job.classify(a, "hd")
         await job.classify(b, "hd")
         await complete(job, a, 10)

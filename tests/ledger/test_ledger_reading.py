@@ -21,6 +21,7 @@ from ledger_world import (
     assert_balanced,
     at,
     end_of,
+    enter_all,
     entered,
     entry,
     facts,
@@ -138,8 +139,8 @@ async def test_rows_come_in_the_order_they_were_pulled_page_by_page(quick_path: 
     path = quick_path / "job.db"
     count = 2 * PAGE + 3
     async with opened(path) as job, opened(path, "other") as other:
-        known = await job.enter([entry(f"k{number}", number) for number in range(count)])
-        await other.enter([entry(f"x{number}", number) for number in range(10)])
+        known = await enter_all(job, [entry(f"k{number}", number) for number in range(count)])
+        await enter_all(other, [entry(f"x{number}", number) for number in range(10)])
         done = known[PAGE + 1].row
         await intend(job, done)
         task = new_task()
@@ -159,7 +160,7 @@ async def test_a_page_of_rows_costs_the_same_in_a_long_job(quick_path: Path) -> 
     path, steps = quick_path / "job.db", []
     for more in range(2):
         async with opened(path) as job:
-            await job.enter([entry(f"k{more}-{number}", number) for number in range(3 * PAGE)])
+            await enter_all(job, [entry(f"k{more}-{number}", number) for number in range(3 * PAGE)])
         with closing(sqlite3.connect(path)) as connection:
             passed: list[int] = []
             connection.set_progress_handler(functools.partial(passed.append, 0), 10)  # it gives None: go on
@@ -264,7 +265,7 @@ async def test_a_ledger_knows_the_tasks_of_all_its_jobs_and_tries(quick_path: Pa
 
 async def known_next_run(path: Path, key: str) -> tuple[Todo, Any]:
     async with opened(path) as job:
-        [known] = await job.enter([entry(key, key)])
+        known = await job.enter(entry(key, key))
         return what_to_do(known), known.row
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ledger_world import (
@@ -11,6 +12,7 @@ from ledger_world import (
     at,
     content,
     end_of,
+    enter_all,
     entered,
     entry,
     intend,
@@ -25,7 +27,7 @@ from loop_executor import in_loop
 from evolink_async import InvalidRequestError
 from evolink_async.ledger import Entered, Entry, State, Todo, may_try_again, open_job, what_to_do
 from evolink_async.ledger.job import Census
-from evolink_async.ledger.values import Row
+from evolink_async.ledger.values import Fate, Row
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +35,9 @@ def _without_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     in_loop(monkeypatch)
 
 
-def row(state: State, **fields: object) -> Row:
-    made = Row(1, "k", b"\0", "/v1/images/generations", "m", state)
-    for name, value in fields.items():
-        setattr(made, name, value)
+def row(state: State, *, number: int = 1, **fate: Any) -> Row:
+    made = Row(1, "k", b"\0", "/v1/images/generations", "m", state, number=number)
+    made.fate = Fate(**fate)
     return made
 
 
@@ -92,7 +93,7 @@ async def test_a_finished_job_is_delivered_from_the_ledger(quick_path: Path) -> 
         await job.saved(made, ["out/a-1.png", "out/a-2.png"])
         await row_in(job, State.FAILED, "b")
     async with opened(path) as job:
-        [a, b] = await job.enter([entry("a", "a"), entry("b", "b")])
+        [a, b] = await enter_all(job, [entry("a", "a"), entry("b", "b")])
         assert [what_to_do(known) for known in (a, b)] == [Todo.DELIVER, Todo.DELIVER]
         assert a.row.task is not None
         assert a.row.task.urls == (f"https://files.example/{a.row.task_id}.png",)
@@ -111,8 +112,8 @@ async def test_what_died_while_sending_is_unsettled_with_all_that_a_replay_needs
     kill(job)
     async with opened(path) as job:
         assert job.interrupted == 2
-        [sending, replaying, accepted] = await job.enter(
-            [entry(key, key) for key in ("sending", "replaying", "accepted")]
+        [sending, replaying, accepted] = await enter_all(
+            job, [entry(key, key) for key in ("sending", "replaying", "accepted")]
         )
         assert [what_to_do(known) for known in (sending, replaying, accepted)] == [
             Todo.SETTLE,
@@ -136,18 +137,18 @@ async def test_without_a_key_equal_bodies_are_told_apart_by_how_many_came_before
     path = quick_path / "job.db"
     bodies = ["a", "b", "a", "a", "c", "b"]
     async with opened(path) as job:
-        first = await job.enter([entry(None, body) for body in bodies])
+        first = await enter_all(job, [entry(None, body) for body in bodies])
         names = [known.row.identity for known in first]
         assert names == [f"{content(body)}-{count}" for body, count in zip(bodies, [0, 0, 1, 2, 0, 1], strict=True)]
         assert [known.row.key for known in first] == [None] * 6
     async with opened(path) as job:
         # Inserting and reordering rows changes nothing.
         shuffled = ["x", *reversed(bodies)]
-        again = await job.enter([entry(None, body) for body in shuffled])
+        again = await enter_all(job, [entry(None, body) for body in shuffled])
         assert sorted(known.row.identity for known in again[1:]) == sorted(names)
         assert job.census == Census(known=6, new=1, changed=0, gone=0)
     async with opened(path) as job:
-        await job.enter([entry(None, "a")])
+        await job.enter(entry(None, "a"))
         assert job.census == Census(known=7, new=0, changed=0, gone=6)
 
 
@@ -163,7 +164,7 @@ async def test_equal_bodies_are_counted_over_calls_even_when_the_count_is_no_lon
         async with opened(quick_path / "job.db" if kind == "sqlite" else None) as job:
             for _ in range(60):
                 bodies = [chance.choice("abcdef") for _ in range(chance.randrange(6))]
-                calls = [job.enter([entry(None, body) for body in bodies[half::2]]) for half in (0, 1)]
+                calls = [enter_all(job, [entry(None, body) for body in bodies[half::2]]) for half in (0, 1)]
                 for half, call in enumerate(calls):
                     for body, known in zip(bodies[half::2], await call, strict=True):
                         assert known.row.identity == f"{content(body)}-{seen.get(body, 0)}"
@@ -173,10 +174,10 @@ async def test_equal_bodies_are_counted_over_calls_even_when_the_count_is_no_lon
 
 async def test_a_key_that_comes_twice_in_a_run_is_one_request(quick_path: Path) -> None:
     async with opened(quick_path / "job.db") as job:
-        [first, same, other] = await job.enter([entry("k", 1), entry("k", 1), entry("k", 2)])
+        [first, same, other] = await enter_all(job, [entry("k", 1), entry("k", 1), entry("k", 2)])
         assert first.row is same.row is other.row
         assert [what_to_do(known) for known in (first, same, other)] == [Todo.SUBMIT, Todo.SHARE, Todo.REFUSE]
-        [later] = await job.enter([entry("k", 1)])
+        later = await job.enter(entry("k", 1))
         assert later.row is first.row
         assert later.repeated
 
@@ -184,7 +185,7 @@ async def test_a_key_that_comes_twice_in_a_run_is_one_request(quick_path: Path) 
 async def test_a_row_that_nobody_holds_is_read_again_when_its_key_comes_again(quick_path: Path) -> None:
     async with opened(quick_path / "job.db") as job:
         await row_in(job, State.COMPLETED, "k")
-        [again] = await job.enter([entry("k", "k")])
+        again = await job.enter(entry("k", "k"))
         assert again.repeated
         assert again.row.state is State.COMPLETED
         assert again.row.task is not None
@@ -198,11 +199,11 @@ async def test_a_changed_body_is_refused_once_its_key_may_have_been_paid_for(qui
             await row_in(job, state, state.value)
     async with opened(path) as job:
         keys = ["completed", "failed", "accepted", "unsettled"]
-        known = await job.enter([entry(key, "another body") for key in keys])
+        known = await enter_all(job, [entry(key, "another body") for key in keys])
         assert [what_to_do(one, retry_failed=9) for one in known] == [Todo.REFUSE] * 4
         assert job.census == Census(known=4, new=0, changed=4, gone=0)
     async with opened(path) as job:  # and it is not changed by that
-        known = await job.enter([entry(key, key) for key in keys])
+        known = await enter_all(job, [entry(key, key) for key in keys])
         assert not any(one.changed for one in known)
 
 
@@ -214,13 +215,13 @@ async def test_a_body_of_which_nothing_came_may_be_put_right_in_a_later_run(quic
         vain = await row_in(job, State.SENDING, "vain")
         await job.posted_in_vain(vain, sent=True)
     async with opened(path) as job:
-        known = await job.enter([entry(key, "put right") for key in ("bad", "unsent", "vain")])
+        known = await enter_all(job, [entry(key, "put right") for key in ("bad", "unsent", "vain")])
         assert [what_to_do(one) for one in known] == [Todo.SUBMIT] * 3
         assert job.census.changed == 3
         await intend(job, known[0].row, body=b"right")
         await accept(job, known[0].row, new_task(), at=at())
     async with opened(path) as job:
-        [one, other] = await job.enter([entry("bad", "put right"), entry("unsent", "unsent")])
+        [one, other] = await enter_all(job, [entry("bad", "put right"), entry("unsent", "unsent")])
         assert not one.changed
         assert (what_to_do(one), what_to_do(other)) == (Todo.FOLLOW, Todo.SUBMIT)
 
@@ -228,7 +229,7 @@ async def test_a_body_of_which_nothing_came_may_be_put_right_in_a_later_run(quic
 async def test_a_key_that_looks_like_an_identity_is_not_taken_for_it(quick_path: Path) -> None:
     async with opened(quick_path / "job.db") as job:
         await entered(job, f"{content('a')}-0", "b")
-        [unkeyed] = await job.enter([entry(None, "a")])
+        unkeyed = await job.enter(entry(None, "a"))
         assert what_to_do(unkeyed) is Todo.REFUSE  # never two requests under one name
 
 
@@ -236,13 +237,13 @@ async def test_jobs_in_one_file_know_nothing_of_each_other(quick_path: Path) -> 
     path = quick_path / "job.db"
     async with opened(path, "one") as one, opened(path, "other") as other:
         await row_in(one, State.COMPLETED, "k")
-        [known] = await other.enter([entry("k", "k")])
+        known = await other.enter(entry("k", "k"))
         assert what_to_do(known) is Todo.SUBMIT
         assert (one.spent, other.spent) == (2.5, 0)
         assert await other.find("k") is known.row
         await intend(other, known.row)
     async with opened(path, "other") as other:
-        [known] = await other.enter([entry("k", "k")])
+        known = await other.enter(entry("k", "k"))
         assert known.row.state is State.UNSETTLED
 
 
@@ -250,9 +251,9 @@ async def test_every_name_that_is_a_text_is_kept_as_it_is(quick_path: Path) -> N
     path = quick_path / "job.db"
     names = ["\0", "a\0b", "'; DROP TABLE request; --", "ключ", "\U0001f3a8", " ", "%", "k" * 1024, "a\nb", "NULL"]
     async with opened(path) as job:
-        await job.enter([entry(name) for name in names])
+        await enter_all(job, [entry(name) for name in names])
     async with opened(path) as job:
-        known = await job.enter([entry(name) for name in names])
+        known = await enter_all(job, [entry(name) for name in names])
         assert [one.row.key for one in known] == names
         assert job.census == Census(known=len(names), new=0, changed=0, gone=0)
     for key, model in (("\ud800", "m"), ("k", "m\udfff")):
@@ -265,7 +266,7 @@ async def test_a_key_that_is_the_identity_of_a_request_without_one_changes_nothi
     async with opened(path) as job:
         row = await entered(job, None, "a")
     async with opened(path) as job:
-        [known] = await job.enter([entry(row.identity, "another body")])
+        known = await job.enter(entry(row.identity, "another body"))
         assert (known.changed, known.row.content, known.row.key) == (True, row.content, None)
 
 
@@ -291,7 +292,7 @@ async def test_a_new_try_keeps_the_former_one_on_record_and_counts_it(quick_path
         assert again.credits == 5.5
         assert (job.spent, job.reserved) == (3, 2.5)
     async with opened(path) as job:
-        [known] = await job.enter([entry("k")])
+        known = await job.enter(entry("k"))
         [failed, extra] = known.row.past
         assert (failed.number, failed.state, failed.task_id) == (1, State.FAILED, first.id)
         assert (failed.idempotency_key, failed.error_code) == ("first-key-of-sixteen", "service_error")

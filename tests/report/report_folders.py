@@ -102,7 +102,7 @@ async def write_ledger(folder: Path, states: Mapping[str, str], *, name: str = "
         sent = BEGUN + timedelta(seconds=number)
         body = json.dumps({"model": MODEL, "prompt": key}).encode()
         content = hashlib.sha256(body).hexdigest()[:16]
-        [entered] = await job.enter([Entry(key, content, "/v1/images/generations", MODEL)])
+        entered = await job.enter(Entry(key, content, "/v1/images/generations", MODEL))
         row = entered.row
         if state == "entered":
             continue
