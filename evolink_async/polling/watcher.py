@@ -295,7 +295,7 @@ class Watcher:
         started = now - (_age_of(task) if age is None else age)
         model = task.model
         known = model is not None or task.estimated_time is not None
-        expectation = self._expect(task, model) if known else None
+        expectation = self._expect(task, model, started) if known else None
         watched = self._watched[task.id] = _Watched(task.id, started, age is not None, expectation, follower)
         if stranger:
             self._strangers.add(task.id)
@@ -304,7 +304,7 @@ class Watcher:
         if task.is_terminal:
             watched.in_trouble().ended = task.task
         elif expectation is not None and (watched.aged or task.created is not None):
-            moment = max(now, self._due(watched, expectation))
+            moment = max(now, expectation.next_look(self._random.random()))
         self._plan(watched, moment)
 
     def follows(self, task_id: str) -> bool:
@@ -357,13 +357,10 @@ class Watcher:
 
     # Planning
 
-    def _expect(self, task: TaskReading, model: str | None) -> Expectation:
+    def _expect(self, task: TaskReading, model: str | None, started: float) -> Expectation:
         price = task.credits_reserved
         task_class = class_of(task.kind, model, None if price is None else float(price), task.video_duration)
-        return self._schedule.expect(task_class, task.estimated_time)
-
-    def _due(self, watched: _Watched, expectation: Expectation) -> float:
-        return watched.started + expectation.next_look(self._random.random())
+        return self._schedule.expect(task_class, task.estimated_time, started)
 
     def _plan(self, watched: _Watched, moment: float) -> None:
         if len(self._heap) > 2 * len(self._watched) + BATCH_SIZE:
@@ -388,11 +385,7 @@ class Watcher:
             learned.requests_per_second *= _REGAINED_SHARE ** min(elapsed, 100.0)
         looks = self._requests_per_second * (BATCH_SIZE if learned.batches else 1)
         sample = self._random.choices(self._heap, k=min(_SAMPLE, len(self._heap)))
-        urgencies = [
-            expectation.urgency(max(0.0, now - due.watched.started))
-            for due in sample
-            if (expectation := due.watched.expectation) is not None
-        ]
+        urgencies = [expectation.urgency(now) for due in sample if (expectation := due.watched.expectation) is not None]
         price = price_for(urgencies, len(self._watched), _USED_SHARE * looks) if urgencies else 0.0
         least = PRICE * (_BATCH_DISCOUNT if learned.batches else 1.0)
         share = _NEW_PRICE_SHARE if math.isfinite(elapsed) else 1.0
@@ -520,7 +513,7 @@ class Watcher:
             return None
         if early > _TICK:
             expectation = watched.expectation
-            if expectation is None or not may_be_early(early, first - watched.started - expectation.looked_at):
+            if expectation is None or not may_be_early(early, first - expectation.looked_at):
                 return None
         return self._pop()
 
@@ -615,18 +608,19 @@ class Watcher:
         now = self._loop.time()
         expectation = watched.expectation
         if expectation is None:
-            expectation = watched.expectation = self._expect(reading, reading.model)
+            expectation = watched.expectation = self._expect(reading, reading.model, watched.started)
         if not watched.aged and reading.created is not None:
             watched.aged, watched.started = True, now - _age_of(reading, answer)
-        expectation.unfinished(asked_at - watched.started, reading.progress)
-        self._again(watched, max(now + SHORTEST, self._due(watched, expectation)))
+            expectation.started = watched.started
+        expectation.unfinished(asked_at, reading.progress)
+        self._again(watched, max(now + SHORTEST, expectation.next_look(self._random.random())))
         self._tell_seen(watched, reading)
 
     def _saw_end(self, watched: _Watched, task: Task, ended: Task | None, asked_at: float, *, alone: bool) -> None:
         """ended: what it was when it ended before, without a result."""
         if ended is None:
             if watched.expectation is not None and watched.aged:
-                watched.expectation.over(self._loop.time() - watched.started)
+                watched.expectation.over(self._loop.time())
         elif not (task.succeeded and has_result(task)):
             task = ended  # the first terminal status stands
         if not has_result(task) and task.succeeded and self._awaits_links(watched, asked_at, alone=alone):
