@@ -335,6 +335,7 @@ class Watcher:
             self._look_again.add(task_id)
         else:
             watched.in_trouble().alone = True
+            self._unplan(watched)
             self._plan(watched, now)
 
     def unreachable(self, task_id: str) -> bool:
@@ -363,15 +364,18 @@ class Watcher:
         return self._schedule.expect(task_class, task.estimated_time, started)
 
     def _plan(self, watched: _Watched, moment: float) -> None:
-        if len(self._heap) > 2 * len(self._watched) + BATCH_SIZE:
-            # Entries of those who went early, or were hastened: they must not pile up until their time comes.
-            self._heap = [due for due in self._heap if due.watched.due is due]
-            heapq.heapify(self._heap)
         due = watched.due = _Due(moment)
         due.watched = watched
         heapq.heappush(self._heap, due)
         if self._heap[0] is due:
             self._set_timer()
+
+    def _unplan(self, watched: _Watched) -> None:
+        """Leave its entry in the heap behind. Such entries must not pile up until their time comes."""
+        watched.due = None
+        if len(self._heap) > 2 * len(self._watched) + BATCH_SIZE:
+            self._heap = [due for due in self._heap if due.watched.due is due]
+            heapq.heapify(self._heap)
 
     def _price_looks(self) -> None:
         """Once a second: make looks as dear as it takes for all of them to fit into the requests there may be."""
@@ -412,8 +416,10 @@ class Watcher:
         """Look at it no more. Returns who followed it: nobody, if it was forgotten before."""
         followers = watched.followers
         if watched.follower is not None:
-            watched.follower = watched.due = None
+            watched.follower = None
             del self._watched[watched.id]
+            if watched.due is not None:
+                self._unplan(watched)
             self._look_again.discard(watched.id)
             self._strangers.discard(watched.id)
             if not self._watched:
