@@ -801,12 +801,18 @@ async def test_hints_and_comings_and_goings_do_not_pile_up_in_the_heap() -> None
             (ear,) = follow(watcher, [fresh(f"task-{n}", 3600.0)])
             watcher.notify(f"task-{n}")
             watcher.unfollow(f"task-{n}", ear)
-        assert len(watcher._heap) < 200
+        assert len(watcher._heap) < 100
+        for n in range(5000):
+            (ear,) = follow(watcher, [fresh(f"task-{n}", 3600.0)])
+            watcher.unfollow(f"task-{n}", ear)
+        assert len(watcher._heap) < 100
+        (earlier,) = follow(watcher, [fresh("earlier", 3000.0)])
         for _ in range(500):
             watcher.notify("stays")
             await asyncio.sleep(1.01)
-            assert len(watcher._heap) < 200
+            assert len(watcher._heap) < 100
         watcher.unfollow("stays", stays)
+        watcher.unfollow("earlier", earlier)
 
 
 class Quiet(Ear):
