@@ -296,15 +296,16 @@ class Watcher:
         model = task.model
         known = model is not None or task.estimated_time is not None
         expectation = self._expect(task, model, started) if known else None
-        watched = self._watched[task.id] = _Watched(task.id, started, age is not None, expectation, follower)
-        if stranger:
-            self._strangers.add(task.id)
+        watched = _Watched(task.id, started, age is not None, expectation, follower)
         # Of an id alone nothing is known, and a task that ended needs only its links: the first look is at once.
         moment = now
         if task.is_terminal:
             watched.in_trouble().ended = task.task
         elif expectation is not None and (watched.aged or task.created is not None):
             moment = max(now, expectation.next_look(self._random.random()))
+        self._watched[task.id] = watched
+        if stranger:
+            self._strangers.add(task.id)
         self._plan(watched, moment)
 
     def follows(self, task_id: str) -> bool:
@@ -438,7 +439,7 @@ class Watcher:
         moment = math.inf
         # With as many looks under way as may be, the first that ends sets it.
         if self._heap and len(self._looks) < self._workers:
-            moment = max(self._heap[0], self._paused_until, self._held_until, self._next_request_at)
+            moment = max(float(self._heap[0]), self._paused_until, self._held_until, self._next_request_at)
         if self._timer is not None:
             if self._timer_at == moment:
                 return
