@@ -1,4 +1,4 @@
-"""When to look at a task next. Pure: what was seen of tasks in, ages out.
+"""When to look at a task next. Pure: what was seen of tasks in, times of looks out.
 
 The best interval between two looks is sqrt(2 * price / hazard) (Keller 1974): hazard is the rate at which tasks of that
 age end, price what a look costs in seconds of delay. The hazard is learned for each class of tasks.

@@ -515,11 +515,10 @@ class Watcher:
         if first is None:
             return None
         watched, early = first.watched, first - now
-        # Where something went wrong the pause stands, and of an id alone nothing is known.
         if watched.trouble is not None and (watched.trouble.alone or early > _TICK):
-            return None
+            return None  # where something went wrong the pause stands
         if early > _TICK:
-            expectation = watched.expectation
+            expectation = watched.expectation  # of an id alone nothing is known
             if expectation is None or not may_be_early(early, first - expectation.looked_at):
                 return None
         return self._pop()
@@ -591,7 +590,8 @@ class Watcher:
                 self._batch_failed(watched, answer, asked_at)
             else:
                 # Absent means wrong, expired or foreign, and perhaps only "not yet": one answer of its own tells.
-                watched.heard = watched.in_trouble().alone = True
+                watched.heard = watched.heard or isinstance(answer, Answer)
+                watched.in_trouble().alone = True
                 self._again(watched, self._loop.time())
 
     def _batch_failed(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
