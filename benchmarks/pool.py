@@ -364,27 +364,27 @@ class EveryTask:
         self.interval = job.outstanding / job.looks
         self.random = random.Random(job.seed)
 
-    def expect(self, *_: object) -> InTurn:
-        return InTurn(self)
+    def expect(self, task_class: object, estimate: object, started: float) -> InTurn:
+        return InTurn(self, started)
 
 
 class InTurn:
     """What that schedule expects of one task: the first look anywhere in the interval, the others an interval apart."""
 
-    __slots__ = ("_schedule", "looked_at")
+    __slots__ = ("_schedule", "looked_at", "started")
 
-    def __init__(self, schedule: EveryTask) -> None:
+    def __init__(self, schedule: EveryTask, started: float) -> None:
         self._schedule = schedule
-        self.looked_at = 0.0
+        self.started = self.looked_at = started
 
     def next_look(self, dice: float) -> float:
-        interval = self._schedule.interval
-        return self.looked_at + (interval * (0.95 + dice / 10) if self.looked_at else interval * dice)
+        interval, first = self._schedule.interval, self.looked_at == self.started
+        return self.looked_at + (interval * dice if first else interval * (0.95 + dice / 10))
 
-    def unfinished(self, age: float, progress: int = 0) -> None:
-        self.looked_at = age
+    def unfinished(self, asked_at: float, progress: int = 0) -> None:
+        self.looked_at = asked_at
 
-    def urgency(self, age: float) -> float:
+    def urgency(self, now: float) -> float:
         return 1.0
 
 

@@ -1,4 +1,4 @@
-"""When to look at a task next. Pure: what was seen of tasks in, ages out.
+"""When to look at a task next. Pure: what was seen of tasks in, times of looks out.
 
 The best interval between two looks is sqrt(2 * price / hazard) (Keller 1974): hazard is the rate at which tasks of that
 age end, price what a look costs in seconds of delay. The hazard is learned for each class of tasks.
@@ -113,12 +113,15 @@ class Schedule:
             raise ValueError(f"price must be positive and finite, got {price!r}")
         self._price = price
 
-    def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
-        """What to expect of a task that nobody has looked at. estimate: seconds; without a plausible one the latest."""
+    def expect(self, task_class: TaskClass, estimate: float | None, started: float = 0.0) -> Expectation:
+        """What to expect of a task that nobody has looked at. estimate: seconds; without a plausible one the latest.
+
+        started: when it was submitted, on the clock that is used for it from now on.
+        """
         asked = task_class, estimate
         if asked != self._asked:  # most often it is as it was the time before
             self._asked, self._basis = asked, self._basis_of(task_class, estimate)
-        return Expectation(self._basis)
+        return Expectation(self._basis, started)
 
     def _basis_of(self, task_class: TaskClass, estimate: float | None) -> _Basis:
         kind, name, size = task_class
@@ -184,15 +187,19 @@ class _Basis:
 
 
 class Expectation:
-    """What is expected of one task, and what was seen of it. Ages are seconds since its submission."""
+    """What is expected of one task, and what was seen of it. Times are those of one clock, whichever it is.
 
-    __slots__ = ("_basis", "_readings", "_shown", "_shown_at", "looked_at")
+    They are moments and not ages: so all who are looked at together share one number.
+    """
 
-    def __init__(self, basis: _Basis) -> None:
+    __slots__ = ("_basis", "_readings", "_shown", "_shown_at", "looked_at", "started")
+
+    def __init__(self, basis: _Basis, started: float) -> None:
         self._basis = basis
-        self.looked_at = 0.0  # age at the latest look; 0.0: there was none
-        self._shown = 0  # the latest progress, 0 if it told nothing, and the age at which it first showed
-        self._shown_at = 0.0
+        self.started = started  # when it was submitted
+        self.looked_at = started  # the latest look; `started`: there was none
+        self._shown = 0  # the latest progress, 0 if it told nothing, and when it first showed
+        self._shown_at = started
         self._readings: array[float] | None = None  # progress, age, of earlier looks: the first at each tenth
 
     @property
@@ -202,46 +209,49 @@ class Expectation:
         if self._shown:
             law = basis.progress.trusted(self._shown)
             if law is not None:
-                return law, predicted_duration(self._shown, self._shown_at)
+                return law, predicted_duration(self._shown, self._shown_at - self.started)
         return basis.law, basis.estimate
 
     def next_look(self, random: float) -> float:
-        """The age at which to look next, counted from the latest look; may be over for a task never looked at.
+        """When to look next, counted from the latest look; may be over for a task never looked at.
 
         random: uniform in [0, 1), spreads the first looks at tasks of the same age.
         """
-        looked_at, (law, scale) = self.looked_at, self._deciding
+        started, looked_at, (law, scale) = self.started, self.looked_at, self._deciding
+        age = looked_at - started
         price = min(self._basis.schedule.price / scale, _DEAREST)
-        age = law.next_look(looked_at / scale, price) if looked_at else law.first_look(price, random)
-        return min(max(scale * age, looked_at + SHORTEST), looked_at + LONGEST)
+        age = law.next_look(age / scale, price) if age > 0 else law.first_look(price, random)
+        return min(max(started + scale * age, looked_at + SHORTEST), looked_at + LONGEST)
 
-    def urgency(self, age: float) -> float:
-        """How densely looks are worth their price at this age, for `price_for`."""
+    def urgency(self, now: float) -> float:
+        """How densely looks are worth their price now, for `price_for`."""
         law, scale = self._deciding
-        return law.root_hazard(age / scale) / math.sqrt(scale)
+        return law.root_hazard(max(0.0, now - self.started) / scale) / math.sqrt(scale)
 
-    def unfinished(self, age: float, progress: int = 0) -> None:
-        """A look, asked for at this age, was answered: not over yet. progress: percent, 0 tells nothing."""
-        if not age > self.looked_at:
+    def unfinished(self, asked_at: float, progress: int = 0) -> None:
+        """A look, asked for then, was answered: not over yet. progress: percent, 0 tells nothing."""
+        if not asked_at > self.looked_at:
             return
-        self.looked_at = age
+        self.looked_at = asked_at
         if progress != self._shown:
             self._keep_reading()
-            self._shown, self._shown_at = progress, age
+            self._shown, self._shown_at = progress, asked_at
 
     def _keep_reading(self) -> None:
         """Remember what is shown, to learn from it in the end."""
         progress, readings = self._shown, self._readings
         if not progress:
             return
+        age = self._shown_at - self.started
         if readings is None:  # small, as there may be many: a millisecond is near enough
-            self._readings = array("f", (progress, self._shown_at))
+            self._readings = array("f", (progress, age))
         elif len(readings) < 2 * TENTHS and tenth_of(readings[-2]) != tenth_of(progress):
-            readings.extend((progress, self._shown_at))
+            readings.extend((progress, age))
 
-    def over(self, age: float) -> None:
-        """The answer that the task is over, however it ended, came at this age: learn from it, once."""
-        low, high = self.looked_at, max(age, self.looked_at)
+    def over(self, heard_at: float) -> None:
+        """The answer that the task is over, however it ended, came then: learn from it, once."""
+        low = max(0.0, self.looked_at - self.started)
+        high = max(heard_at - self.started, low)
         estimate, clock = self._basis.estimate, self._basis.law
         self._keep_reading()
         numbers = iter(self._readings or ())

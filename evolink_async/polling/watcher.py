@@ -295,16 +295,17 @@ class Watcher:
         started = now - (_age_of(task) if age is None else age)
         model = task.model
         known = model is not None or task.estimated_time is not None
-        expectation = self._expect(task, model) if known else None
-        watched = self._watched[task.id] = _Watched(task.id, started, age is not None, expectation, follower)
-        if stranger:
-            self._strangers.add(task.id)
+        expectation = self._expect(task, model, started) if known else None
+        watched = _Watched(task.id, started, age is not None, expectation, follower)
         # Of an id alone nothing is known, and a task that ended needs only its links: the first look is at once.
         moment = now
         if task.is_terminal:
             watched.in_trouble().ended = task.task
         elif expectation is not None and (watched.aged or task.created is not None):
-            moment = max(now, self._due(watched, expectation))
+            moment = max(now, expectation.next_look(self._random.random()))
+        self._watched[task.id] = watched
+        if stranger:
+            self._strangers.add(task.id)
         self._plan(watched, moment)
 
     def follows(self, task_id: str) -> bool:
@@ -335,6 +336,7 @@ class Watcher:
             self._look_again.add(task_id)
         else:
             watched.in_trouble().alone = True
+            self._unplan(watched)
             self._plan(watched, now)
 
     def unreachable(self, task_id: str) -> bool:
@@ -357,24 +359,24 @@ class Watcher:
 
     # Planning
 
-    def _expect(self, task: TaskReading, model: str | None) -> Expectation:
+    def _expect(self, task: TaskReading, model: str | None, started: float) -> Expectation:
         price = task.credits_reserved
         task_class = class_of(task.kind, model, None if price is None else float(price), task.video_duration)
-        return self._schedule.expect(task_class, task.estimated_time)
-
-    def _due(self, watched: _Watched, expectation: Expectation) -> float:
-        return watched.started + expectation.next_look(self._random.random())
+        return self._schedule.expect(task_class, task.estimated_time, started)
 
     def _plan(self, watched: _Watched, moment: float) -> None:
-        if len(self._heap) > 2 * len(self._watched) + BATCH_SIZE:
-            # Entries of those who went early, or were hastened: they must not pile up until their time comes.
-            self._heap = [due for due in self._heap if due.watched.due is due]
-            heapq.heapify(self._heap)
         due = watched.due = _Due(moment)
         due.watched = watched
         heapq.heappush(self._heap, due)
         if self._heap[0] is due:
             self._set_timer()
+
+    def _unplan(self, watched: _Watched) -> None:
+        """Leave its entry in the heap behind. Such entries must not pile up until their time comes."""
+        watched.due = None
+        if len(self._heap) > 2 * len(self._watched) + BATCH_SIZE:
+            self._heap = [due for due in self._heap if due.watched.due is due]
+            heapq.heapify(self._heap)
 
     def _price_looks(self) -> None:
         """Once a second: make looks as dear as it takes for all of them to fit into the requests there may be."""
@@ -388,11 +390,7 @@ class Watcher:
             learned.requests_per_second *= _REGAINED_SHARE ** min(elapsed, 100.0)
         looks = self._requests_per_second * (BATCH_SIZE if learned.batches else 1)
         sample = self._random.choices(self._heap, k=min(_SAMPLE, len(self._heap)))
-        urgencies = [
-            expectation.urgency(max(0.0, now - due.watched.started))
-            for due in sample
-            if (expectation := due.watched.expectation) is not None
-        ]
+        urgencies = [expectation.urgency(now) for due in sample if (expectation := due.watched.expectation) is not None]
         price = price_for(urgencies, len(self._watched), _USED_SHARE * looks) if urgencies else 0.0
         least = PRICE * (_BATCH_DISCOUNT if learned.batches else 1.0)
         share = _NEW_PRICE_SHARE if math.isfinite(elapsed) else 1.0
@@ -419,8 +417,10 @@ class Watcher:
         """Look at it no more. Returns who followed it: nobody, if it was forgotten before."""
         followers = watched.followers
         if watched.follower is not None:
-            watched.follower = watched.due = None
+            watched.follower = None
             del self._watched[watched.id]
+            if watched.due is not None:
+                self._unplan(watched)
             self._look_again.discard(watched.id)
             self._strangers.discard(watched.id)
             if not self._watched:
@@ -439,7 +439,7 @@ class Watcher:
         moment = math.inf
         # With as many looks under way as may be, the first that ends sets it.
         if self._heap and len(self._looks) < self._workers:
-            moment = max(self._heap[0], self._paused_until, self._held_until, self._next_request_at)
+            moment = max(float(self._heap[0]), self._paused_until, self._held_until, self._next_request_at)
         if self._timer is not None:
             if self._timer_at == moment:
                 return
@@ -515,12 +515,11 @@ class Watcher:
         if first is None:
             return None
         watched, early = first.watched, first - now
-        # Where something went wrong the pause stands, and of an id alone nothing is known.
         if watched.trouble is not None and (watched.trouble.alone or early > _TICK):
-            return None
+            return None  # where something went wrong the pause stands
         if early > _TICK:
-            expectation = watched.expectation
-            if expectation is None or not may_be_early(early, first - watched.started - expectation.looked_at):
+            expectation = watched.expectation  # of an id alone nothing is known
+            if expectation is None or not may_be_early(early, first - expectation.looked_at):
                 return None
         return self._pop()
 
@@ -591,7 +590,8 @@ class Watcher:
                 self._batch_failed(watched, answer, asked_at)
             else:
                 # Absent means wrong, expired or foreign, and perhaps only "not yet": one answer of its own tells.
-                watched.heard = watched.in_trouble().alone = True
+                watched.heard = watched.heard or isinstance(answer, Answer)
+                watched.in_trouble().alone = True
                 self._again(watched, self._loop.time())
 
     def _batch_failed(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
@@ -615,18 +615,19 @@ class Watcher:
         now = self._loop.time()
         expectation = watched.expectation
         if expectation is None:
-            expectation = watched.expectation = self._expect(reading, reading.model)
+            expectation = watched.expectation = self._expect(reading, reading.model, watched.started)
         if not watched.aged and reading.created is not None:
             watched.aged, watched.started = True, now - _age_of(reading, answer)
-        expectation.unfinished(asked_at - watched.started, reading.progress)
-        self._again(watched, max(now + SHORTEST, self._due(watched, expectation)))
+            expectation.started = watched.started
+        expectation.unfinished(asked_at, reading.progress)
+        self._again(watched, max(now + SHORTEST, expectation.next_look(self._random.random())))
         self._tell_seen(watched, reading)
 
     def _saw_end(self, watched: _Watched, task: Task, ended: Task | None, asked_at: float, *, alone: bool) -> None:
         """ended: what it was when it ended before, without a result."""
         if ended is None:
             if watched.expectation is not None and watched.aged:
-                watched.expectation.over(self._loop.time() - watched.started)
+                watched.expectation.over(self._loop.time())
         elif not (task.succeeded and has_result(task)):
             task = ended  # the first terminal status stands
         if not has_result(task) and task.succeeded and self._awaits_links(watched, asked_at, alone=alone):

@@ -206,19 +206,19 @@ class Diary(PlainSchedule):
         super().__init__()
         self.told: list[tuple[Any, ...]] = []
 
-    def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
+    def expect(self, task_class: TaskClass, estimate: float | None, started: float = 0.0) -> Expectation:
         diary = self
 
         class DiaryExpectation(PlainExpectation):
-            def unfinished(self, age: float, progress: int = 0) -> None:
-                super().unfinished(age, progress)
-                diary.told.append(("unfinished", round(age, 1), progress))
+            def unfinished(self, asked_at: float, progress: int = 0) -> None:
+                super().unfinished(asked_at, progress)
+                diary.told.append(("unfinished", round(asked_at - self.started, 1), progress))
 
-            def over(self, age: float) -> None:
-                diary.told.append(("over", round(age, 1)))
+            def over(self, heard_at: float) -> None:
+                diary.told.append(("over", round(heard_at - self.started, 1)))
 
         self.told.append(("expect", task_class, estimate))
-        return DiaryExpectation(estimate or 30.0)
+        return DiaryExpectation(estimate or 30.0, started)
 
 
 async def test_the_schedule_is_told_when_looks_were_asked_for_and_when_the_end_was_heard() -> None:
@@ -335,8 +335,8 @@ async def test_where_the_service_answers_for_fifty_it_is_asked_for_fifty() -> No
 
 
 class Every30Seconds(Schedule):
-    def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
-        return In30Seconds(30.0)
+    def expect(self, task_class: TaskClass, estimate: float | None, started: float = 0.0) -> Expectation:
+        return In30Seconds(30.0, started)
 
 
 class In30Seconds(PlainExpectation):
@@ -679,7 +679,7 @@ class Broken(PlainSchedule):
         super().__init__()
         self.good = good
 
-    def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
+    def expect(self, task_class: TaskClass, estimate: float | None, started: float = 0.0) -> Expectation:
         schedule = self
 
         class BrokenExpectation(PlainExpectation):
@@ -689,7 +689,7 @@ class Broken(PlainSchedule):
                     raise ZeroDivisionError("a bug")
                 return super().next_look(random)
 
-        return BrokenExpectation(estimate or 30.0)
+        return BrokenExpectation(estimate or 30.0, started)
 
 
 async def test_a_fault_in_a_look_reaches_every_follower_and_the_watcher_goes_on_with_the_next() -> None:
@@ -801,12 +801,18 @@ async def test_hints_and_comings_and_goings_do_not_pile_up_in_the_heap() -> None
             (ear,) = follow(watcher, [fresh(f"task-{n}", 3600.0)])
             watcher.notify(f"task-{n}")
             watcher.unfollow(f"task-{n}", ear)
-        assert len(watcher._heap) < 200
+        assert len(watcher._heap) < 100
+        for n in range(5000):
+            (ear,) = follow(watcher, [fresh(f"task-{n}", 3600.0)])
+            watcher.unfollow(f"task-{n}", ear)
+        assert len(watcher._heap) < 100
+        (earlier,) = follow(watcher, [fresh("earlier", 3000.0)])
         for _ in range(500):
             watcher.notify("stays")
             await asyncio.sleep(1.01)
-            assert len(watcher._heap) < 200
+            assert len(watcher._heap) < 100
         watcher.unfollow("stays", stays)
+        watcher.unfollow("earlier", earlier)
 
 
 class Quiet(Ear):

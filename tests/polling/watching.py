@@ -102,28 +102,28 @@ class Ear:
 class PlainSchedule(Schedule):
     """Learns nothing: looks at 25 % and 60 % of the estimate, then every 5 % of it."""
 
-    def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
-        return PlainExpectation(estimate or 30.0)
+    def expect(self, task_class: TaskClass, estimate: float | None, started: float = 0.0) -> Expectation:
+        return PlainExpectation(estimate or 30.0, started)
 
 
 class PlainExpectation(Expectation):
-    def __init__(self, estimate: float) -> None:
+    def __init__(self, estimate: float, started: float) -> None:
         self.estimate = estimate
-        self.looked_at = 0.0
+        self.started = self.looked_at = started
 
     def next_look(self, random: float) -> float:
         for share in (0.25, 0.6):
-            if self.looked_at < 0.9 * share * self.estimate:
-                return share * self.estimate * (1 - random / 10)
+            if self.looked_at - self.started < 0.9 * share * self.estimate:
+                return self.started + share * self.estimate * (1 - random / 10)
         return self.looked_at + max(SHORTEST, self.estimate / 20) * (1 - random / 10)
 
-    def urgency(self, age: float) -> float:
+    def urgency(self, now: float) -> float:
         return 0.0
 
-    def unfinished(self, age: float, progress: int = 0) -> None:
-        self.looked_at = age
+    def unfinished(self, asked_at: float, progress: int = 0) -> None:
+        self.looked_at = asked_at
 
-    def over(self, age: float) -> None:
+    def over(self, heard_at: float) -> None:
         pass
 
 
