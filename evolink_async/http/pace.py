@@ -20,15 +20,12 @@ from typing import Protocol
 
 from aiolimiter import AsyncLimiter
 
-from evolink_async.http.rates import START_BURST, START_RATE, ModelPace, RateLimit
+from evolink_async.http.rates import START_BURST, START_RATE, TICK, ModelPace, RateLimit
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.observer import Observation
 from evolink_async.own_tasks import own_task
 
 logger = logging.getLogger("evolink_async.pace")
-
-# Timers may fire a hair early; what is due within this many seconds is due.
-_TICK = 1e-5
 
 LONG_COOL_DOWN = 60.0  # seconds; somebody may want to know
 
@@ -189,7 +186,7 @@ class Pace:
             now = loop.time()
             await asyncio.sleep(wire.opens_at(now) - now)
         now = loop.time()
-        if self._lanes[model].pace.cool_until > now + _TICK:
+        if self._lanes[model].pace.cool_until > now + TICK:
             return False
         if wire is not None:
             await wire.take(now)
@@ -360,7 +357,7 @@ class Pace:
             wake.set_result(None)
 
     def _release_due(self, now: float) -> None:
-        while self._later and (self._later[0][0] <= now + _TICK or not self._later[0][3].waiting):
+        while self._later and (self._later[0][0] <= now + TICK or not self._later[0][3].waiting):
             _, number, urgency, ticket = heapq.heappop(self._later)
             if ticket.waiting:
                 self._lane(ticket.model, now).put(ticket, urgency, number)
@@ -375,7 +372,7 @@ class Pace:
             ready = max(lane.pace.ready_at(now), self._unreachable_until)
             if lane.is_in_outage and lane.pace.under_way:
                 ready = math.inf  # the one under way finds out
-            if ready <= now + _TICK:
+            if ready <= now + TICK:
                 return lane, now
             earliest = ready if earliest is None else min(earliest, ready)
         return None, earliest

@@ -42,6 +42,7 @@ _PLACES_KEPT = 0.9
 _LEAST_PLACES_PATIENCE = 10.0
 _LONGEST_PROBE = 2.0  # seconds for which the others wait for the answer to the first after a pause
 _LATE = 0.01  # seconds by which a timer may be late
+TICK = 1e-5  # and so much a hair early: what is due within these seconds is due
 _TOGETHER = 1.0  # seconds
 
 _PER_WORD = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
@@ -471,6 +472,7 @@ class ModelPace:
         """Whether as many run as may. Forgets those that nobody watches and that must have ended by now."""
         if self._has_place():
             return False
+        now += TICK
         if now >= self._believed_until:
             for task_id in [task_id for task_id, until in self._running.items() if until <= now]:
                 del self._running[task_id]

@@ -231,6 +231,22 @@ def test_tasks_that_must_have_ended_are_forgotten_where_their_places_are_needed(
     assert pace.running == 0
 
 
+def test_a_timer_that_fires_a_hair_early_makes_no_room_for_all_that_wait() -> None:
+    """The first that might be forgotten has ended long ago, and the others run on."""
+    pace = full(2)
+    pace.ended("task 0", 10.0)
+    pace.sent(10.0)
+    pace.accepted(10.0, "another", 900.0)
+    pace.landed()
+    pace.ended("task 1", 20.0)
+    pace.sent(20.0)
+    pace.accepted(20.0, "one more", 900.0)
+    pace.landed()
+    early = pace.ready_at(20.0) - 4e-6
+    assert pace.ready_at(early) == 900.0
+    assert pace.ready_at(900.0 - 4e-6) <= 900.0
+
+
 def test_the_places_grow_only_while_they_are_used_up() -> None:
     pace = full(100)
     cap, moment = pace.cap, 1.0
