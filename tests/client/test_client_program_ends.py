@@ -15,6 +15,7 @@ START = """
 import asyncio, os, signal, sys, threading
 from evolink_async import AsyncEvoLink, ClosedError, VideoRequest
 url = sys.argv[1]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored in what they run behind
 videos = [VideoRequest(model="seedance-2.0-text-to-video", prompt=f"wave {n}") for n in range(30)]
 video = {"model": "seedance-2.0-text-to-video", "prompt": "a wave"}
 

@@ -27,7 +27,7 @@ def stats(outcomes: list[Outcome], total: int | None, **more: Any) -> PoolStats:
     tally = Tally()
     for each in outcomes:
         tally.outcome(each)
-    counts = {str(status): count for status, count in tally.counts.items()}
+    counts = tally.counts()
     known = {"waiting": 0, "outstanding": 0, "untaken": 0, "counts": counts, "models": tally.by_model()}
     return PoolStats(total=total, pulled=len(outcomes), **(known | more))
 
