@@ -382,15 +382,19 @@ class Pace:
         try:
             await self._let_all_go()
         except BaseException as error:
-            # Nobody is left waiting for a turn that will not come.
+            self._retire(task)
             self._fail_all(error)
             if not isinstance(error, asyncio.CancelledError):
                 logger.exception("the dispatcher of submissions failed", extra={"event": "internal_error"})
             else:
                 raise
-        finally:
-            if self._task is task:  # not another one's, since it was closed
-                self._task = None
+        else:
+            self._retire(task)
+
+    def _retire(self, task: asyncio.Task[None] | None) -> None:
+        """The next ticket needs another dispatcher: also one that is queued by who hears that this one failed."""
+        if self._task is task:  # not another one's, since it was closed
+            self._task = None
 
     async def _let_all_go(self) -> None:
         while True:

@@ -468,6 +468,24 @@ async def test_closing_ends_the_dispatcher_and_tells_those_who_wait() -> None:
     assert [type(error) for error in failures] == [asyncio.CancelledError]
 
 
+async def test_who_hears_that_somebody_cancelled_the_dispatcher_may_queue_another_ticket_and_it_goes() -> None:
+    room = service("1/s")
+    gone: list[float] = []
+
+    class Stubborn(Ticket):
+        def turn_failed(self, error: BaseException) -> None:
+            room.pace.enqueue(Ticket("m", "p", lambda: gone.append(now())), Urgency.SOURCE)
+
+    for _ in range(5):
+        room.pace.enqueue(Stubborn("m", "p", lambda: None), Urgency.SOURCE)
+    await asyncio.sleep(0.1)
+    [dispatcher] = [task for task in asyncio.all_tasks() if task.get_name() == "evolink pace"]
+    dispatcher.cancel()
+    await asyncio.sleep(20)
+    assert 3 <= len(gone) <= 4
+    await room.pace.aclose()
+
+
 async def test_a_ticket_that_cannot_be_started_harms_no_other() -> None:
     room = service("10/s", parallel=1)
     failures: list[BaseException] = []
