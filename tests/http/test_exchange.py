@@ -134,6 +134,27 @@ async def test_a_service_that_quotes_the_key_does_not_get_it_into_an_error() -> 
     assert KEY not in everything_of(error)
 
 
+async def test_where_keys_change_an_answer_is_cleared_of_the_key_of_its_own_call() -> None:
+    both_sent = asyncio.Event()
+
+    class Quoting(Canned):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            quoted = request.headers["authorization"]
+            self.parts, self.headers = [quoted.encode()], {"x-request-id": quoted}
+            answer = await super().handle_async_request(request)
+            if not quoted.endswith(KEY):
+                both_sent.set()
+            await both_sent.wait()
+            return answer
+
+    exchange = Exchange(Quoting(401, [], {}), "http://127.0.0.1")
+    answers = await asyncio.gather(
+        *(exchange.send("GET", "/v1/x", key=key, lane="read", seconds=5) for key in (KEY, f"{KEY}-rotated"))
+    )
+    for answer in answers:
+        assert KEY not in f"{answer.body!r} {answer.headers}"
+
+
 # -- Sockets ------------------------------------------------------------------------------------------
 
 
