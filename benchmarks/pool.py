@@ -39,6 +39,7 @@ import sys
 import time
 import tracemalloc
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -187,10 +188,10 @@ class CannedReply:
 
 
 class CannedTransport(SlotTransport):
-    """Answers in this process and at once; keeps some of the calls, to make them again."""
+    """Answers in this process and at once; keeps some calls of each kind, to make them again."""
 
     service: Service
-    kept: list[Call]
+    kept: defaultdict[bytes, list[Call]]
     _KEPT = 500
 
     async def call(self, call: Call) -> Any:
@@ -198,15 +199,17 @@ class CannedTransport(SlotTransport):
             call.on_slot()
             call.on_bytes()
         assert isinstance(call.body, bytes)
-        if len(self.kept) < self._KEPT:
-            self.kept.append(call)
+        kept = self.kept[_kind_of(call)]
+        if len(kept) < self._KEPT:
+            kept.append(call)
         return CannedReply(self.service.answer(call.target, call.body))
 
     async def own_cost(self) -> dict[bytes, float]:
         """CPU seconds of one call, by method and kind of target: the calls made again by nobody but us."""
-        kinds: dict[bytes, list[Call]] = {}
-        for call in self.kept:
-            kinds.setdefault(_kind_of(call), []).append(replace(call, on_slot=_nothing, on_bytes=_nothing))
+        kinds = {
+            kind: [replace(call, on_slot=_nothing, on_bytes=_nothing) for call in calls]
+            for kind, calls in self.kept.items()
+        }
         self.kept.clear()
         costs = {}
         for kind, calls in kinds.items():
@@ -236,7 +239,7 @@ async def canned_client(job: Job) -> Any:
 
     def make(_: object, max_connections: int) -> SlotTransport:
         made.append(CannedTransport(max_connections))
-        made[-1].service, made[-1].kept = Service(job), []
+        made[-1].service, made[-1].kept = Service(job), defaultdict(list)
         return made[-1]
 
     original, session_module._transport = session_module._transport, make
@@ -257,7 +260,7 @@ async def overhead(job: Job) -> dict[str, Any]:
     given = list(requests(job))
     async with canned_client(job) as (client, transport):
         await drain(client.pool(requests(replace(job, tasks=WARM_UP))))
-        transport.service, transport.kept = Service(job), []
+        transport.service, transport.kept = Service(job), defaultdict(list)
         _leave_out_of_collections()
         cpu, start = time.process_time(), time.perf_counter()
         pool = client.pool(given, max_outstanding=job.outstanding)

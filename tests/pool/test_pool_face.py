@@ -283,6 +283,13 @@ async def test_on_progress_is_called_at_most_once_a_second_and_at_the_end(api_ke
     assert calls[-1][1].completed == 300
 
 
+def test_a_pool_that_is_stopped_before_its_block_tells_no_progress(api_key: str) -> None:
+    calls: list[PoolStats] = []
+    pool = AsyncEvoLink(api_key, base_url="http://127.0.0.1:1").pool(images(1)[0], on_progress=calls.append)
+    pool.stop()  # and there is no event loop that could tell it later
+    assert not calls
+
+
 async def test_on_progress_that_raises_is_logged_and_the_pool_goes_on(
     api_key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
