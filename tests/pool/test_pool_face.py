@@ -287,6 +287,7 @@ def test_a_pool_that_is_stopped_before_its_block_tells_no_progress(api_key: str)
     calls: list[PoolStats] = []
     pool = AsyncEvoLink(api_key, base_url="http://127.0.0.1:1").pool(images(1)[0], on_progress=calls.append)
     pool.stop()  # and there is no event loop that could tell it later
+    assert pool.reason is None
     assert not calls
 
 
