@@ -480,7 +480,7 @@ class ModelPace:
         return not self._has_place()
 
     def _has_place(self) -> bool:
-        return len(self._running) + self.under_way + 1 <= self._cap.level
+        return len(self._running) + self.under_way < self.cap
 
 
 def _within(least: float, value: float, most: float) -> float:
