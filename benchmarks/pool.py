@@ -7,8 +7,11 @@ overhead  The whole way of a task (submit, looks, bookkeeping, delivery) over a 
           at once; less what that transport itself costs, which is measured by calling it alone in the same way.
           The requests are built before, and the garbage collector leaves them alone.
 tcp       The same over TCP, the service in another process; then aiohttp, used by hand, makes the same calls: as many
-          POSTs, as many status requests for as many tasks. "core" is the core install on asyncio's own loop, "fast"
-          the `fast` extra; each beside aiohttp on the same loop. CPU time is the client process's own.
+          POSTs, as many status requests for as many tasks. Once at the moments at which the service got ours, to a
+          twentieth of a second: what comes in bursts here does so there, and who waits here waits there. And once as
+          fast as it can ("flat out"), where one wake-up of its loop serves many calls: that is another job.
+          "core" is the core install on asyncio's own loop, "fast" the `fast` extra; each beside aiohttp on the same
+          loop. CPU time is the client process's own.
 memory    Bytes for each outstanding task beyond its request: as Python counts them, and resident. Every task was
           looked at at least once, and shows progress. Without a key of its own a request is given a name, kept as well.
 constant  The peak of resident memory while a generator of ever more requests goes through.
@@ -59,6 +62,7 @@ MODEL = "gpt-4o-image"
 BATCH = 50
 CONNECTIONS = 100
 LOOKS_PER_SECOND = 3_000
+BURST = 0.05  # seconds: calls that came so close together are made at once
 WARM_UP = 50  # tasks: what is loaded at the first use is not a cost of each
 PARTS = ("overhead", "tcp", "memory", "constant", "crowd")
 INSTALLS = ("core", "fast")
@@ -88,7 +92,7 @@ def requests(job: Job) -> Iterator[ImageRequest]:
 
 
 class Counts(NamedTuple):
-    """What a service was asked: POSTs, looks one by one, batches, and tasks looked at in all."""
+    """What a service was asked: POSTs, looks one by one, batches, and tasks looked at in all. Also of one call."""
 
     posts: int = 0
     singles: int = 0
@@ -109,7 +113,6 @@ class Counts(NamedTuple):
 class Service:
     """Takes everything, finishes it in time, and says so in as few steps as it can."""
 
-    counts_path = b"/v1/counts"
     created = (
         '{{"created":1757156493,"id":"{0}","model":"gpt-4o-image","object":"image.generation.task","progress":0,'
         '"status":"{1}","task_info":{{"can_cancel":true,"estimated_time":{2}}},"type":"image",{3}'
@@ -140,8 +143,6 @@ class Service:
 
     def answer(self, target: bytes, body: bytes) -> bytes | None:
         """The JSON of an answer; None: there is nothing of that kind."""
-        if target == self.counts_path:
-            return json.dumps(self.counts).encode()
         if target == b"/v1/images/generations":
             return self._make()
         if target == b"/v1/tasks/batch":
@@ -167,6 +168,24 @@ class Service:
     def _row(self, task_id: str) -> str:
         over = self._ends[task_id] <= time.monotonic()
         return (self.done if over else self.running).format(task_id)
+
+
+class RecordingService(Service):
+    """Remembers what it was asked when, and tells it."""
+
+    calls_path = "/v1/calls"
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._calls: list[tuple[float, Counts]] = []
+
+    def answer(self, target: bytes, body: bytes) -> bytes | None:
+        if target == self.calls_path.encode():
+            return json.dumps(self._calls).encode()
+        before = self.counts
+        answer = super().answer(target, body)
+        self._calls.append((time.monotonic(), self.counts.since(before)))
+        return answer
 
 
 class CannedReply:
@@ -464,7 +483,7 @@ class Connected(asyncio.Protocol):
 
 def _serve(pipe: Connection, job: Job) -> None:
     async def main() -> None:
-        service = Service(job)
+        service = RecordingService(job)
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: Connected(service), "127.0.0.1", 0, backlog=4096)
         pipe.send(server.sockets[0].getsockname()[1])
@@ -501,74 +520,89 @@ def serving(job: Job) -> Iterator[str]:
         process.join(10)
 
 
-async def pool_over_tcp(job: Job, base_url: str) -> tuple[float, Counts]:
-    """CPU seconds of a pool, and what it asked."""
+Calls = list[tuple[float, Counts]]  # when, in seconds, and what
+
+
+async def pool_over_tcp(job: Job, base_url: str) -> tuple[float, Calls]:
+    """CPU seconds of a pool, and its calls."""
     given = list(requests(job))
     async with AsyncEvoLink("sk-benchmark", base_url=base_url, max_connections=CONNECTIONS) as client:
         client._memory.rates[MODEL] = 1e7  # nothing is to wait for its turn
         await drain(client.pool(requests(replace(job, tasks=WARM_UP))))
-        before = Counts(*await client.raw("GET", "/v1/counts"))
+        calls_before = len(await client.raw("GET", RecordingService.calls_path))
         _leave_out_of_collections()
         cpu = time.process_time()
         await drain(client.pool(given, max_outstanding=job.outstanding))
         cpu = time.process_time() - cpu
-        return cpu, Counts(*await client.raw("GET", "/v1/counts")).since(before)
+        calls = (await client.raw("GET", RecordingService.calls_path))[calls_before:]
+        return cpu, [(moment, Counts(*call)) for moment, call in calls]
 
 
-async def aiohttp_by_hand(job: Job, base_url: str, counts: Counts) -> float:
-    """CPU seconds of a program written with aiohttp that makes the same calls and keeps what they answer."""
+async def aiohttp_by_hand(job: Job, base_url: str, calls: Calls) -> float:
+    """CPU seconds of a program written with aiohttp that makes these calls and keeps what they answer.
+
+    Each not before its moment, counted from the first; those with the same moment as fast as it can, POSTs first.
+    """
     import aiohttp
 
-    bodies = [request.body() for request in requests(job)]
+    loop = asyncio.get_running_loop()
+    bodies = itertools.cycle([request.body() for request in requests(job)])
     tasks: dict[str, dict[str, Any]] = {}
+    ids: list[str] = []
     headers = {"Authorization": "Bearer sk-benchmark"}
     connector = aiohttp.TCPConnector(limit=CONNECTIONS)
     async with aiohttp.ClientSession(base_url, connector=connector, headers=headers) as session:
 
-        async def submit(queue: Iterator[dict[str, Any]]) -> None:
-            for body in queue:
+        async def submit(moments: Iterator[tuple[float, Counts]]) -> None:
+            for moment, _ in moments:
+                await until(moment)
                 key = {"Idempotency-Key": f"ea-{uuid.uuid4().hex}"}
-                async with session.post("/v1/images/generations", json=body, headers=key) as response:
+                async with session.post("/v1/images/generations", json=next(bodies), headers=key) as response:
                     response.raise_for_status()
                     task = await response.json()
                     tasks[task["id"]] = task
+                    ids.append(task["id"])
 
-        async def look(groups: Iterator[list[str]]) -> None:
-            for ids in groups:
-                async with session.post("/v1/tasks/batch", json={"task_ids": ids}) as response:
+        async def look(moments: Iterator[tuple[float, Counts]]) -> None:
+            for moment, batch in moments:
+                await until(moment)
+                async with session.post("/v1/tasks/batch", json={"task_ids": next_ids(batch.looks)}) as response:
                     response.raise_for_status()
                     for task in (await response.json())["data"]:
                         tasks[task["id"]] = task
 
-        async def look_alone(ids: Iterator[str]) -> None:
-            for task_id in ids:
+        async def look_alone(moments: Iterator[tuple[float, Counts]]) -> None:
+            for moment, _ in moments:
+                await until(moment)
+                (task_id,) = next_ids(1)
                 async with session.get(f"/v1/tasks/{task_id}") as response:
                     response.raise_for_status()
                     tasks[task_id] = await response.json()
 
-        await submit(iter(bodies[:WARM_UP]))
-        tasks.clear()
+        async def until(moment: float) -> None:
+            if (seconds := start + moment - loop.time()) > 0:
+                await asyncio.sleep(seconds)
+
+        def next_ids(count: int) -> list[str]:
+            return [ids[next(turn) % len(ids)] for _ in range(count)]
+
+        start, turn = loop.time(), itertools.count()
+        await submit(iter([(0.0, Counts(posts=1))] * WARM_UP))
+        first = min(moment for moment, _ in calls)
+        waiting = [(moment - first, call) for moment, call in calls]
+        posts = iter([entry for entry in waiting if entry[1].posts])
+        batches = iter([entry for entry in waiting if entry[1].batches])
+        singles = iter([entry for entry in waiting if entry[1].singles])
         _leave_out_of_collections()
-        cpu = time.process_time()
-        bodies_left = iter(bodies)
-        await asyncio.gather(*(submit(bodies_left) for _ in range(CONNECTIONS * 3 // 4)))
-        ids = itertools.cycle(list(tasks))
-        groups = (list(itertools.islice(ids, size)) for size in _sizes(counts))
-        alone = itertools.islice(ids, counts.singles)
-        workers = CONNECTIONS // 4
-        await asyncio.gather(*(look(groups) for _ in range(workers)), *(look_alone(alone) for _ in range(workers)))
+        cpu, start = time.process_time(), loop.time()
+        await asyncio.gather(
+            *(submit(posts) for _ in range(CONNECTIONS * 3 // 4)),
+            *(look(batches) for _ in range(CONNECTIONS // 8)),
+            *(look_alone(singles) for _ in range(CONNECTIONS // 8)),
+        )
         cpu = time.process_time() - cpu
-    assert len(tasks) == counts.posts == job.tasks
+    assert len(tasks) == len(ids) == WARM_UP + job.tasks
     return cpu
-
-
-def _sizes(counts: Counts) -> Iterator[int]:
-    """As many batches for as many tasks, about equal."""
-    left = counts.looks - counts.singles
-    for batches in range(counts.batches, 0, -1):
-        size = -(-left // batches)
-        left -= size
-        yield size
 
 
 def _own_process(pipe: Connection, work: Callable[..., Any], *args: Any) -> None:
@@ -597,22 +631,26 @@ def _row(name: str, job: Job) -> dict[str, Any]:
     return result
 
 
-def _pool_row(job: Job, base_url: str) -> tuple[float, Counts]:
+def _pool_row(job: Job, base_url: str) -> tuple[float, Calls]:
     logging.getLogger("evolink_async").setLevel(logging.ERROR)
-    cpu, counts = run_on(pool_over_tcp(job, base_url), fast=job.fast)
-    return cpu, counts
+    cpu, calls = run_on(pool_over_tcp(job, base_url), fast=job.fast)
+    return cpu, calls
 
 
-def _aiohttp_row(job: Job, base_url: str, counts: Counts) -> float:
-    return float(run_on(aiohttp_by_hand(job, base_url, counts), fast=job.fast))
+def _aiohttp_row(job: Job, base_url: str, calls: Calls) -> float:
+    return float(run_on(aiohttp_by_hand(job, base_url, calls), fast=job.fast))
 
 
 def tcp(job: Job) -> dict[str, Any]:
     """Our CPU and aiohttp's, one after the other, with the same calls."""
     with serving(job) as base_url:
-        ours, counts = in_process(_pool_row, job, base_url)
+        ours, calls = in_process(_pool_row, job, base_url)
     with serving(job) as base_url:
-        theirs = in_process(_aiohttp_row, job, base_url, counts)
+        at_its_time = [(moment // BURST * BURST, call) for moment, call in calls]
+        theirs = in_process(_aiohttp_row, job, base_url, at_its_time)
+    with serving(job) as base_url:
+        flat_out = in_process(_aiohttp_row, job, base_url, [(0.0, call) for _, call in calls])
+    looks = sum(call.looks for _, call in calls)
     return {
         "install": "fast" if job.fast else "core",
         "outstanding": job.outstanding,
@@ -620,8 +658,11 @@ def tcp(job: Job) -> dict[str, Any]:
         "cpu_us": per(ours, job.tasks),
         "aiohttp_us": per(theirs, job.tasks),
         "ratio": ours / theirs,
-        "looks": counts.looks / job.tasks,
-        "status_requests": counts.status_requests / job.tasks,
+        "flat_out_us": per(flat_out, job.tasks),
+        "flat_out_ratio": ours / flat_out,
+        "seconds": max(moment for moment, _ in calls) - min(moment for moment, _ in calls),
+        "looks": looks / job.tasks,
+        "status_requests": sum(call.status_requests for _, call in calls) / job.tasks,
     }
 
 
@@ -720,6 +761,9 @@ TABLES: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "cpu_us": ("pool", ".1f"),
             "aiohttp_us": ("aiohttp", ".1f"),
             "ratio": ("ratio", ".2f"),
+            "flat_out_us": ("flat out", ".1f"),
+            "flat_out_ratio": ("ratio", ".2f"),
+            "seconds": ("seconds", ".1f"),
             "looks": ("looks/task", ".2f"),
             "status_requests": ("requests/task", ".3f"),
         },
