@@ -134,7 +134,7 @@ async def through_canned(count: int, most: int) -> dict[str, Any]:
     logging.disable(logging.INFO)
     session_module.Exchange = Canned  # type: ignore[attr-defined]
     async with AsyncEvoLink("sk-canned", base_url="http://127.0.0.1") as client:
-        client._memory.rates[MODEL] = 1e6
+        client._core.memory.rates[MODEL] = 1e6
         cpu, start = time.process_time(), time.perf_counter()
         done = 0
         async with client.pool(requests(count), max_outstanding=most) as pool:

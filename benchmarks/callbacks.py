@@ -58,7 +58,7 @@ async def job(kind: str, tasks: int, speed: float, seed: int) -> dict[str, Any]:
             return CallbackReceiver(client, public_url=url, secret=secrets.token_bytes(32))
 
         async with served(receiver_of) as receiver:
-            client._memory.rates[MODEL] = 500
+            client._core.memory.rates[MODEL] = 500
             requests = (ImageRequest(model=MODEL, prompt=f"lighthouse {number}") for number in range(tasks))
             known: dict[str, float] = {}
             options: dict[str, Any] = {} if kind == "without" else {"callbacks": receiver}

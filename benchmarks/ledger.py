@@ -249,7 +249,7 @@ async def through_pools(folder: Path, tasks: int, count: int, rounds: int) -> li
     rows = []
     with serving(job) as base_url:
         async with AsyncEvoLink("sk-benchmark", base_url=base_url, max_connections=CONNECTIONS) as client:
-            client._memory.rates[MODEL] = 1e7  # nothing is to wait for its turn
+            client._core.memory.rates[MODEL] = 1e7  # nothing is to wait for its turn
             rows.append({"way": "over TCP", **await in_turns(client, job, warm_up, folder / "tcp", rounds)})
     async with canned_client(job) as (client, transport):
         transport._KEPT = 0

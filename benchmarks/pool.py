@@ -264,8 +264,8 @@ async def canned_client(job: Job) -> Any:
     original, session_module._transport = session_module._transport, make
     try:
         async with AsyncEvoLink("sk-benchmark", base_url="http://127.0.0.1", max_connections=CONNECTIONS) as client:
-            client._memory.rates[MODEL] = 1e7  # nothing is to wait for its turn
-            client._open()
+            client._core.memory.rates[MODEL] = 1e7  # nothing is to wait for its turn
+            client._core.open()
             yield client, made[0]
     finally:
         session_module._transport = original
@@ -428,7 +428,7 @@ async def crowd(job: Job) -> dict[str, Any]:
     before = process.memory_info().rss
     async with canned_client(job) as (client, transport):
         transport._KEPT = 0
-        watcher = client._session.watcher
+        watcher = client._core.session.watcher
         watcher._schedule, watcher._most_requests = EveryTask(job), 1e6
         pool = client.pool(given, max_outstanding=job.outstanding, task_timeout=None)
         async with pool:
@@ -527,7 +527,7 @@ async def pool_over_tcp(job: Job, base_url: str) -> tuple[float, Calls]:
     """CPU seconds of a pool, and its calls."""
     given = list(requests(job))
     async with AsyncEvoLink("sk-benchmark", base_url=base_url, max_connections=CONNECTIONS) as client:
-        client._memory.rates[MODEL] = 1e7  # nothing is to wait for its turn
+        client._core.memory.rates[MODEL] = 1e7  # nothing is to wait for its turn
         await drain(client.pool(requests(replace(job, tasks=WARM_UP))))
         calls_before = len(await client.raw("GET", RecordingService.calls_path))
         _leave_out_of_collections()

@@ -281,9 +281,9 @@ async def run_waits(base_url: str, n: int) -> Result:
     from evolink_async import AsyncEvoLink
 
     async with AsyncEvoLink("sk-benchmark", base_url=base_url, max_connections=CONNECTIONS) as client:
-        client._open()
-        assert client._session is not None
-        client._session.watcher._most_requests = 1e6
+        client._core.open()
+        assert client._core.session is not None
+        client._core.session.watcher._most_requests = 1e6
         return await measure(n, client.tasks.wait)
 
 

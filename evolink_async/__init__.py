@@ -55,8 +55,17 @@ if TYPE_CHECKING:
     from evolink_async.ledger import open_ledger
     from evolink_async.pool import Outcome, OutcomeStatus, PoolStats, TaskPool
     from evolink_async.requests import AudioRequest, GenerationRequest, ImageRequest, VideoRequest
-    from evolink_async.saving import UploadedFile
-    from evolink_async.types import CreditBalance, Credits, KeyCredits, Task, TaskFailure, TaskInfo, TaskStatus, Usage
+    from evolink_async.types import (
+        CreditBalance,
+        Credits,
+        KeyCredits,
+        Task,
+        TaskFailure,
+        TaskInfo,
+        TaskStatus,
+        UploadedFile,
+        Usage,
+    )
 
 __all__ = [
     "APIStatusError",
@@ -115,8 +124,10 @@ _ROOMS = {
     "ledger": ("open_ledger",),
     "pool": ("Outcome", "OutcomeStatus", "PoolStats", "TaskPool"),
     "requests": ("AudioRequest", "GenerationRequest", "ImageRequest", "VideoRequest"),
-    "saving": ("UploadedFile",),
-    "types": ("CreditBalance", "Credits", "KeyCredits", "Task", "TaskFailure", "TaskInfo", "TaskStatus", "Usage"),
+    "types": (
+        *("CreditBalance", "Credits", "KeyCredits", "Task", "TaskFailure", "TaskInfo", "TaskStatus"),
+        *("UploadedFile", "Usage"),
+    ),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

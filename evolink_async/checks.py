@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from typing import Any
 
@@ -18,6 +19,12 @@ def checked_seconds(value: float | None, name: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _ENDLESS:
         raise ConfigurationError(f"{name} must be a positive number of seconds or None, got {value!r}")
     return float(value)
+
+
+def deadline_after(timeout: float | None) -> float | None:
+    """The loop time when a caller's timeout is over; None: there is none."""
+    seconds = checked_seconds(timeout, "timeout")
+    return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 
 def checked_count(value: Any, name: str, least: int, most: int) -> int:

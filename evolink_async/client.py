@@ -8,17 +8,17 @@ import os
 import re
 import warnings
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
-from functools import cache, partial
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 from urllib.parse import urlsplit
 
-from evolink_async.checks import checked_count, checked_seconds, one_of
+from evolink_async.checks import checked_count, checked_seconds, deadline_after, one_of
+from evolink_async.core import ClientCore
 from evolink_async.errors import (
     ClosedError,
     ConfigurationError,
     ConnectionFailedError,
-    EvoLinkError,
     InvalidRequestError,
     NotSubmittedError,
     ResponseError,
@@ -31,8 +31,6 @@ from evolink_async.http.rates import RateLimit
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.http.single import submit_and_wait
 from evolink_async.http.submit import checked_idempotency_key
-from evolink_async.observer import Observation
-from evolink_async.polling.endings import conclude, is_over, still_running
 from evolink_async.requests import (
     AudioRequest,
     GenerationRequest,
@@ -41,20 +39,18 @@ from evolink_async.requests import (
     encode_json,
     has_local_files,
 )
-from evolink_async.session import CLOSED, SUBMIT_TIMEOUT, Memory, Options, Session, Validate
-from evolink_async.tasks import Tasks, Waiter
-from evolink_async.types import CreditBalance, Credits, KeyCredits, Task, TaskReading, with_what_creation_told
+from evolink_async.session import CLOSED, SUBMIT_TIMEOUT, Options, Session, Validate
+from evolink_async.tasks import Tasks, wait_for
+from evolink_async.types import CreditBalance, Credits, KeyCredits, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import httpx
 
-    from evolink_async.catalog import Finding
     from evolink_async.pool import Outcome, TaskPool
     from evolink_async.pool.options import PoolOptions
     from evolink_async.saving import Files, ObjectPath
-    from evolink_async.saving.attachments import Attachments
 
 __all__ = ["AsyncEvoLink"]
 
@@ -112,9 +108,7 @@ class AsyncEvoLink:
         http_client: httpx.AsyncClient | None = None,
         allow_private_hosts: bool = False,
     ) -> None:
-        self._session: Session | None = None
-        self._closed = False
-        options = self._options = Options()
+        options = Options()
         if api_key is None:
             api_key = os.environ.get("EVOLINK_API_KEY")
             if api_key is None:
@@ -138,16 +132,11 @@ class AsyncEvoLink:
         options.validate = one_of(validate, "validate", (True, False, "warn"))
         options.http_client = _checked_http_client(http_client)
         options.allow_private_hosts = one_of(allow_private_hosts, "allow_private_hosts", (True, False))
-        # Whether callback URLs may lead to private hosts, as far as this side minds. A service on a loopback host,
-        # which is the only one that plain http is allowed for, may call back to one.
-        self._calls_private_hosts = options.allow_private_hosts or options.base_url.startswith("http:")
-        self._memory = Memory()
-        self._observation = Observation()
-        self._warned: set[str] = set()
+        self._core = ClientCore(options)
         self.images = Generations(self, ImageRequest)
         self.videos = Generations(self, VideoRequest)
         self.audios = Generations(self, AudioRequest)
-        self.tasks = Tasks(self)
+        self.tasks = Tasks(self._core)
         self._files: Files | None = None
 
     @property
@@ -156,7 +145,7 @@ class AsyncEvoLink:
         if self._files is None:
             from evolink_async.saving import Files
 
-            self._files = Files(self)
+            self._files = Files(self._core)
         return self._files
 
     # Submitting and waiting
@@ -167,9 +156,9 @@ class AsyncEvoLink:
         timeout: seconds in all, None: for ever. Raises what `submit` and `tasks.wait` raise. Cancelling it stops the
         waiting, not the task: the id is in a note of the exception and in the log.
         """
-        deadline = self._deadline(timeout)
-        task = await self._submit(request, deadline, None)
-        return await self._wait(task, deadline, timeout, age=0.0)
+        deadline = deadline_after(timeout)
+        task = await _submit(self._core, request, deadline, None)
+        return await wait_for(self._core, task, deadline, timeout, age=0.0)
 
     async def submit(
         self, request: GenerationRequest, *, timeout: float | None = 3600, idempotency_key: str | None = None
@@ -184,9 +173,9 @@ class AsyncEvoLink:
         Cancelling it never cuts a POST in half: one under way has 5 s to be answered, then the cancellation goes on
         with the id, or failing that the idempotency key, in a note of the exception and in the log.
         """
-        task = await self._submit(request, self._deadline(timeout), idempotency_key)
-        if self._observation.observer is not None:
-            self._observation.observer.left(task.id)
+        task = await _submit(self._core, request, deadline_after(timeout), idempotency_key)
+        if self._core.observation.observer is not None:
+            self._core.observation.observer.left(task.id)
         return task
 
     def pool(
@@ -197,7 +186,7 @@ class AsyncEvoLink:
         """A `TaskPool` for many requests: see there for the options. Raises `ConfigurationError` for a wrong one."""
         from evolink_async.pool import TaskPool
 
-        return TaskPool(self, requests, **pool_options)
+        return TaskPool(self._core, requests, **pool_options)
 
     async def run_many(
         self,
@@ -240,13 +229,13 @@ class AsyncEvoLink:
         """
         from evolink_async.saving import save_results
 
-        return await save_results(self, source, directory)
+        return await save_results(self._core, source, directory)
 
     # Reading
 
     async def credits(self, *, timeout: float | None = 60) -> Credits:
         """The credits of the account and of this key. timeout: seconds, retries included."""
-        value = await self._read("GET", "/v1/credits", timeout)
+        value = await self._core.read("GET", "/v1/credits", timeout)
         data = value.get("data") if isinstance(value, dict) else None
         if not isinstance(data, dict) or value.get("success") is False:
             reason = value.get("message") or value.get("msg") if isinstance(value, dict) else None
@@ -262,10 +251,10 @@ class AsyncEvoLink:
         """
         method = _checked_call(method, path, json)
         if method == "GET":
-            return await self._read("GET", path, timeout)
-        deadline = self._deadline(timeout)
+            return await self._core.read("GET", path, timeout)
+        deadline = deadline_after(timeout)
         content = None if json is None else encode_json(json)
-        session = self._open()
+        session = self._core.open()
         answer = await session.until_closed(self._send_once(session, method, path, content, deadline))
         if not 200 <= answer.status < 300:
             raise status_error(answer)
@@ -280,9 +269,9 @@ class AsyncEvoLink:
                 return await session.exchange.send(
                     method,
                     path,
-                    key=await self._options.api_key.get(),
+                    key=await self._core.options.api_key.get(),
                     lane="read",
-                    seconds=self._options.request_timeout or SUBMIT_TIMEOUT,
+                    seconds=self._core.options.request_timeout or SUBMIT_TIMEOUT,
                     content=content,
                     flight=flight,
                 )
@@ -296,7 +285,7 @@ class AsyncEvoLink:
     # Life
 
     async def __aenter__(self) -> Self:
-        if self._closed:
+        if self._core.closed:
             raise ClosedError(CLOSED)
         return self
 
@@ -310,185 +299,22 @@ class AsyncEvoLink:
 
         Whoever waits for a task, or for an answer, gets `ClosedError`.
         """
-        if self._closed:
-            return
-        session = self._session
-        if session is not None and not session.loop.is_closed():
-            self._refuse_elsewhere(session)
-        self._closed = True
-        self._session = None
-        if session is None:
-            return
-        if session.loop.is_closed():
-            session.abandon()
-        else:
-            await session.aclose()
+        await self._core.aclose()
 
     def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
-        session = getattr(self, "_session", None)
-        if session is not None and not self._closed and session.pid == os.getpid():
+        core = getattr(self, "_core", None)
+        if core is not None and core.session is not None and core.session.pid == os.getpid():
             warn(f"unclosed {self!r}: use 'async with' or aclose()", ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "idle" if self._session is None else "open"
-        return f"<AsyncEvoLink {self._options.base_url} {state}>"
+        core = self._core
+        state = "closed" if core.closed else "idle" if core.session is None else "open"
+        return f"<AsyncEvoLink {core.options.base_url} {state}>"
 
     def __reduce__(self) -> str:
         raise TypeError("a client is neither copied nor pickled: share it within a loop, make one in each process")
 
     # Inside
-
-    def _open(self) -> Session:
-        """The session of the running loop."""
-        if self._closed:
-            raise ClosedError(CLOSED)
-        session = self._session
-        if session is not None:
-            # A closed loop is replaced, but not in a forked child, which shares its sockets with the parent.
-            if not session.loop.is_closed() or session.pid != os.getpid():
-                self._refuse_elsewhere(session)
-                return session
-            session.abandon()
-        self._session = session = Session(self._options, self._memory, self._observation)
-        return session
-
-    def _refuse_elsewhere(self, session: Session) -> None:
-        """Raise unless this is the process and the loop that the session lives in."""
-        if session.pid != os.getpid():
-            raise ConfigurationError("this client was used before a fork; make a new one in each process")
-        if session.loop is not asyncio.get_running_loop():
-            raise ConfigurationError(
-                "this client lives in another event loop that isn't closed; make one client for each loop or thread"
-            )
-
-    def _deadline(self, timeout: float | None) -> float | None:
-        seconds = checked_seconds(timeout, "timeout")
-        return None if seconds is None else asyncio.get_running_loop().time() + seconds
-
-    def _check(self, request: GenerationRequest) -> None:
-        """Raise `InvalidRequestError` for what the catalogue knows to be wrong, as far as `validate` asks for it."""
-        if not isinstance(request, GenerationRequest):
-            raise InvalidRequestError(
-                f"a request must be an ImageRequest, VideoRequest or AudioRequest, got {type(request).__name__}; "
-                "make one out of a dict with GenerationRequest.from_dict"
-            )
-        mode = self._options.validate
-        if mode is False:
-            return
-        check, lenient = _catalogue_check(), self._calls_private_hosts
-        findings = check(request.kind, request.model, request.params(), allow_private_hosts=lenient)
-        if not findings:
-            return
-        errors = [finding for finding in findings if finding.severity == "error" and mode is True]
-        for finding in findings:
-            if finding not in errors:
-                self._warn_once(str(finding))
-        if errors:
-            raise InvalidRequestError("; ".join(str(finding) for finding in errors), param=errors[0].param)
-
-    def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
-            if len(self._warned) < 1000:
-                self._warned.add(text)
-            logger.warning("%s", text, extra={"event": "request_doubtful"})
-
-    async def _submit(self, request: GenerationRequest, deadline: float | None, key: str | None) -> Task:
-        self._check(request)
-        if key is not None and not isinstance(key, str):
-            raise InvalidRequestError(f"an idempotency key is text, got {key!r}", param="idempotency_key")
-        key = checked_idempotency_key(key)
-        session = self._open()
-        try:
-            if has_local_files(request):
-                task = await self._submit_with_files(session, request, deadline, key)
-            else:
-                task = await submit_and_wait(session.submitter, request, key, "calls", deadline)
-        except NotSubmittedError as error:
-            if not self._closed:
-                raise
-            raise ClosedError("the client was closed before this request was sent; nothing was sent") from error
-        logger.info(
-            "task %s accepted", task.id, extra={"event": "task_accepted", "task_id": task.id, "model": request.model}
-        )
-        self._memory.reads.note_submitted(task)
-        return task
-
-    async def _submit_with_files(
-        self, session: Session, request: GenerationRequest, deadline: float | None, key: str
-    ) -> Task:
-        attachments = self._attachments(session)
-        attachment = await session.until_closed(attachments.attached(request, deadline))
-        return await submit_and_wait(
-            session.submitter,
-            request,
-            key,
-            "calls",
-            deadline,
-            content=attachment.encoded(),
-            on_end=partial(attachments.settled, attachment),
-        )
-
-    def _attachments(self, session: Session) -> Attachments:
-        if session.attachments is None:
-            from evolink_async.saving.attachments import Attachments
-
-            session.attachments = Attachments(session, self._options, self.files)
-        return session.attachments
-
-    async def _wait(
-        self,
-        task: Task,
-        deadline: float | None,
-        timeout: float | None,
-        *,
-        age: float | None = None,
-        on_progress: Callable[[Task], object] | None = None,
-    ) -> Task:
-        if is_over(task):
-            return conclude(task)
-        try:
-            session = self._open()
-        except ClosedError:
-            message = f"the client is closed, and task {task.id} goes on: wait for it by its id with another one"
-            raise ClosedError(message) from None
-        waiter = Waiter(session.loop.create_future(), task, on_progress)
-        session.watcher.follow(TaskReading.of(task), waiter, age=age)
-        try:
-            async with asyncio.timeout_at(deadline):
-                ended = await waiter.future
-                session.pace.ended(ended.id)
-                logger.info(
-                    "task %s %s",
-                    ended.id,
-                    ended.status,
-                    extra={
-                        "event": "task_ended",
-                        "task_id": ended.id,
-                        "model": ended.model,
-                        "status": str(ended.status),
-                        "code": None if ended.error is None else ended.error.code,
-                    },
-                )
-                return conclude(with_what_creation_told(ended, task))
-        except TimeoutError as error:
-            if isinstance(error, EvoLinkError):
-                raise
-            if session.watcher.unreachable(task.id):
-                message = f"could not reach {session.exchange.host} to look at task {task.id}; it goes on: wait again"
-                raise ConnectionFailedError(message) from None
-            if waiter.task.is_terminal:  # its end came with the deadline, or only its links were still awaited
-                return conclude(waiter.task)
-            raise still_running(waiter.task, timeout) from None
-        except asyncio.CancelledError as cancellation:
-            cancellation.add_note(f"evolink task {task.id} goes on: client.tasks.wait({task.id!r})")
-            raise
-        finally:
-            session.watcher.unfollow(task.id, waiter)
-
-    async def _read(self, method: str, path: str, timeout: float | None, json: Any = None) -> Any:
-        seconds = checked_seconds(timeout, "timeout")
-        session = self._open()
-        return await session.until_closed(session.reader.json(method, path, timeout=seconds, json=json))
 
 
 class Generations:
@@ -512,11 +338,10 @@ class Generations:
         timeout: seconds in all, None: for ever. Every other parameter is sent as given; a path or bytes where a link is
         wanted is uploaded for it, and removed after the task (docs/uploads.md).
         """
-        client = self._client
-        deadline = client._deadline(timeout)
+        core, deadline = self._client._core, deadline_after(timeout)
         request = self._request_class(model=model, prompt=prompt, **params)
-        task = await client._submit(request, deadline, idempotency_key)
-        return await client._wait(task, deadline, timeout, age=0.0)
+        task = await _submit(core, request, deadline, idempotency_key)
+        return await wait_for(core, task, deadline, timeout, age=0.0)
 
     async def submit(
         self,
@@ -532,11 +357,44 @@ class Generations:
         return await self._client.submit(request, timeout=timeout, idempotency_key=idempotency_key)
 
 
-@cache
-def _catalogue_check() -> Callable[..., list[Finding]]:
-    from evolink_async.catalog import check  # reads the catalogue, which not every program needs
+async def _submit(core: ClientCore, request: GenerationRequest, deadline: float | None, key: str | None) -> Task:
+    core.check(request)
+    if key is not None and not isinstance(key, str):
+        raise InvalidRequestError(f"an idempotency key is text, got {key!r}", param="idempotency_key")
+    key = checked_idempotency_key(key)
+    session = core.open()
+    try:
+        if has_local_files(request):
+            task = await _submit_with_files(core, session, request, deadline, key)
+        else:
+            task = await submit_and_wait(session.submitter, request, key, "calls", deadline)
+    except NotSubmittedError as error:
+        if not core.closed:
+            raise
+        raise ClosedError("the client was closed before this request was sent; nothing was sent") from error
+    logger.info(
+        "task %s accepted", task.id, extra={"event": "task_accepted", "task_id": task.id, "model": request.model}
+    )
+    core.memory.reads.note_submitted(task)
+    return task
 
-    return check
+
+async def _submit_with_files(
+    core: ClientCore, session: Session, request: GenerationRequest, deadline: float | None, key: str
+) -> Task:
+    from evolink_async.saving.attachments import attachments_of  # not every program has local files
+
+    attachments = attachments_of(core, session)
+    attachment = await session.until_closed(attachments.attached(request, deadline))
+    return await submit_and_wait(
+        session.submitter,
+        request,
+        key,
+        "calls",
+        deadline,
+        content=attachment.encoded(),
+        on_end=partial(attachments.settled, attachment),
+    )
 
 
 def _files_url_beside(base_url: str) -> str:

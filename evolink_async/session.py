@@ -1,4 +1,4 @@
-"""What a client is made of: its options, what it has learned, and what belongs to the event loop it runs in."""
+"""What a client's core is made of: its options, what it has learned, and what belongs to the event loop it runs in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import anyio
 
@@ -27,11 +27,10 @@ from evolink_async.http.transport import SlotTransport
 from evolink_async.observer import Observation
 from evolink_async.polling.schedule import Schedule
 from evolink_async.polling.watcher import WORKERS, Learned, Watcher
+from evolink_async.types import UploadedFile
 
 if TYPE_CHECKING:
     import httpx
-
-    from evolink_async.saving.attachments import Attachments
 
 SUBMIT_TIMEOUT, POLL_TIMEOUT = 30.0, 15.0
 DOWNLOAD_CONNECTIONS = 32
@@ -83,6 +82,7 @@ class Memory:
     replays: Replays = field(default_factory=Replays)
     schedule: Schedule = field(default_factory=Schedule)
     uploads: OrderedDict[str, str] = field(default_factory=OrderedDict)  # what counts in place of a link that we made
+    uploaded: OrderedDict[str, UploadedFile] = field(default_factory=OrderedDict)  # by SHA-256 of the content
 
     def note_upload(self, link: str, content: str) -> None:
         """Remember what a link leads to: a later run has another link for the same."""
@@ -90,6 +90,12 @@ class Memory:
         self.uploads.move_to_end(link)
         if len(self.uploads) > REMEMBERED_UPLOADS:
             self.uploads.popitem(last=False)
+
+
+class Closable(Protocol):
+    """What ends with a session."""
+
+    async def aclose(self) -> None: ...
 
 
 class Session:
@@ -104,7 +110,7 @@ class Session:
         self._files_exchange: Exchange | None = None
         self._downloads: SlotTransport | None = None
         self._media: MediaSource | None = None
-        self.attachments: Attachments | None = None  # once a request has a local file
+        self.attachments: Closable | None = None  # once a request has a local file
         self._own_places = frozenset({place_of(options.base_url), place_of(options.files_url)})
         self._allow_private = options.allow_private_hosts
         self._calls: set[asyncio.Timeout] = set()

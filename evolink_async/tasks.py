@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from evolink_async.checks import checked_function, checked_id
+from evolink_async.checks import checked_function, checked_id, deadline_after
 from evolink_async.errors import (
     BadRequestError,
+    ClosedError,
     ConnectionFailedError,
     EvoLinkError,
     InvalidRequestError,
@@ -22,12 +23,12 @@ from evolink_async.errors import (
 )
 from evolink_async.http.answers import task_from
 from evolink_async.own_tasks import own_task
-from evolink_async.polling.endings import has_result
+from evolink_async.polling.endings import conclude, has_result, is_over, still_running
 from evolink_async.polling.watcher import BATCH_PATH, BATCH_SIZE
-from evolink_async.types import Task, TaskReading
+from evolink_async.types import Task, TaskReading, with_what_creation_told
 
 if TYPE_CHECKING:
-    from evolink_async.client import AsyncEvoLink
+    from evolink_async.core import ClientCore
 
 __all__ = ["Tasks"]
 
@@ -42,12 +43,12 @@ _LIST_STATUSES = ("processing", "completed", "failed", "cancelled")
 class Tasks:
     """`client.tasks`: what the service says of its tasks."""
 
-    def __init__(self, client: AsyncEvoLink) -> None:
-        self._client = client
+    def __init__(self, core: ClientCore) -> None:
+        self._core = core
 
     async def get(self, task_id: str, *, timeout: float | None = 60) -> Task:
         """The task now. Raises `NotFoundError` for an id that the service doesn't know. timeout: seconds in all."""
-        task = task_from(await self._client._read("GET", f"/v1/tasks/{checked_id(task_id)}", timeout)).task
+        task = task_from(await self._core.read("GET", f"/v1/tasks/{checked_id(task_id)}", timeout)).task
         if task.id != task_id:
             raise ResponseError(f"asked for task {task_id}, the answer is about another")
         return task
@@ -62,30 +63,30 @@ class Tasks:
             message = f"task_ids must be several ids, got {task_ids!r}; for one use get"
             raise InvalidRequestError(message, param="task_ids")
         ids = list(dict.fromkeys(map(checked_id, task_ids)))
-        deadline = self._client._deadline(timeout)
+        deadline = deadline_after(timeout)
         found: dict[str, Task] = {}
         for start in range(0, len(ids), BATCH_SIZE):
             chunk = ids[start : start + BATCH_SIZE]
-            if len(chunk) > 1 and self._client._memory.reads.batches is not False:
+            if len(chunk) > 1 and self._core.memory.reads.batches is not False:
                 found.update(await self._get_batch(chunk, deadline))
         await self._get_each([task_id for task_id in ids if task_id not in found], found, deadline)
         return {task_id: found[task_id] for task_id in ids if task_id in found}
 
     async def _get_batch(self, ids: list[str], deadline: float | None) -> dict[str, Task]:
         """Those that one batch could tell all about; none where the service has no batches, or not now."""
-        session = self._client._open()
+        session = self._core.open()
         try:
             async with asyncio.timeout_at(deadline):
                 answer = await session.until_closed(session.reader.attempt("POST", BATCH_PATH, {"task_ids": ids}))
         except (TimeoutError, ConnectionFailedError):
             return {}  # whether it is the batch or everything that fails: the single GETs find out
-        readings = self._client._memory.reads.read_batch(answer) or {}
+        readings = self._core.memory.reads.read_batch(answer) or {}
         tasks = [readings[task_id].task for task_id in ids if task_id in readings]
         return {task.id: task for task in tasks if has_result(task) or not task.succeeded}
 
     async def _get_each(self, ids: list[str], found: dict[str, Task], deadline: float | None) -> None:
         queue = iter(ids)
-        loop = self._client._open().loop
+        loop = self._core.open().loop
 
         async def work() -> None:
             for task_id in queue:
@@ -106,7 +107,7 @@ class Tasks:
 
     def _left(self, deadline: float | None) -> float | None:
         # A hair of time is left for the call to say what it would have done.
-        return None if deadline is None else max(1e-3, deadline - self._client._open().loop.time())
+        return None if deadline is None else max(1e-3, deadline - self._core.open().loop.time())
 
     async def list(
         self, *, status: str | None = None, model: str | None = None, timeout: float | None = 60
@@ -125,7 +126,7 @@ class Tasks:
         page = 1
         while known_pages < _PAGES_WITHOUT_NEWS:
             query = urlencode({"page": page, "page_size": LIST_PAGE} | filters)
-            rows = _rows_of_page(await self._client._read("GET", f"/v1/tasks?{query}", timeout), page)
+            rows = _rows_of_page(await self._core.read("GET", f"/v1/tasks?{query}", timeout), page)
             known_pages += 1
             for task in (task_from(row).task for row in rows):
                 if task.id not in seen:
@@ -151,8 +152,7 @@ class Tasks:
         task goes on and is paid: wait again); `ConnectionFailedError` if the service could not be reached at all.
         Cancelling it stops the waiting, not the task.
         """
-        client = self._client
-        deadline = client._deadline(timeout)
+        deadline = deadline_after(timeout)
         checked_function(on_progress, "on_progress")
         if isinstance(task_or_id, Task):
             checked_id(task_or_id.id)
@@ -160,7 +160,7 @@ class Tasks:
         else:
             task = Task(id=checked_id(task_or_id))
         try:
-            return await client._wait(task, deadline, timeout, on_progress=on_progress)
+            return await wait_for(self._core, task, deadline, timeout, on_progress=on_progress)
         except TaskTimeoutError as error:
             if error.task is not task or task is task_or_id:
                 raise
@@ -169,6 +169,62 @@ class Tasks:
                 f"again with client.tasks.wait({task.id!r})"
             )
             raise TaskTimeoutError(message, task=task) from None
+
+
+async def wait_for(
+    core: ClientCore,
+    task: Task,
+    deadline: float | None,
+    timeout: float | None,
+    *,
+    age: float | None = None,
+    on_progress: Callable[[Task], object] | None = None,
+) -> Task:
+    """Wait for a task until the deadline (loop time): the completed one. See `Tasks.wait` for what is raised.
+
+    timeout: what the caller gave, for the words of an error. age: seconds since the task was submitted, None if only
+    its `created` tells.
+    """
+    if is_over(task):
+        return conclude(task)
+    try:
+        session = core.open()
+    except ClosedError:
+        message = f"the client is closed, and task {task.id} goes on: wait for it by its id with another one"
+        raise ClosedError(message) from None
+    waiter = Waiter(session.loop.create_future(), task, on_progress)
+    session.watcher.follow(TaskReading.of(task), waiter, age=age)
+    try:
+        async with asyncio.timeout_at(deadline):
+            ended = await waiter.future
+            session.pace.ended(ended.id)
+            logger.info(
+                "task %s %s",
+                ended.id,
+                ended.status,
+                extra={
+                    "event": "task_ended",
+                    "task_id": ended.id,
+                    "model": ended.model,
+                    "status": str(ended.status),
+                    "code": None if ended.error is None else ended.error.code,
+                },
+            )
+            return conclude(with_what_creation_told(ended, task))
+    except TimeoutError as error:
+        if isinstance(error, EvoLinkError):
+            raise
+        if session.watcher.unreachable(task.id):
+            message = f"could not reach {session.exchange.host} to look at task {task.id}; it goes on: wait again"
+            raise ConnectionFailedError(message) from None
+        if waiter.task.is_terminal:  # its end came with the deadline, or only its links were still awaited
+            return conclude(waiter.task)
+        raise still_running(waiter.task, timeout) from None
+    except asyncio.CancelledError as cancellation:
+        cancellation.add_note(f"evolink task {task.id} goes on: client.tasks.wait({task.id!r})")
+        raise
+    finally:
+        session.watcher.unfollow(task.id, waiter)
 
 
 class Waiter:

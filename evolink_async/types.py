@@ -23,6 +23,7 @@ __all__ = [
     "TaskFailure",
     "TaskInfo",
     "TaskStatus",
+    "UploadedFile",
     "Usage",
 ]
 
@@ -298,6 +299,26 @@ class Credits(_Wire):
 
     user: CreditBalance
     key: KeyCredits
+
+
+class UploadedFile(BaseModel):
+    """A file at the service.
+
+    id: what `client.files.delete` takes. name: made by us, so that nothing is overwritten. url: the link to give to
+    a model; empty for rows of `list`, which carry none. size: bytes; None if it isn't told. content_type: MIME type;
+    empty if it isn't told. expires_at: aware UTC, 72 hours after the upload (documented). raw: the answer as parsed.
+    Since 0.1.0.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    name: str
+    url: str = ""
+    size: int | None = None
+    content_type: str = ""
+    expires_at: datetime
+    raw: dict[str, Any] = Field(default_factory=dict, repr=False)
 
 
 _NO_INFO, _NO_USAGE = TaskInfo._of({}), Usage._of({})

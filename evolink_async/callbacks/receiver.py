@@ -13,6 +13,7 @@ from evolink_async.callbacks.asgi import CallbackApp
 from evolink_async.callbacks.rules import Recent, Tokens, checked_public_url
 from evolink_async.catalog.urls import callback_remark
 from evolink_async.client import AsyncEvoLink
+from evolink_async.core import ClientCore
 from evolink_async.errors import ConfigurationError, EvoLinkError, InvalidRequestError
 from evolink_async.own_tasks import own_task
 from evolink_async.pool.doubts import Doubts
@@ -64,7 +65,7 @@ class CallbackReceiver:
         if on_task is not None and not callable(on_task):
             raise ConfigurationError(f"on_task must be a function, got {on_task!r}")
         self._pool = target if isinstance(target, TaskPool) else None
-        self._client = target._client if isinstance(target, TaskPool) else target
+        self._core = target._core
         self._public_url = checked_public_url(public_url)
         self._tokens = Tokens(secret)
         self._on_task = on_task
@@ -117,11 +118,11 @@ class CallbackReceiver:
     def _url_of(self, name: bytes) -> str:
         return f"{self._public_url}/{self._tokens.token(name)}"
 
-    def _refuse_elsewhere(self, client: AsyncEvoLink) -> None:
+    def _refuse_elsewhere(self, core: ClientCore) -> None:
         """Raise unless the service of this client would call our address."""
-        if client is not self._client:
+        if core is not self._core:
             raise ConfigurationError("callbacks: the receiver was made for another client")
-        remark = callback_remark(f"{self._public_url}/", allow_private_hosts=client._calls_private_hosts)
+        remark = callback_remark(f"{self._public_url}/", allow_private_hosts=core.calls_private_hosts)
         if remark is not None:
             raise ConfigurationError(f"callbacks: public_url: {remark[1]}")
 
@@ -149,7 +150,7 @@ class CallbackReceiver:
     def _hear(self, name: bytes, task_id: str) -> None:
         """A callback with a token of ours says that something happened to this task."""
         try:
-            watcher = self._client._open().watcher
+            watcher = self._core.open().watcher
         except EvoLinkError as error:
             logger.warning(
                 "a callback about task %s is left to polling: %s",
@@ -183,7 +184,7 @@ class CallbackReceiver:
         if look is not None:
             look.is_others = look.is_others or look.name != name
         elif len(self._looks) < LOOKS:
-            watcher = self._client._open().watcher
+            watcher = self._core.open().watcher
             self._looks[task_id] = look = _Look(self, task_id, name, watcher.follows(task_id))
             watcher.follow(TaskReading({"id": task_id}), look, stranger=True)
         else:
@@ -263,7 +264,7 @@ class _Look:
 
     def seen(self, reading: TaskReading) -> None:
         if not reading.is_terminal:  # else its links are still awaited
-            session = self._receiver._client._session
+            session = self._receiver._core.session
             if session is not None:
                 session.watcher.unfollow(self.task_id, self)
             self._receiver._looked(self, reading)

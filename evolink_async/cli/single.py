@@ -130,7 +130,7 @@ async def _generated(screen: Screen, client: AsyncEvoLink, request: GenerationRe
 
     async def work() -> int:
         async with opened(client, screen, interrupts):
-            saver = None if wanted.out is None else Saver(client, wanted.out)
+            saver = None if wanted.out is None else Saver(client._core, wanted.out)
             if saver is not None:
                 await saver.prepare()
             source = Source(iter([request]), 1)

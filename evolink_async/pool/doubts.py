@@ -29,7 +29,7 @@ from evolink_async.pool.record import Record
 from evolink_async.types import Task, TaskReading
 
 if TYPE_CHECKING:
-    from evolink_async.client import AsyncEvoLink
+    from evolink_async.core import ClientCore
     from evolink_async.pool.engine import Engine
 
 logger = logging.getLogger("evolink_async.pool")
@@ -42,7 +42,7 @@ _OPEN = (Known.UNSETTLED, Known.GIVEN_UP)  # what can be settled, as by `resolve
 class Receiver(Protocol):
     """Who receives the callbacks: a `CallbackReceiver`, as a pool knows it."""
 
-    def _refuse_elsewhere(self, client: AsyncEvoLink) -> None: ...
+    def _refuse_elsewhere(self, core: ClientCore) -> None: ...
     def _name_of(self, job: str, identity: str) -> bytes: ...
     def _url_of(self, name: bytes) -> str: ...
     def _opened(self, doubts: Doubts) -> None: ...
@@ -52,11 +52,11 @@ class Receiver(Protocol):
     def _forget(self, name: bytes) -> None: ...
 
 
-def checked_receiver(callbacks: object, client: AsyncEvoLink) -> Receiver:
+def checked_receiver(callbacks: object, core: ClientCore) -> Receiver:
     """The receiver, if it is one and the client's service would call it. Raises `ConfigurationError`."""
     if not isinstance(callbacks, Receiver):
         raise ConfigurationError(f"callbacks must be a CallbackReceiver, got {type(callbacks).__name__}")
-    callbacks._refuse_elsewhere(client)
+    callbacks._refuse_elsewhere(core)
     return callbacks
 
 
@@ -204,7 +204,7 @@ class Doubts:
 
     def _who_follows(self, task_id: str) -> str | None:
         engine = self._engine
-        if engine.session.watcher.follows(task_id) or task_id in engine.client._memory.reads.submitted:
+        if engine.session.watcher.follows(task_id) or task_id in engine.core.memory.reads.submitted:
             return "it is followed already"
         if any(other.task_id == task_id for other in engine.stages.under_way()):
             return "another request of this pool has it"

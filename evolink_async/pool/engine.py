@@ -49,12 +49,13 @@ from evolink_async.pool.savings import Savings
 from evolink_async.pool.sources import Sources
 from evolink_async.pool.stages import Stages
 from evolink_async.requests import GenerationRequest, has_local_files, media_links
+from evolink_async.saving.attachments import attachments_of
 from evolink_async.saving.saver import Saver
 from evolink_async.session import POLL_TIMEOUT, Session
 from evolink_async.types import Task, TaskReading, TaskStatus
 
 if TYPE_CHECKING:
-    from evolink_async.client import AsyncEvoLink
+    from evolink_async.core import ClientCore
 
 logger = logging.getLogger("evolink_async.pool")
 
@@ -74,7 +75,7 @@ class Engine:
 
     def __init__(
         self,
-        client: AsyncEvoLink,
+        core: ClientCore,
         *,
         most: int,
         saver: Saver | None,
@@ -83,7 +84,7 @@ class Engine:
         stop_after_rejections: int | None,
         on_progress: Callable[[PoolStats], object] | None,
     ) -> None:
-        self.client = client
+        self.core = core
         self._most = most
         self.stages = Stages(most)
         self._task_timeout = task_timeout
@@ -107,7 +108,7 @@ class Engine:
         self.changed = asyncio.Event()  # for the reader
         self._timeouts: Deadlines[Record] = Deadlines(task_timeout, self._time_is_over, Record.is_over)
         self._last_looks: Deadlines[Record] = Deadlines(
-            client._options.request_timeout or POLL_TIMEOUT, self._give_up_watching, Record.is_over
+            core.options.request_timeout or POLL_TIMEOUT, self._give_up_watching, Record.is_over
         )
         self._overdue: set[Record] = set()  # their time is over, they only get one last look
 
@@ -133,8 +134,8 @@ class Engine:
         self._entered_at, self._entered_on = session.loop.time(), clock.now()
         self._requests_before = session.watcher.requests
         self._progress.open()
-        if self.client._observation.observer is not None:
-            self.client._observation.observer.pool_entered(self)
+        if self.core.observation.observer is not None:
+            self.core.observation.observer.pool_entered(self)
         if self.doubts is not None:
             self.doubts.open()
         for record in list(self.stages.outstanding.values()):
@@ -280,7 +281,7 @@ class Engine:
             return
         self.stages.enter(record)
         if has_local_files(record.request):
-            attachments = self.client._attachments(self.session)
+            attachments = attachments_of(self.core, self.session)
             looking = attachments.look(record.request, lambda error: self._guarded(self._looked_at, record, error))
             record.attach(looking)
         else:
@@ -302,7 +303,7 @@ class Engine:
         request, attachment = record.request, record.attachment
         assert request is not None
         names = {} if attachment is None else attachment.names()
-        uploads = self.client._memory.uploads
+        uploads = self.core.memory.uploads
         if uploads:
             names |= {place: uploads[link] for place, link in media_links(request).items() if link in uploads}
         content = content_hash(request, names) if names else None
@@ -333,7 +334,7 @@ class Engine:
         if todo is Todo.SUBMIT:
             assert record.request is not None
             try:
-                self.client._check(record.request)
+                self.core.check(record.request)
                 self.journal.check_price(record.request)
             except InvalidRequestError as error:
                 self._refuse(record, row, error)
@@ -419,7 +420,7 @@ class Engine:
         request, row = record.request, record.row
         assert request is not None
         assert row is not None
-        if self.client._closed:
+        if self.core.closed:
             self.end_early(_client_closed())
         if row.state is Known.ACCEPTED:
             self._go_on_with(record, row)
@@ -437,7 +438,7 @@ class Engine:
             self,
             Urgency.SOURCE if record.waiter is None else Urgency.CALLER,
             record,
-            self.client._options.retry.unreachable_for,
+            self.core.options.retry.unreachable_for,
             self.journal.replays,
         )
         if row.state is Known.UNSETTLED:
@@ -468,8 +469,8 @@ class Engine:
             self._guarded(self._uploaded, record, error)
 
         assert record.attachment is not None
-        patience = self.client._options.retry.unreachable_for
-        self.client._attachments(self.session).attach(record.attachment, uploaded, patience)
+        patience = self.core.options.retry.unreachable_for
+        attachments_of(self.core, self.session).attach(record.attachment, uploaded, patience)
 
     def _uploaded(self, record: Record, error: EvoLinkError | None) -> None:
         """Its local files are at the service; or it cannot be sent without them."""
@@ -490,9 +491,8 @@ class Engine:
 
     def _release_files(self, record: Record, *, keep: bool = False) -> None:
         """Its local files are not needed at the service any more. keep: a task may need them whose end we don't see."""
-        attachments = self.session.attachments if self.entered else None
-        if record.attachment is not None and attachments is not None:
-            attachments.release(record.attachment, keep=keep)
+        if record.attachment is not None:
+            attachments_of(self.core, self.session).release(record.attachment, keep=keep)
 
     def _resume(self, submission: Submission, row: Row) -> None:
         """An earlier run has sent it."""
@@ -556,7 +556,7 @@ class Engine:
             self._not_sent(record, error)
         else:
             self._finish(record, OutcomeStatus(settled.ending), error)
-        if self.client._closed:
+        if self.core.closed:
             self.end_early(_client_closed())
         elif isinstance(settled.fatal, LedgerError | BudgetExceededError):
             self.end_early(settled.fatal)
@@ -669,7 +669,7 @@ class Engine:
         if row is not None:
             self.journal.ended(row, task)
             if self._tally.finished % _REMEMBERED_EVERY == 0:
-                self.journal.remember(self.client._memory.schedule)
+                self.journal.remember(self.core.memory.schedule)
             if may_try_again(row, self._retry_failed) and self._goes_on and not record.deserted:
                 self._try_again(record)
                 return
@@ -985,7 +985,7 @@ class Engine:
 
     async def _close_ledger(self) -> None:
         """Write what is unwritten, and let go of the job."""
-        self.journal.remember(self.client._memory.schedule)
+        self.journal.remember(self.core.memory.schedule)
         try:
             await self.journal.aclose()
         except LedgerError as error:  # it names the tasks that the ledger does not know

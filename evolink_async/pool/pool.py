@@ -27,7 +27,7 @@ from evolink_async.saving.saver import Saver
 from evolink_async.types import TASK_ID, Task
 
 if TYPE_CHECKING:
-    from evolink_async.client import AsyncEvoLink
+    from evolink_async.core import ClientCore
 
 __all__ = ["TaskPool"]
 
@@ -75,7 +75,7 @@ class TaskPool:
 
     def __init__(
         self,
-        client: AsyncEvoLink,
+        core: ClientCore,
         requests: Source | None = None,
         *,
         max_outstanding: int = 1000,
@@ -93,7 +93,7 @@ class TaskPool:
     ) -> None:
         refuse_unknown(unknown)
         checked_job(ledger, job)
-        self._client = client
+        self._core = core
         self._ledger = ledger
         self._job_name = job
         self._max_credits = checked_credits(max_credits, "max_credits")
@@ -102,16 +102,16 @@ class TaskPool:
             checked_count(stop_after_rejections, "stop_after_rejections", 1, MOST)
         checked_function(on_progress, "on_progress")
         self._engine = Engine(
-            client,
+            core,
             most=checked_count(max_outstanding, "max_outstanding", 1, MOST),
-            saver=None if save_to is None else _saver(client, save_to),
+            saver=None if save_to is None else _saver(core, save_to),
             task_timeout=checked_seconds(task_timeout, "task_timeout"),
             retry_failed=checked_count(retry_failed, "retry_failed", 0, MOST),
             stop_after_rejections=stop_after_rejections,
             on_progress=on_progress,
         )
         if callbacks is not None:
-            self._doubt(checked_receiver(callbacks, client), fills=True)
+            self._doubt(checked_receiver(callbacks, core), fills=True)
         if requests is not None:
             self.add(requests)
 
@@ -235,12 +235,12 @@ class TaskPool:
         engine = self._engine
         if engine.entered:
             raise ClosedError("a pool is used once; make a new one with client.pool(...)")
-        session = self._client._open()
+        session = self._core.open()
         await engine.prepare()
         job = await open_job(self._ledger, self._job_name, max_credits=self._max_credits)
         durable = self._ledger is not None
         journal = Journal(job, session.submitter.replays, self._prices, engine.end_early, durable=durable)
-        journal.start_warm(self._client._memory.schedule)
+        journal.start_warm(self._core.memory.schedule)
         engine.start(session, journal)
         return self
 
@@ -305,8 +305,8 @@ def _task_id_in(hint: object) -> object:
     return hint.get("id") if isinstance(hint, Mapping) else hint
 
 
-def _saver(client: AsyncEvoLink, save_to: str | os.PathLike[str]) -> Saver:
+def _saver(core: ClientCore, save_to: str | os.PathLike[str]) -> Saver:
     try:
-        return Saver(client, save_to)
+        return Saver(core, save_to)
     except ConfigurationError as error:
         raise ConfigurationError(f"save_to: {error.message}") from None

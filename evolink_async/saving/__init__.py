@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from evolink_async.saving.files import FileQuota, Files, UploadedFile
+from evolink_async.saving.files import FileQuota, Files
 from evolink_async.saving.objects import ObjectPath
 from evolink_async.saving.results import save_results
 from evolink_async.saving.saver import SavedPath, Saver
 
-__all__ = ["FileQuota", "Files", "ObjectPath", "SavedPath", "Saver", "UploadedFile", "save_results"]
+__all__ = ["FileQuota", "Files", "ObjectPath", "SavedPath", "Saver", "save_results"]

@@ -39,12 +39,13 @@ from evolink_async.polling.endings import is_over
 from evolink_async.requests import GenerationRequest, LocalFile, encode_body, local_files
 from evolink_async.saving.content import kind_of
 from evolink_async.saving.crew import Crew
-from evolink_async.saving.files import FileQuota, Files, FilesService, UploadedFile, lifetime_of, named
+from evolink_async.saving.files import FileQuota, Files, FilesService, lifetime_of, named
 from evolink_async.saving.folder import in_thread
 from evolink_async.saving.upload import Content, MultipartBody, SourceFile, unique_name
-from evolink_async.types import Task, TaskReading
+from evolink_async.types import Task, TaskReading, UploadedFile
 
 if TYPE_CHECKING:
+    from evolink_async.core import ClientCore
     from evolink_async.session import Options, Session
 
 logger = logging.getLogger("evolink_async.saving")
@@ -104,6 +105,14 @@ class _Stored:
         """Seconds that the trouble of its upload is borne."""
         self.trouble = trouble
         return max((user._patience for user in self.users), default=REMOVAL_SECONDS)
+
+
+def attachments_of(core: ClientCore, session: Session) -> Attachments:
+    """Those of this session, made when they are first used."""
+    if session.attachments is None:
+        session.attachments = Attachments(session, core.options, Files(core))
+    assert isinstance(session.attachments, Attachments)
+    return session.attachments
 
 
 class Attachments:

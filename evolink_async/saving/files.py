@@ -9,7 +9,6 @@ import logging
 import math
 import random
 import re
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
@@ -33,13 +32,14 @@ from evolink_async.http.retry import RETRIED_READ_STATUSES
 from evolink_async.requests import encode_json
 from evolink_async.saving.folder import in_thread
 from evolink_async.saving.upload import Content, MultipartBody, Source, SourceFile, is_link, name_for_link
+from evolink_async.types import UploadedFile
 
 if TYPE_CHECKING:
-    from evolink_async.client import AsyncEvoLink
+    from evolink_async.core import ClientCore
     from evolink_async.http.gate import Lane
     from evolink_async.session import Options, Session
 
-__all__ = ["FileQuota", "Files", "UploadedFile"]
+__all__ = ["FileQuota", "Files"]
 
 logger = logging.getLogger("evolink_async.saving")
 
@@ -58,26 +58,6 @@ _ADVICE_OF_CODE = {
     40003: "The account's place for files is full: remove some with client.files.delete; each ends after 72 h anyway",
     40004: "The service could not fetch the link: is it public, and does it lead to the file itself?",
 }
-
-
-class UploadedFile(BaseModel):
-    """A file at the service.
-
-    id: what `client.files.delete` takes. name: made by us, so that nothing is overwritten. url: the link to give to
-    a model; empty for rows of `list`, which carry none. size: bytes; None if it isn't told. content_type: MIME type;
-    empty if it isn't told. expires_at: aware UTC, 72 hours after the upload (documented). raw: the answer as parsed.
-    Since 0.1.0.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    name: str
-    url: str = ""
-    size: int | None = None
-    content_type: str = ""
-    expires_at: datetime
-    raw: dict[str, Any] = Field(default_factory=dict, repr=False)
 
 
 class FileQuota(BaseModel):
@@ -100,9 +80,9 @@ class Files:
     classes are our choice. Since 0.1.0.
     """
 
-    def __init__(self, client: AsyncEvoLink) -> None:
-        self._client = client
-        self._uploaded: OrderedDict[str, UploadedFile] = OrderedDict()  # by SHA-256
+    def __init__(self, core: ClientCore) -> None:
+        self._core = core
+        self._uploaded = core.memory.uploaded
 
     async def upload(self, source: Source, *, name: str | None = None, timeout: float | None = 600) -> UploadedFile:
         """Upload an image, video or audio file: its `.url` can be given to models for 72 hours.
@@ -124,7 +104,7 @@ class Files:
             link = str(source)
             call = Call("POST", "/upload/url", {"file_url": link, "file_name": name_for_link(link, name)})
             file = _uploaded(await self._call(call, timeout))
-            self._client._memory.note_upload(file.url, link)
+            self._core.memory.note_upload(file.url, link)
             return file
         with contextlib.closing(SourceFile(source)) as held:
             content = await in_thread(held.look, name)
@@ -188,7 +168,7 @@ class Files:
         return file
 
     def _remember(self, content: Content, file: UploadedFile) -> None:
-        self._client._memory.note_upload(file.url, named(content.digest))
+        self._core.memory.note_upload(file.url, named(content.digest))
         self._uploaded[content.digest] = file
         self._uploaded.move_to_end(content.digest)
         if len(self._uploaded) > REMEMBERED:
@@ -197,8 +177,8 @@ class Files:
     async def _call(self, call: Call, timeout: float | None) -> dict[str, Any]:
         """The data of an answer; tried again, until the time is over, as long as the trouble may pass."""
         seconds = checked_seconds(timeout, "timeout")
-        session = self._client._open()
-        return await session.until_closed(FilesService(session, self._client._options).persist(call, seconds))
+        session = self._core.open()
+        return await session.until_closed(FilesService(session, self._core.options).persist(call, seconds))
 
 
 class FilesService:

@@ -12,16 +12,16 @@ from evolink_async.saving.saver import Saver
 from evolink_async.types import Task
 
 if TYPE_CHECKING:
-    from evolink_async.client import AsyncEvoLink
+    from evolink_async.core import ClientCore
 
 __all__ = ["save_results"]
 
 
 async def save_results(
-    client: AsyncEvoLink, source: Task | str, directory: str | os.PathLike[str]
+    core: ClientCore, source: Task | str, directory: str | os.PathLike[str]
 ) -> list[Path] | list[ObjectPath]:
     """See `AsyncEvoLink.save`."""
-    saver = Saver(client, directory)
+    saver = Saver(core, directory)
     if isinstance(source, Task):
         if not source.is_terminal:
             raise InvalidRequestError(

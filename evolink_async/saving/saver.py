@@ -2,7 +2,7 @@
 
 For a pool. One for its life, made when the options are checked, as nothing is bound to a loop and nothing touched yet:
 
-    saver = Saver(client, save_to)               # ConfigurationError: no folder, no known store, extra missing
+    saver = Saver(core, save_to)               # ConfigurationError: no folder, no known store, extra missing
     await saver.prepare()                        # entering the block, before anything is paid: ConfigurationError if
                                                  # nothing can be written there
     files = await saver.save(                    # after a task has completed; as many at once as you like
@@ -47,10 +47,11 @@ from evolink_async.saving.download import Download, LinkGone, gone_error, most_b
 from evolink_async.saving.folder import Folder, PartFile, in_thread, in_thread_alone, is_full
 from evolink_async.saving.names import request_stem, stem_of_url, unique_stem
 from evolink_async.saving.objects import Bucket, ObjectPath, is_object_store
+from evolink_async.tasks import Tasks
 from evolink_async.types import Task
 
 if TYPE_CHECKING:
-    from evolink_async.client import AsyncEvoLink
+    from evolink_async.core import ClientCore
 
 __all__ = ["SavedPath", "Saver"]
 
@@ -79,8 +80,8 @@ class Saver:
     directory: a path, or s3://bucket/prefix, gs://..., az://... Raises `ConfigurationError` for one that cannot be.
     """
 
-    def __init__(self, client: AsyncEvoLink, directory: str | os.PathLike[str]) -> None:
-        self._client = client
+    def __init__(self, core: ClientCore, directory: str | os.PathLike[str]) -> None:
+        self._core = core
         self._place = place_at(directory)
 
     async def prepare(self) -> None:
@@ -109,8 +110,8 @@ class Saver:
         def stem(case_matters: bool) -> str:
             return request_stem(key, index, identity, case_matters=case_matters)
 
-        job = _TaskSaving(self._client, self._place, task, stem, by_name=False, saved=saved, fresh=fresh)
-        return await self._client._open().until_closed(job.run())
+        job = _TaskSaving(self._core, self._place, task, stem, by_name=False, saved=saved, fresh=fresh)
+        return await self._core.open().until_closed(job.run())
 
     async def save_as_itself(self, task: Task) -> tuple[SavedPath, ...]:
         """`save` for one task alone: its files are named after its id."""
@@ -118,13 +119,13 @@ class Saver:
         def stem(case_matters: bool) -> str:
             return unique_stem(task.id, case_matters=case_matters)
 
-        job = _TaskSaving(self._client, self._place, task, stem, by_name=True)
-        return await self._client._open().until_closed(job.run())
+        job = _TaskSaving(self._core, self._place, task, stem, by_name=True)
+        return await self._core.open().until_closed(job.run())
 
     async def save_link(self, link: str) -> SavedPath:
         """Save what one link leads to, named after its last path segment."""
-        saving = _LinkSaving(self._client, self._place, link, lambda _: stem_of_url(link), renew=_no_fresh_link)
-        return await self._client._open().until_closed(saving.run())
+        saving = _LinkSaving(self._core, self._place, link, lambda _: stem_of_url(link), renew=_no_fresh_link)
+        return await self._core.open().until_closed(saving.run())
 
 
 def place_at(directory: str | os.PathLike[str]) -> Place:
@@ -148,7 +149,7 @@ class _TaskSaving:
 
     def __init__(
         self,
-        client: AsyncEvoLink,
+        core: ClientCore,
         place: Place,
         task: Task,
         stem: Callable[[bool], str],
@@ -157,13 +158,13 @@ class _TaskSaving:
         saved: Sequence[str] = (),
         fresh: Callable[[], Awaitable[Task]] | None = None,
     ) -> None:
-        self._client = client
+        self._core = core
         self._place = place
         self._task = conclude(task)
         self._stem = stem
         self._by_name = by_name
         self._saved = saved
-        self._ask = fresh or (lambda: client.tasks.get(task.id))
+        self._ask = fresh or (lambda: Tasks(core).get(task.id))
         self._fresh: Task | None = None
 
     async def run(self) -> tuple[SavedPath, ...]:
@@ -194,7 +195,7 @@ class _TaskSaving:
 
     async def _save_one(self, n: int, link: str) -> SavedPath:
         saving = _LinkSaving(
-            self._client,
+            self._core,
             self._place,
             link,
             lambda case_matters: f"{self._stem(case_matters)}-{n}",
@@ -230,7 +231,7 @@ class _LinkSaving:
 
     def __init__(
         self,
-        client: AsyncEvoLink,
+        core: ClientCore,
         place: Place,
         link: str,
         stem: Callable[[bool], str],
@@ -240,7 +241,7 @@ class _LinkSaving:
         by_name: bool = False,
         renew: Callable[[], Awaitable[str | None]],
     ) -> None:
-        self._client = client
+        self._core = core
         self._place = place
         self._link = link
         self._stem = stem
@@ -251,7 +252,7 @@ class _LinkSaving:
         self._renew = renew
 
     async def run(self) -> SavedPath:
-        media = self._client._open().media
+        media = self._core.open().media
         async with media.places:
             try:
                 return await self._save(media)
@@ -275,7 +276,7 @@ class _LinkSaving:
                 return there
             kind = None if self._task is None else self._task.kind
             most = most_bytes(kind) if kind else None
-            retry = self._client._options.retry
+            retry = self._core.options.retry
             ending = await Download(self._link, part, media, retry, most=most, renew=self._renew).run()
             publish = self._place.publish, part, f"{stem}.{ending}", self._result
             handed_over = self._place.lingers
@@ -295,7 +296,7 @@ class _LinkSaving:
                 "size": part.size,
             },
         )
-        observer = self._client._observation.observer
+        observer = self._core.observation.observer
         if observer is not None:
             observer.downloaded(part.size)
         return path

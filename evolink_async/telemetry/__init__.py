@@ -40,19 +40,19 @@ def instrument(
     Raises `ConfigurationError` without the `telemetry` extra, and for a client that is instrumented already. Since
     0.1.0.
     """
-    if client._observation.observer is not None:
+    if client._core.observation.observer is not None:
         raise ConfigurationError("this client is instrumented already: uninstrument(client) first")
     try:
         from evolink_async.telemetry.otel import Telemetry
     except ImportError as error:
         raise ConfigurationError('telemetry needs OpenTelemetry: pip install "evolink-async[telemetry]"') from error
-    client._observation.observer = Telemetry(
-        client._options.base_url, tracer_provider, meter_provider, capture_prompts=capture_prompts
+    client._core.observation.observer = Telemetry(
+        client._core.options.base_url, tracer_provider, meter_provider, capture_prompts=capture_prompts
     )
 
 
 def uninstrument(client: AsyncEvoLink) -> None:
     """Stop what `instrument` began: spans of tasks that still run end now. Does nothing for a client without it."""
-    observer, client._observation.observer = client._observation.observer, None
+    observer, client._core.observation.observer = client._core.observation.observer, None
     if observer is not None:
         observer.close()

@@ -43,13 +43,13 @@ def leaving_its_loop(item: pytest.Item, client: AsyncEvoLink) -> Iterator[None]:
 
 
 async def _leave_loop(client: AsyncEvoLink) -> None:
-    session = client._session
+    session = client._core.session
     if session is not None and session.loop is asyncio.get_running_loop():
-        client._session = None
+        client._core.session = None
         await session.aclose()
 
 
 def close(client: AsyncEvoLink) -> None:
     """Close a client for good, from outside its loop: a fixture may have used it in another one than the test's."""
-    session = client._session
+    session = client._core.session
     run_in(None if session is None else session.loop, client.aclose())

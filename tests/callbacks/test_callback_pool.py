@@ -147,7 +147,7 @@ async def test_a_callback_before_the_replay_settles_a_lost_response_and_nothing_
             await asyncio.sleep(1)  # it is parked for two seconds
             await call_about(w, receiver, "k0")
             await asyncio.sleep(0.1)
-            session = w.client._session
+            session = w.client._core.session
             assert session is not None
             assert not session.submitter._live
             assert session.submitter.replays.permission()

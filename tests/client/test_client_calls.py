@@ -258,8 +258,8 @@ async def test_an_end_that_comes_in_the_same_moment_as_the_deadline_is_given() -
     async with canned(lambda request: {"id": "task-1", "status": "processing"}) as client:
         waiting = asyncio.create_task(client.tasks.wait("task-1", timeout=30))
         await asyncio.sleep(1)
-        assert client._session is not None
-        (follower,) = client._session.watcher._watched["task-1"].followers
+        assert client._core.session is not None
+        (follower,) = client._core.session.watcher._watched["task-1"].followers
         over = Task(id="task-1", status="completed", results=[LINK])
         asyncio.get_running_loop().call_at(30, follower.ended, over)
         assert await waiting is over
@@ -271,8 +271,8 @@ async def test_an_error_that_comes_with_a_cancellation_is_no_noise(caplog: pytes
     async with canned(lambda request: {"id": "task-1", "status": "processing"}) as client:
         waiting = asyncio.create_task(client.tasks.wait("task-1"))
         await asyncio.sleep(1)
-        assert client._session is not None
-        (follower,) = client._session.watcher._watched["task-1"].followers
+        assert client._core.session is not None
+        (follower,) = client._core.session.watcher._watched["task-1"].followers
         follower.lost(TaskLostError("gone", task=Task(id="task-1")))
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -103,7 +103,7 @@ async def attempt(api_key: str, operation: Operation, steps: tuple[int, ...], **
                 told.texts += getattr(cancellation, "__notes__", [])
             except (EvoLinkError, ExceptionGroup) as error:  # the operation ended by itself
                 told.texts.append(str(error))
-            session = client._session
+            session = client._core.session
             for _ in range(40):
                 if not our_tasks():
                     break
@@ -199,7 +199,7 @@ async def test_cancelled_at_every_step_over_tcp_no_slot_stays_in_use(
                     break
                 await asyncio.sleep(0.001)
             assert not our_tasks()
-            session = client._session
+            session = client._core.session
             assert session is None or session.transport.gate.in_use == 0
     assert step > 10
     print(f"cancelled at {step - 1} steps over TCP")

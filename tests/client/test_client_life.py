@@ -173,7 +173,7 @@ def test_addresses_come_from_the_options_then_the_environment(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    options = AsyncEvoLink(**given)._options  # type: ignore[arg-type]
+    options = AsyncEvoLink(**given)._core.options  # type: ignore[arg-type]
     assert (options.base_url, options.files_url) == expected
 
 
@@ -207,7 +207,7 @@ def test_a_limit_is_text_or_an_object_and_everything_good_is_taken(api_key: str)
 def test_a_client_is_built_without_a_loop_and_bound_to_none() -> None:
     client = AsyncEvoLink()
     assert repr(client) == "<AsyncEvoLink https://api.evolink.ai idle>"
-    assert client._session is None
+    assert client._core.session is None
 
 
 CALLS: list[Callable[[AsyncEvoLink], Awaitable[Any]]] = [
@@ -337,18 +337,18 @@ def test_a_closed_loop_is_replaced_and_what_was_learned_is_kept(elsewhere: str) 
 
     async def use() -> None:
         await asyncio.gather(*(client.run(PICTURE) for _ in range(3)))
-        assert client._session is not None
-        assert isinstance(client._session.transport, SlotTransport)
-        transports.append(client._session.transport)
-        assert client._session.transport.idle > 0  # sockets that are still open when their loop is closed
-        assert client._session.downloads.idle == 0
+        assert client._core.session is not None
+        assert isinstance(client._core.session.transport, SlotTransport)
+        transports.append(client._core.session.transport)
+        assert client._core.session.transport.idle > 0  # sockets that are still open when their loop is closed
+        assert client._core.session.downloads.idle == 0
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(3):
             asyncio.run(use())
-            assert client._memory.rates["gpt-4o-image"] > 5
-            assert client._memory.reads.batches is True
+            assert client._core.memory.rates["gpt-4o-image"] > 5
+            assert client._core.memory.reads.batches is True
         assert [transport.is_closed for transport in transports] == [True, True, False]
         asyncio.run(client.aclose())  # its loop is gone: there is only something to let go of
         assert transports[-1].is_closed
@@ -543,7 +543,7 @@ async def test_a_close_that_is_cancelled_closes_every_connection(api_key: str) -
         submitting = asyncio.create_task(client.submit(PICTURE))
         while not emulator.book()["posts"]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        session = client._open()
+        session = client._core.open()
         connections = (session.transport, session.downloads)
         with anyio.move_on_after(0.1):
             await client.aclose()
@@ -556,7 +556,7 @@ async def test_a_close_that_is_cancelled_closes_every_connection(api_key: str) -
 
 
 async def test_the_session_offers_the_file_service_and_connections_for_downloads(client: AsyncEvoLink) -> None:
-    session = client._open()
+    session = client._core.open()
     assert session.files_exchange.host == session.exchange.host
     downloads = session.downloads
     assert isinstance(downloads, SlotTransport)

@@ -23,7 +23,7 @@ from evolink_async import (
     RateLimitError,
     ServerError,
 )
-from evolink_async.client import AsyncEvoLink
+from evolink_async.core import ClientCore
 from evolink_async.emulator import Fault
 from evolink_async.http import submit
 from evolink_async.http.exchange import Exchange
@@ -277,7 +277,7 @@ def accounted(w: World, pool: TaskPool, outcomes: list[Outcome]) -> None:
         (Engine, "_conclude"),
         (Engine, "seen"),
         (Record, "outcome"),
-        (AsyncEvoLink, "_check"),
+        (ClientCore, "check"),
         (Watcher, "follow"),
         (Sources, "_give_turn"),
     ],

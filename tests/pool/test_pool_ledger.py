@@ -460,11 +460,11 @@ async def test_what_was_learned_of_durations_is_there_for_the_next_run(api_key: 
     async with world(api_key) as w:
         async with w.pool(images(40), ledger=ledger) as pool:
             await drain(pool)
-        learned = w.client._memory.schedule.export()
+        learned = w.client._core.memory.schedule.export()
         async with restarted(w, api_key) as client:
-            assert not client._memory.schedule.has_learned
+            assert not client._core.memory.schedule.has_learned
             async with client.pool([], ledger=ledger):
-                assert client._memory.schedule.export() == learned
+                assert client._core.memory.schedule.export() == learned
 
 
 async def test_who_stops_waiting_for_a_shared_request_takes_nothing_from_the_other(api_key: str) -> None:

@@ -38,7 +38,7 @@ async def test_what_is_kept_of_an_outstanding_task_is_little() -> None:
     try:
         async with httpx.AsyncClient(transport=Patient()) as http_client:  # noqa: SIM117
             async with AsyncEvoLink(base_url="http://127.0.0.1", http_client=http_client) as client:
-                client._memory.rates[given[0].model] = 1e9
+                client._core.memory.rates[given[0].model] = 1e9
                 async with client.pool(images(1)) as first:
                     while not first.outstanding:  # noqa: ASYNC110
                         await asyncio.sleep(0.01)

@@ -83,7 +83,7 @@ async def test_a_model_in_a_cool_down_does_not_slow_down_another(api_key: str, p
     async def seconds(with_cooling: bool) -> float:
         async with world(api_key, models=QUICK) as w:
             cool(w)
-            w.client._memory.rates.update({OTHER: 20.0, COOLING: 20.0})
+            w.client._core.memory.rates.update({OTHER: 20.0, COOLING: 20.0})
             async with w.pool(max_outstanding=places) as pool:
                 if with_cooling:
                     pool.add(source(COOLING, 3000))
@@ -202,7 +202,7 @@ async def refused_share_and_slowness(w: World, count: int, bound: float) -> tupl
     assert all(outcome.ok for outcome in outcomes)
     refused = sum(post.status == 429 for post in w.wire.posts)
     share, slowness = refused / len(w.wire.posts), (now() - start) / bound
-    print(f"{refused} refused, {share:.2%}; {slowness:.3f} times the bound; cap {w.client._memory.caps}")
+    print(f"{refused} refused, {share:.2%}; {slowness:.3f} times the bound; cap {w.client._core.memory.caps}")
     return share, slowness
 
 
@@ -211,7 +211,7 @@ async def test_the_number_of_tasks_that_may_run_is_learned_with_few_refusals(api
     places, count = 20, 1000
     async with world(api_key, models=limited(concurrency=places), retry_after=hint) as w:
         share, slowness = await refused_share_and_slowness(w, count, (count / places + 1) * 30)
-        cap = w.client._memory.caps[OTHER]
+        cap = w.client._core.memory.caps[OTHER]
     assert share < 0.03
     assert slowness < 1.25
     assert 0.8 * places <= cap <= 1.25 * places
@@ -229,25 +229,25 @@ async def test_a_limit_on_the_rate_is_not_taken_for_one_on_running_tasks(api_key
     rate, count = 2.0, 600
     async with world(api_key, models=limited(rate=rate)) as w:
         share, slowness = await refused_share_and_slowness(w, count, count / rate + 30)
-        assert w.client._memory.caps == {}
+        assert w.client._core.memory.caps == {}
     assert share < 0.04
     assert slowness < 1.15
 
 
 async def test_learned_places_outlive_the_loop(api_key: str) -> None:
     client = AsyncEvoLink(api_key, base_url="http://127.0.0.1")
-    client._memory.caps[OTHER] = 7
-    session = client._open()
+    client._core.memory.caps[OTHER] = 7
+    session = client._core.open()
     assert session.pace._lane(OTHER, now()).pace.cap == 7
     await client.aclose()
 
 
 async def test_tasks_that_nobody_waits_for_do_not_hold_a_place_for_ever(api_key: str) -> None:
     async with world(api_key, models=limited(concurrency=5)) as w:
-        w.client._memory.caps[OTHER] = 5
+        w.client._core.memory.caps[OTHER] = 5
         for number in range(5):
             await w.client.submit(request(OTHER, number))
-        pace = w.client._open().pace._lane(OTHER, now()).pace
+        pace = w.client._core.open().pace._lane(OTHER, now()).pace
         assert pace.running == 5
         start = now()
         task = await w.client.submit(request(OTHER, 5), timeout=600)
@@ -258,8 +258,8 @@ async def test_tasks_that_nobody_waits_for_do_not_hold_a_place_for_ever(api_key:
 
 async def test_a_task_that_was_waited_for_frees_its_place(api_key: str) -> None:
     async with world(api_key, models=limited(concurrency=5)) as w:
-        w.client._memory.caps[OTHER] = 5
+        w.client._core.memory.caps[OTHER] = 5
         await asyncio.gather(*(w.client.run(request(OTHER, number)) for number in range(30)))
         await turns()
-        assert w.client._open().pace._lane(OTHER, now()).pace.running == 0
+        assert w.client._core.open().pace._lane(OTHER, now()).pace.running == 0
     assert all(post.status == 200 for post in w.wire.posts)

@@ -122,7 +122,7 @@ async def test_many_items_of_a_generator_cost_constant_memory(monkeypatch: pytes
     async def peak(count: int) -> int:
         async with httpx.AsyncClient(transport=Canned()) as http_client:  # noqa: SIM117
             async with AsyncEvoLink(base_url="http://127.0.0.1", http_client=http_client) as client:
-                client._memory.rates[MODEL] = 1e9
+                client._core.memory.rates[MODEL] = 1e9
                 async with client.pool((image(number) for number in range(count)), max_outstanding=50) as pool:
                     tracemalloc.reset_peak()
                     done = 0

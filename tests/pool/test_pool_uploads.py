@@ -319,7 +319,8 @@ async def test_a_files_own_upload_of_the_caller_is_used_and_never_removed(
     async with watched(api_key) as (w, seen):
         mine = await w.client.files.upload(picture(1))
         later = mine.model_copy(update={"expires_at": datetime.now(UTC) + timedelta(hours=70)})
-        w.client.files._uploaded = type(w.client.files._uploaded)(dict.fromkeys(w.client.files._uploaded, later))
+        uploaded = w.client._core.memory.uploaded
+        uploaded.update(dict.fromkeys(uploaded, later))
         outcomes = await w.client.run_many([edit(picture(1)), edit(mine.url), edit(picture(2))])
         assert all(outcome.ok for outcome in outcomes)
         assert [links == [mine.url] for links in seen.links].count(True) == 2

@@ -93,7 +93,9 @@ async def test_between_two_runs_a_clock_that_was_set_never_makes_a_lost_request_
         assert lost.status == "unknown"
         wall.ahead = jump
         async with (
-            AsyncEvoLink(api_key, base_url="http://127.0.0.1", http_client=w.client._options.http_client) as client,
+            AsyncEvoLink(
+                api_key, base_url="http://127.0.0.1", http_client=w.client._core.options.http_client
+            ) as client,
             client.pool(images(1), ledger=tmp_path / "job.db") as again,
         ):
             [outcome] = await drain(again)

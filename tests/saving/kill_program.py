@@ -15,7 +15,7 @@ from evolink_async.saving import Saver
 async def main(base_url: str, folder: str, ids: list[str]) -> None:
     async with AsyncEvoLink(base_url=base_url) as client:
         tasks = await client.tasks.get_many(ids)
-        saver = Saver(client, folder)
+        saver = Saver(client._core, folder)
         await saver.prepare()
         print("ready", flush=True)
 

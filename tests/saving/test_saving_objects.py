@@ -116,7 +116,7 @@ async def test_results_are_put_under_the_prefix_with_their_type_and_mark(client:
 
     address = f"s3://{bucket}/some/prefix"
     async with media_host(good) as host:
-        saver = Saver(client, address)
+        saver = Saver(client._core, address)
         await saver.prepare()
         paths = await saver.save(task_with(f"{host.url}/1", f"{host.url}/other"), **NAMES)
         by_id = await client.save(task_with(f"{host.url}/1"), address)
@@ -135,20 +135,20 @@ async def test_what_is_there_is_not_fetched_again_and_nothing_else_is_replaced(
     address = f"s3://{bucket}/prefix"
     async with media_host(good) as host:
         task, other = task_with(f"{host.url}/1"), task_with(f"{host.url}/other", id="task-unified-2-xyz")
-        first = await Saver(client, address).save(task, **NAMES)
-        assert await Saver(client, address).save(task, **NAMES) == first  # known by its mark
+        first = await Saver(client._core, address).save(task, **NAMES)
+        assert await Saver(client._core, address).save(task, **NAMES) == first  # known by its mark
         renamed = NAMES | {"key": "renamed"}
-        assert await Saver(client, address).save(task, **renamed, saved=[str(first[0])]) == first  # recorded
+        assert await Saver(client._core, address).save(task, **renamed, saved=[str(first[0])]) == first  # recorded
         assert len(host.calls) == 1
         with pytest.raises(DownloadError, match="another object is there already"):
-            await Saver(client, address).save(other, **NAMES, saved=[str(first[0])])
+            await Saver(client._core, address).save(other, **NAMES, saved=[str(first[0])])
         same = task_with(f"{host.url}/1", id="task-unified-3-xyz")
-        assert await Saver(client, address).save(same, **NAMES) == first
+        assert await Saver(client._core, address).save(same, **NAMES) == first
         await client.save(task, address)
         await client.save(task, address)
         assert len(host.calls) == 4
         gone = f"{address}/gone-1.png"
-        assert await Saver(client, address).save(task, **NAMES, saved=[gone]) == first
+        assert await Saver(client._core, address).save(task, **NAMES, saved=[gone]) == first
     assert content_of(first[0]) == PNG  # type: ignore[arg-type]
 
 
@@ -165,19 +165,21 @@ async def test_a_large_object_goes_up_in_parts(
 
     address = f"s3://{bucket}"
     async with media_host(handler) as host:
-        [path] = await Saver(client, address).save(task_with(f"{host.url}/clip"), **NAMES)
+        [path] = await Saver(client._core, address).save(task_with(f"{host.url}/clip"), **NAMES)
         assert str(path) == f"{address}/k-1.mp4"
         assert hashlib.sha256(content_of(path)).digest() == hashlib.sha256(body).digest()  # type: ignore[arg-type]
         assert obstore.head(store(address), "k-1.mp4")["e_tag"].endswith('-3"')
-        await Saver(client, address).save(task_with(f"{host.url}/1"), **NAMES)
+        await Saver(client._core, address).save(task_with(f"{host.url}/1"), **NAMES)
         with pytest.raises(DownloadError, match="another object is there already"):
-            await Saver(client, address).save(task_with(f"{host.url}/2/../other", id="task-x"), **NAMES | {"key": "k"})
+            await Saver(client._core, address).save(
+                task_with(f"{host.url}/2/../other", id="task-x"), **NAMES | {"key": "k"}
+            )
 
 
 async def test_two_at_once_leave_one_object(client: AsyncEvoLink, bucket: str) -> None:
     address = f"s3://{bucket}/x"
     async with media_host(good) as host:
-        savers = [Saver(client, address) for _ in range(6)]
+        savers = [Saver(client._core, address) for _ in range(6)]
         task = task_with(f"{host.url}/1")
         paths = await asyncio.gather(*(saver.save(task, **NAMES) for saver in savers))
     assert len(set(paths)) == 1
@@ -190,18 +192,18 @@ async def test_a_transfer_that_breaks_off_leaves_no_object(client: AsyncEvoLink,
 
     async with media_host(cut) as host:
         with pytest.raises(DownloadError, match="could not be fetched"):
-            await Saver(client, f"s3://{bucket}").save(task_with(f"{host.url}/1"), **NAMES)
+            await Saver(client._core, f"s3://{bucket}").save(task_with(f"{host.url}/1"), **NAMES)
     assert objects_in(f"s3://{bucket}") == {}
 
 
 async def test_a_bucket_that_is_not_there_is_found_before_anything_is_paid(client: AsyncEvoLink, bucket: str) -> None:
     nowhere = f"s3://{bucket}-nowhere/prefix"
     with pytest.raises(ConfigurationError, match="cannot write into") as caught:
-        await Saver(client, nowhere).prepare()
+        await Saver(client._core, nowhere).prepare()
     assert "\n" not in str(caught.value)
     async with media_host(good) as host:
         with pytest.raises(DownloadError, match="could not be written") as failed:
-            await Saver(client, nowhere).save(task_with(f"{host.url}/1"), **NAMES)
+            await Saver(client._core, nowhere).save(task_with(f"{host.url}/1"), **NAMES)
     assert "done and paid" in str(failed.value)
     assert failed.value.__cause__ is None
     assert "\n" not in str(failed.value)
@@ -220,7 +222,7 @@ async def test_a_cancelled_save_doesn_t_wait_for_its_upload(
 
     monkeypatch.setattr(objects.Bucket, "publish", slow)
     async with media_host(good) as host:
-        saving = asyncio.create_task(Saver(client, f"s3://{bucket}").save(task_with(f"{host.url}/1"), **NAMES))
+        saving = asyncio.create_task(Saver(client._core, f"s3://{bucket}").save(task_with(f"{host.url}/1"), **NAMES))
         await asyncio.to_thread(begun.wait, 10)
         saving.cancel()
         await asyncio.wait([saving], timeout=2)
@@ -236,7 +238,7 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "obstore", None)
     client = AsyncEvoLink(base_url="http://127.0.0.1:9")
     with pytest.raises(ConfigurationError, match=r"pip install 'evolink-async\[storage\]'"):
-        Saver(client, "s3://bucket/prefix")
+        Saver(client._core, "s3://bucket/prefix")
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/a b/c", "az://container/prefix"])

@@ -633,7 +633,7 @@ async def test_fresh_links_are_asked_for_once_only(tmp_path: Path) -> None:
         await asyncio.to_thread(part.open)
         try:
             with pytest.raises(download.LinkGone):
-                await download.Download(f"{host.url}/old", part, client._open().media, FAST, renew=renew).run()
+                await download.Download(f"{host.url}/old", part, client._core.open().media, FAST, renew=renew).run()
         finally:
             part.discard()
     assert [call.path for call in host.calls] == ["/old", "/0"]

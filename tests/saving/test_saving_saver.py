@@ -89,7 +89,7 @@ async def test_files_are_named_after_the_key_else_after_number_and_identity(
 ) -> None:
     async with media_host(good) as host:
         task = task_with(f"{host.url}/1", f"{host.url}/2")
-        saver = Saver(client, tmp_path / "new" / "out")
+        saver = Saver(client._core, tmp_path / "new" / "out")
         keyed = await saver.save(task, key="light-7", index=3, identity="light-7")
         plain = await saver.save(task, key=None, index=3, identity="0123456789abcdef-0")
         unsafe = await saver.save(task, key="a/b: c", index=4, identity="a/b: c")
@@ -138,7 +138,7 @@ async def test_on_a_file_system_without_case_keys_that_differ_in_it_have_files_o
 ) -> None:
     exists = Path.exists
     monkeypatch.setattr(Path, "exists", lambda path: path.name.startswith(".EVOLINK-") or exists(path))
-    saver = Saver(client, tmp_path)
+    saver = Saver(client._core, tmp_path)
     async with media_host(good) as host:
         lower = await saver.save(task_with(f"{host.url}/1"), key="a", index=0, identity="a")
         upper = await saver.save(task_with(f"{host.url}/2"), key="A", index=1, identity="A")
@@ -152,9 +152,9 @@ async def test_on_a_file_system_without_case_keys_that_differ_in_it_have_files_o
 async def test_a_killed_run_s_files_are_known_by_their_marks(client: AsyncEvoLink, tmp_path: Path) -> None:
     async with media_host(good) as host:
         task = task_with(f"{host.url}/1", f"{host.url}/2")
-        first = await Saver(client, tmp_path).save(task, key="k", index=0, identity="k")
+        first = await Saver(client._core, tmp_path).save(task, key="k", index=0, identity="k")
         assert read_mark(tmp_path / "k-2.png") == f"task-unified-1-abc/2/{len(PNG)}"
-        assert await Saver(client, tmp_path).save(task, key="k", index=0, identity="k") == first
+        assert await Saver(client._core, tmp_path).save(task, key="k", index=0, identity="k") == first
     assert len(host.calls) == 2
 
 
@@ -167,7 +167,7 @@ async def test_recorded_files_that_are_whole_need_no_request_whatever_they_are_c
     async with media_host(good) as host:
         task = task_with(f"{host.url}/1", f"{host.url}/2")
         options = Named(index=8).as_options()
-        saver = Saver(client, tmp_path)
+        saver = Saver(client._core, tmp_path)
         assert await saver.save(task, saved=[str(path) for path in saved], **options) == tuple(saved)
         assert host.calls == []
         saved[0].unlink()
@@ -191,7 +191,7 @@ async def test_a_recorded_file_that_is_not_whole_is_fetched(client: AsyncEvoLink
         recorded.write_bytes({"cut": PNG[:-20], "empty": b"", "another type": MP4}[how])
     async with media_host(good) as host:
         task = task_with(f"{host.url}/1")
-        paths = await Saver(client, tmp_path / "out").save(task, saved=[str(recorded)], **Named("k").as_options())
+        paths = await Saver(client._core, tmp_path / "out").save(task, saved=[str(recorded)], **Named("k").as_options())
     assert paths == (tmp_path / "out" / "k-1.png",)
     assert len(host.calls) == 1
 
@@ -201,11 +201,11 @@ async def test_the_files_of_a_folder_that_was_copied_without_marks_and_removed_a
 ) -> None:
     async with media_host(good) as host:
         task = task_with(f"{host.url}/1", f"{host.url}/2")
-        saved = await Saver(client, tmp_path / "out").save(task, **Named("k").as_options())
+        saved = await Saver(client._core, tmp_path / "out").save(task, **Named("k").as_options())
         shutil.copytree(tmp_path / "out", tmp_path / "moved", copy_function=shutil.copyfile)
         shutil.rmtree(tmp_path / "out")
         host.calls.clear()
-        saver = Saver(client, tmp_path / "moved")
+        saver = Saver(client._core, tmp_path / "moved")
         found = await saver.save(task, saved=[str(path) for path in saved], **Named("k").as_options())
         assert found == (tmp_path / "moved" / "k-1.png", tmp_path / "moved" / "k-2.png")
         assert host.calls == []
@@ -230,7 +230,7 @@ async def test_what_may_be_another_file_is_not_taken_for_a_recorded_one(
     before = there.read_bytes()
     async with media_host(good) as host:
         with pytest.raises(DownloadError, match="another file is there already"):
-            await Saver(client, tmp_path / "moved").save(
+            await Saver(client._core, tmp_path / "moved").save(
                 task_with(f"{host.url}/1"),
                 saved=[] if how == "not recorded" else [str(recorded)],
                 **Named("k").as_options(),
@@ -251,7 +251,9 @@ async def test_a_recorded_path_where_another_result_lies_by_now_is_not_this_one_
         there.write_bytes(PNG)
     async with media_host(good) as host:
         task = task_with(f"{host.url}/1")
-        paths = await Saver(client, tmp_path / "moved").save(task, saved=[str(recorded)], **Named("k").as_options())
+        paths = await Saver(client._core, tmp_path / "moved").save(
+            task, saved=[str(recorded)], **Named("k").as_options()
+        )
         assert len(host.calls) == (0 if moved else 1)
     assert paths == (there,)
     assert there.read_bytes() == PNG
@@ -261,7 +263,7 @@ async def test_the_file_of_another_task_under_the_same_key_is_never_taken_for_th
     client: AsyncEvoLink, tmp_path: Path
 ) -> None:
     async with media_host(good) as host:
-        saver = Saver(client, tmp_path)
+        saver = Saver(client._core, tmp_path)
         await saver.save(task_with(f"{host.url}/1"), **Named("k").as_options())
         with pytest.raises(DownloadError, match="another file is there already"):
             await saver.save(task_with(f"{host.url}/other", id="task-unified-2-xyz"), **Named("k").as_options())
@@ -276,7 +278,7 @@ async def test_a_file_without_a_mark_is_compared_and_kept_if_it_is_the_same(
     (tmp_path / "k-1.png").write_bytes(PNG)
     before = (tmp_path / "k-1.png").stat()
     async with media_host(good) as host:
-        [path] = await Saver(client, tmp_path).save(task_with(f"{host.url}/1"), **Named("k").as_options())
+        [path] = await Saver(client._core, tmp_path).save(task_with(f"{host.url}/1"), **Named("k").as_options())
     assert path.stat().st_ino == before.st_ino
     assert len(host.calls) == 1
 
@@ -316,7 +318,7 @@ async def test_a_fresh_task_is_asked_for_once_for_all_dead_links(client: AsyncEv
             return task_with(f"{host.url}/new1", f"{host.url}/new2")
 
         task = task_with(f"{host.url}/1", f"{host.url}/2")
-        saver = Saver(client, tmp_path)
+        saver = Saver(client._core, tmp_path)
         assert len(await saver.save(task, fresh=fresh, **Named("k").as_options())) == 2
         assert len(await saver.save(task_with(), fresh=fresh, **Named("j").as_options())) == 2
         assert asked == 2
@@ -334,14 +336,16 @@ async def test_what_could_be_saved_is_in_the_error_of_what_could_not(client: Asy
 
     async with media_host(handler) as host:
         with pytest.raises(DownloadError, match="result 1 of task task-unified-1-abc") as caught:
-            await Saver(client, tmp_path).save(task_with(f"{host.url}/1", f"{host.url}/2"), **Named("k").as_options())
+            await Saver(client._core, tmp_path).save(
+                task_with(f"{host.url}/1", f"{host.url}/2"), **Named("k").as_options()
+            )
     assert caught.value.files == (tmp_path / "k-2.png",)
 
 
 async def test_a_task_that_did_not_complete_has_nothing_to_save(client: AsyncEvoLink, tmp_path: Path) -> None:
     failed = task_with(status="failed", error={"code": "service_error"})
     with pytest.raises(TaskFailedError):
-        await Saver(client, tmp_path).save(failed, **Named("k").as_options())
+        await Saver(client._core, tmp_path).save(failed, **Named("k").as_options())
 
 
 async def test_a_link_that_was_replaced_is_fetched_from_the_start(client: AsyncEvoLink, tmp_path: Path) -> None:
@@ -361,7 +365,7 @@ async def test_a_link_that_was_replaced_is_fetched_from_the_start(client: AsyncE
         async def fresh() -> Task:
             return task_with(f"{host.url}/new")
 
-        [path] = await Saver(client, tmp_path).save(
+        [path] = await Saver(client._core, tmp_path).save(
             task_with(f"{host.url}/old"), fresh=fresh, **Named("k").as_options()
         )
     assert path.read_bytes() == OTHER
@@ -376,7 +380,7 @@ async def test_a_folder_that_cannot_be_used_is_found_before_anything_is_paid(
     (tmp_path / "file").write_bytes(b"")
     for wrong in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "\ud800"):
         with pytest.raises(ConfigurationError, match="cannot write into"):
-            await Saver(client, wrong).prepare()
+            await Saver(client._core, wrong).prepare()
 
     def read_only(*args: object, **options: object) -> int:
         raise OSError(errno.EROFS, "Read-only file system")
@@ -384,11 +388,11 @@ async def test_a_folder_that_cannot_be_used_is_found_before_anything_is_paid(
     with monkeypatch.context() as patch:
         patch.setattr(folder.os, "open", read_only)
         with pytest.raises(ConfigurationError, match="Read-only file system"):
-            await Saver(client, tmp_path).prepare()
+            await Saver(client._core, tmp_path).prepare()
     for wrong in ("a\0b", 5, None, "ftp://host/x", "http://host/x", "s3://", "S3://bucket/x", "s3:///x"):
         with pytest.raises(ConfigurationError):
-            Saver(client, wrong)  # type: ignore[arg-type]
-    await Saver(client, tmp_path / "good").prepare()
+            Saver(client._core, wrong)  # type: ignore[arg-type]
+    await Saver(client._core, tmp_path / "good").prepare()
     assert names_in(tmp_path / "good") == []
 
 
@@ -403,9 +407,9 @@ async def test_leftovers_of_dead_processes_are_removed_and_those_of_the_living_a
         path.write_bytes(b"x")
     with held.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        await Saver(client, tmp_path).prepare()
+        await Saver(client._core, tmp_path).prepare()
         assert names_in(tmp_path) == [held.name, mine.name]
-    await Saver(client, tmp_path).prepare()
+    await Saver(client._core, tmp_path).prepare()
     assert names_in(tmp_path) == [mine.name]
     mine.unlink()
 
@@ -440,7 +444,7 @@ async def test_without_locks_nobody_s_temporary_files_are_removed(
     other.write_bytes(b"x")
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", no_locks)
-        await Saver(client, tmp_path).prepare()
+        await Saver(client._core, tmp_path).prepare()
     assert names_in(tmp_path) == [other.name]
     other.unlink()
 
@@ -460,7 +464,9 @@ async def test_a_file_that_does_not_fit_is_refused_before_it_is_fetched(
 
     async with media_host(handler) as host:
         with pytest.raises(DownloadError, match=r"not enough space in .* make room and save again"):
-            await Saver(client, tmp_path).save(task_with(f"{host.url}/1", type="video"), **Named("k").as_options())
+            await Saver(client._core, tmp_path).save(
+                task_with(f"{host.url}/1", type="video"), **Named("k").as_options()
+            )
         assert len(host.calls) == 1
     assert names_in(tmp_path) == []
 
@@ -482,7 +488,7 @@ async def test_what_is_promised_to_one_download_is_not_promised_to_another(
         answer(writer, other)
 
     async with media_host(handler) as host:
-        saver = Saver(client, tmp_path)
+        saver = Saver(client._core, tmp_path)
         large = asyncio.create_task(saver.save(task_with(f"{host.url}/big", type="video"), **Named("v").as_options()))
         await began.wait()
         while not folder._room._promised.total():  # noqa: ASYNC110  (nobody tells us)
@@ -513,7 +519,9 @@ async def test_a_disk_that_fills_up_in_the_middle_leaves_nothing_and_says_so(
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, old[1]))
         try:
             with pytest.raises(DownloadError, match="File too large: make room and save again"):
-                await Saver(client, tmp_path).save(task_with(f"{host.url}/1", type="video"), **Named("k").as_options())
+                await Saver(client._core, tmp_path).save(
+                    task_with(f"{host.url}/1", type="video"), **Named("k").as_options()
+                )
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, old)
             signal.signal(signal.SIGXFSZ, ignored)
@@ -534,7 +542,7 @@ async def test_a_thousand_at_once_open_few_files_and_connections(client: AsyncEv
 
     before = psutil.Process().num_fds()
     async with media_host(handler) as host:
-        saver = Saver(client, tmp_path)
+        saver = Saver(client._core, tmp_path)
         paths = await asyncio.gather(
             *(saver.save(task_with(f"{host.url}/{n}"), key=f"{n}", index=n, identity=f"{n}") for n in range(1000))
         )
@@ -546,7 +554,7 @@ async def test_cancelled_saves_leave_whole_files_or_none_and_no_place_taken(
     client: AsyncEvoLink, tmp_path: Path
 ) -> None:
     async with media_host(good) as host:
-        saver = Saver(client, tmp_path)
+        saver = Saver(client._core, tmp_path)
         for step in range(80):
             saving = asyncio.create_task(saver.save(task_with(f"{host.url}/1"), **Named(f"k{step}").as_options()))
             for _ in range(step):
@@ -557,7 +565,7 @@ async def test_cancelled_saves_leave_whole_files_or_none_and_no_place_taken(
                 assert path.name.startswith("k")
                 assert path.read_bytes() == PNG
                 path.unlink()
-        places = client._open().media.places
+        places = client._core.open().media.places
         assert places._value == 128
 
 
@@ -570,7 +578,7 @@ async def test_closing_the_client_ends_saves_with_that_error(tmp_path: Path) -> 
 
     async with media_host(silent) as host:
         async with AsyncEvoLink(base_url=host.url) as client:
-            saver = Saver(client, tmp_path)
+            saver = Saver(client._core, tmp_path)
             saving = asyncio.create_task(saver.save(task_with(f"{host.url}/1"), **Named("k").as_options()))
             await asked.wait()
         with pytest.raises(ClosedError):
@@ -592,7 +600,7 @@ def lying(bodies: list[Callable[[Writer], None]]) -> Any:
 
 async def saved_from(client: AsyncEvoLink, place: Path, *bodies: Callable[[Writer], None]) -> tuple[bytes, MediaHost]:
     async with media_host(lying(list(bodies))) as host:
-        [path] = await Saver(client, place).save(task_with(f"{host.url}/1"), **Named("k").as_options())
+        [path] = await Saver(client._core, place).save(task_with(f"{host.url}/1"), **Named("k").as_options())
     return path.read_bytes(), host
 
 
@@ -608,7 +616,7 @@ async def test_a_length_that_is_too_short_never_cuts_a_file(client: AsyncEvoLink
     assert len(host.calls) == 4
     async with media_host(lying([short])) as liar:
         with pytest.raises(DownloadError, match="before the png did, at the announced length"):
-            await Saver(client, tmp_path / "2").save(task_with(f"{liar.url}/1"), **Named("k").as_options())
+            await Saver(client._core, tmp_path / "2").save(task_with(f"{liar.url}/1"), **Named("k").as_options())
     assert names_in(tmp_path / "2") == []
 
 
@@ -650,7 +658,7 @@ async def test_a_date_that_could_be_of_two_versions_resumes_nothing(
             answer(writer, PNG, **headers)
 
     async with media_host(handler) as host:
-        [path] = await Saver(client, tmp_path).save(task_with(f"{host.url}/1"), **Named("k").as_options())
+        [path] = await Saver(client._core, tmp_path).save(task_with(f"{host.url}/1"), **Named("k").as_options())
     assert path.read_bytes() == PNG
     assert ("range" in host.calls[1].headers) is resumed
 
@@ -670,7 +678,7 @@ async def test_a_part_of_a_file_of_another_length_is_not_appended(client: AsyncE
             answer(writer, longer, **headers)
 
     async with media_host(handler) as host:
-        [path] = await Saver(client, tmp_path).save(task_with(f"{host.url}/1"), **Named("k").as_options())
+        [path] = await Saver(client._core, tmp_path).save(task_with(f"{host.url}/1"), **Named("k").as_options())
         assert len(host.calls) == 3
     assert path.read_bytes() == longer
 
@@ -711,7 +719,9 @@ async def test_below_a_kilobyte_a_second_for_half_a_minute_a_transfer_is_cut_and
             await asyncio.sleep(pause)
 
     async with media_host(handler) as host:
-        [path] = await Saver(client, tmp_path).save(task_with(f"{host.url}/1", type="video"), **Named("k").as_options())
+        [path] = await Saver(client._core, tmp_path).save(
+            task_with(f"{host.url}/1", type="video"), **Named("k").as_options()
+        )
         assert len(host.calls) == (1 if cut_after is None else 2)
     assert path.read_bytes() == body
     if cut_after is not None:
@@ -727,7 +737,7 @@ async def test_polls_and_submissions_don_t_wait_for_files(emulator: Any, tmp_pat
         media_host(silent) as host,
         AsyncEvoLink(base_url=emulator.base_url, allow_private_hosts=True, max_connections=4) as client,
     ):
-        saver = Saver(client, tmp_path)
+        saver = Saver(client._core, tmp_path)
         saves = [
             asyncio.create_task(saver.save(task_with(f"{host.url}/{n}"), key=f"{n}", index=n, identity=f"{n}"))
             for n in range(300)

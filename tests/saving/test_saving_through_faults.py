@@ -85,7 +85,7 @@ async def test_what_has_its_name_is_whole_whatever_the_host_and_the_network_do(
             Timeout(timeout=0, toxicity=0.02),
         ):
             proxy.add(toxic)
-        saver = Saver(client, out)
+        saver = Saver(client._core, out)
         await saver.prepare()
         saved: dict[int, tuple[Path, ...]] = {}
         failures: Counter[str] = Counter()

@@ -258,7 +258,7 @@ async def test_leaving_a_pool_ends_the_spans_of_what_still_runs(client: AsyncEvo
     assert seen.sums("evolink.tasks.active") == {None: 0}
     ids = {named(span)["gen_ai.response.id"] for span in seen.spans if "gen_ai.response.id" in named(span)}
     assert {o.task.id for o in pool.leftovers if o.task is not None} <= ids
-    telemetry = client._observation.observer
+    telemetry = client._core.observation.observer
     assert isinstance(telemetry, otel.Telemetry)
     assert not telemetry._tasks
     assert not telemetry._submissions
