@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from evolink_async.errors import EvoLinkError
     from evolink_async.http.answers import Answer, Judgement
-    from evolink_async.http.submit import Settled, Submission
+    from evolink_async.requests import GenerationRequest
     from evolink_async.types import Task, TaskReading
+
+
+class Submission(Protocol):
+    """What is told of a paid request on its way. party: who gave it."""
+
+    @property
+    def request(self) -> GenerationRequest: ...
+    @property
+    def party(self) -> Hashable: ...
+
+
+class End(Protocol):
+    """What is told of its end: its task, or how else it ended, and why."""
+
+    @property
+    def ending(self) -> str: ...
+    @property
+    def task(self) -> TaskReading | None: ...
+    @property
+    def error(self) -> EvoLinkError | None: ...
 
 
 class Observer:
@@ -27,7 +47,7 @@ class Observer:
     def answered(self, submission: Submission, judgement: Judgement) -> None:
         """What became of one POST."""
 
-    def settled(self, submission: Submission, end: Settled) -> None:
+    def settled(self, submission: Submission, end: End) -> None:
         """The end of a submission. One that was accepted is followed now, or `left`."""
 
     def cooled(self, model: str, seconds: float) -> None:

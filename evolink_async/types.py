@@ -390,9 +390,20 @@ class Task(_Read):
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        from evolink_async.html import task_html
+        from evolink_async.html import results, table
 
-        return task_html(self)
+        rows: list[tuple[str, object]] = [("task", self.id), ("status", self.status), ("model", self.model)]
+        if not self.is_terminal:
+            rows.append(("progress", f"{self.progress} %"))
+            rows.append(("estimated", None if self.estimated_time is None else f"{self.estimated_time} s"))
+            rows.append(("wait", f"await client.tasks.wait({self.id!r})"))
+        if self.error is not None:
+            rows.append(("error", f"{self.error.code}: {self.error.message}"))
+        used, reserved = self.usage.credits_used, self.usage.credits_reserved
+        rows.append(("credits", used if used is not None else reserved))
+        until = self.expires_at.isoformat(" ", "minutes") if self.urls and self.expires_at else None
+        rows.append(("links, until", until))
+        return table(rows) + results(self.urls, previews=self.kind == "image")
 
 
 class TaskReading:

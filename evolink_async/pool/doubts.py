@@ -30,7 +30,7 @@ from evolink_async.types import Task, TaskReading
 
 if TYPE_CHECKING:
     from evolink_async.core import ClientCore
-    from evolink_async.pool.engine import Engine
+    from evolink_async.pool.journal import Journal
 
 logger = logging.getLogger("evolink_async.pool")
 
@@ -60,6 +60,17 @@ def checked_receiver(callbacks: object, core: ClientCore) -> Receiver:
     return callbacks
 
 
+class Pool(Protocol):
+    """What the pool does for its doubts."""
+
+    @property
+    def journal(self) -> Journal: ...
+    def notify(self, task_id: str) -> None: ...
+    def who_has(self, task_id: str) -> str | None: ...
+    async def adopt(self, record: Record, task: TaskReading) -> None: ...
+    def crashed(self, record: Record, error: BaseException) -> None: ...
+
+
 class Doubts:
     """The requests of an open pool that are sending or unknown, by the name that tokens have for them.
 
@@ -67,10 +78,10 @@ class Doubts:
     """
 
     def __init__(
-        self, engine: Engine, receiver: Receiver, *, job: str, ledger: str | os.PathLike[str] | None, fills: bool
+        self, pool: Pool, receiver: Receiver, *, job: str, ledger: str | os.PathLike[str] | None, fills: bool
     ) -> None:
         self.receiver = receiver
-        self._engine = engine
+        self._pool = pool
         self._job_name = job
         self._ledger = ledger
         self._fills = fills
@@ -127,7 +138,7 @@ class Doubts:
 
     def notify(self, task_id: str) -> None:
         """A hint for the pool: this task may have ended."""
-        self._engine.notify(task_id)
+        self._pool.notify(task_id)
 
     def has(self, name: bytes) -> bool:
         """Whether a request of this name is sending or unknown."""
@@ -163,7 +174,7 @@ class Doubts:
                     extra={"event": "callback_doubtful", "task_id": reading.id},
                 )
             except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the pool's reason)
-                self._engine.crashed(record, error)
+                self._pool.crashed(record, error)
 
     async def _settle(self, name: bytes, record: Record, reading: TaskReading) -> None:
         task_id: str = reading.id
@@ -172,7 +183,7 @@ class Doubts:
         row = record.row
         if row is None or row.state not in _OPEN:
             return  # settled meanwhile, or its POST is on the wire again: `answered` comes back to it
-        why = why or self._who_follows(task_id)
+        why = why or self._pool.who_has(task_id)
         if why is not None:
             logger.warning(
                 "a callback for request %s names task %s, which is not taken for its own: %s",
@@ -191,24 +202,16 @@ class Doubts:
         )
         self.receiver._forget(name)
         self._unknown.pop(name, None)
-        await self._engine.adopt(record, reading)
+        await self._pool.adopt(record, reading)
 
     async def _whose(self, record: Record, task_id: str) -> str | None:
         """Whose task it is, as far as anybody in the ledger can tell; None: nobody's."""
         if self._ledger is None:
             return None
-        await self._engine.journal.job.find(record.identity)  # what was told before is in the file then
+        await self._pool.journal.job.find(record.identity)  # what was told before is in the file then
         async with open_ledger(self._ledger) as ledger:
             known = await ledger.knows([task_id])
         return "another request in the ledger has it, or a former try had it" if known else None
-
-    def _who_follows(self, task_id: str) -> str | None:
-        engine = self._engine
-        if engine.session.watcher.follows(task_id) or task_id in engine.core.memory.reads.submitted:
-            return "it is followed already"
-        if any(other.task_id == task_id for other in engine.stages.under_way()):
-            return "another request of this pool has it"
-        return None
 
     def _record(self, name: bytes) -> Record | None:
         return self._sending.get(name) or self._unknown.get(name)

@@ -177,6 +177,14 @@ class Engine:
         if task_id in self.stages.outstanding and self.entered and not self.left:
             self.session.watcher.notify(task_id)
 
+    def who_has(self, task_id: str) -> str | None:
+        """Who has this task already, in words; None: nobody that we know of."""
+        if self.session.watcher.follows(task_id) or task_id in self.core.memory.reads.submitted:
+            return "it is followed already"
+        if any(other.task_id == task_id for other in self.stages.under_way()):
+            return "another request of this pool has it"
+        return None
+
     @property
     def is_done(self) -> bool:
         """Whether there is nothing left to pull, and an outcome for all that was pulled."""

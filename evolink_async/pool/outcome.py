@@ -9,6 +9,7 @@ from decimal import Decimal
 from enum import StrEnum
 from pathlib import PurePath
 
+from evolink_async.durations import duration
 from evolink_async.errors import EvoLinkError
 from evolink_async.requests import GenerationRequest
 from evolink_async.types import Task
@@ -73,9 +74,20 @@ class Outcome:
         return self.task
 
     def _repr_html_(self) -> str:
-        from evolink_async.html import outcome_html
+        from evolink_async.html import MOST_LINKS, results, table
 
-        return outcome_html(self)
+        request, task, error = self.request, self.task, self.error
+        rows: list[tuple[str, object]] = [
+            ("request", self.key if self.key is not None else self.identity),
+            ("status", self.status),
+            ("model", None if request is None else request.model),
+            ("task", None if task is None else task.id),
+            ("error", None if error is None else f"{type(error).__name__}: {error}"),
+            ("credits", self.credits),
+            ("known from", "the ledger" if self.from_ledger else None),
+            *(("file", path) for path in self.files[:MOST_LINKS]),
+        ]
+        return table(rows) + results(self.urls, previews=request is not None and request.kind == "image")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +156,18 @@ class PoolStats:
         return self.counts.get(OutcomeStatus.FAILED, 0)
 
     def _repr_html_(self) -> str:
-        from evolink_async.html import stats_html
+        from evolink_async.html import table
 
-        return stats_html(self)
+        total = "" if self.total is None else f" of {self.total:,}"
+        rows: list[tuple[str, object]] = [
+            ("finished", f"{self.finished:,}{total}"),
+            *((f"- {status.replace('_', ' ')}", f"{count:,}") for status, count in self.counts.items() if count),
+            ("outstanding", f"{self.outstanding:,}"),
+            ("waiting", f"{self.waiting:,}"),
+            ("untaken", f"{self.untaken:,}" if self.untaken else None),
+            ("credits", f"{self.credits_spent.normalize():f} spent, {self.credits_reserved.normalize():f} reserved"),
+            ("pace", None if self.rate is None else f"{self.rate:.3g}/s, {self.rate_limited:,} refused"),
+            ("elapsed", duration(self.elapsed)),
+            ("left", None if self.eta is None else duration(self.eta)),
+        ]
+        return table(rows)

@@ -218,9 +218,14 @@ class TaskPool:
         return "left" if engine.left else "stopped" if engine.stopped else "open" if engine.entered else "not entered"
 
     def _repr_html_(self) -> str:
-        from evolink_async.html import pool_html
+        from evolink_async.html import table
 
-        return pool_html(self._state, self.stats, self.reason, len(self._engine.leftovers))
+        rows: list[tuple[str, object]] = [("pool", self._state)]
+        if self.reason is not None:
+            rows.append(("ended early", f"{type(self.reason).__name__}: {self.reason}"))
+        if leftovers := len(self._engine.leftovers):
+            rows.append(("leftovers", f"{leftovers:,}: sent and not handed over, see pool.leftovers"))
+        return table(rows) + self.stats._repr_html_()
 
     def __repr__(self) -> str:
         engine = self._engine

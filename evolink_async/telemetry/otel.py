@@ -23,8 +23,7 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 from evolink_async._version import __version__
 from evolink_async.errors import APIStatusError, EvoLinkError, TaskLostError
 from evolink_async.http.answers import Answer, Judgement
-from evolink_async.http.submit import Settled, Submission
-from evolink_async.observer import Observer
+from evolink_async.observer import End, Observer, Submission
 from evolink_async.polling.endings import is_over
 from evolink_async.requests import GenerationRequest
 from evolink_async.types import Task, TaskReading, TaskStatus
@@ -168,7 +167,7 @@ class Telemetry(Observer):
             _add_event(known, "evolink.post", {"evolink.verdict": judgement.verdict.value})
 
     @_careful
-    def settled(self, submission: Submission, end: Settled) -> None:
+    def settled(self, submission: Submission, end: End) -> None:
         known = self._submissions.pop(submission, None)
         if known is None:
             return
