@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import functools
+import gc
 import inspect
 import logging
 import os
 import secrets
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,29 @@ def pytest_configure(config: pytest.Config) -> None:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     config.add_cleanup(loop.close)
+    if sys.version_info < (3, 12):
+        _parse_without_collections(config)
+
+
+def _parse_without_collections(config: pytest.Config) -> None:
+    """Python 3.11 cannot parse while it parses, as when a collection in the middle has a traceback formatted.
+
+    It says "AST constructor recursion depth mismatch". Hypothesis parses whole modules.
+    """
+    parse = ast.parse
+
+    @functools.wraps(parse)
+    def parse_whole(*args: Any, **options: Any) -> Any:
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            return parse(*args, **options)
+        finally:
+            if collecting:
+                gc.enable()
+
+    ast.parse = parse_whole  # type: ignore[assignment]
+    config.add_cleanup(lambda: setattr(ast, "parse", parse))
 
 
 @pytest.fixture(scope="session", autouse=True)
