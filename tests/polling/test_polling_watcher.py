@@ -877,4 +877,4 @@ async def test_a_wait_by_id_knows_the_estimate_of_a_task_that_this_client_submit
             (post,) = emulator.book()["posts"]
             assert post["first_told_at"] - post["finished_at"] < 1.5
         async with AsyncEvoLink(base_url="http://127.0.0.1", http_client=http_client) as stranger:
-            assert not stranger._memory.reads.submitted
+            assert not stranger._core.memory.reads.submitted
