@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from evolink_async.checks import checked_seconds
 from evolink_async.errors import ClosedError, ConfigurationError, InvalidRequestError
-from evolink_async.observer import Observation
+from evolink_async.http.observer import Observation
 from evolink_async.requests import GenerationRequest
 from evolink_async.session import CLOSED, Memory, Options, Session
 

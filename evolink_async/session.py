@@ -18,13 +18,13 @@ from evolink_async.http.foreign import ForeignTransport
 from evolink_async.http.gate import Gate
 from evolink_async.http.keys import ApiKey
 from evolink_async.http.media import MediaSource, place_of
+from evolink_async.http.observer import Observation
 from evolink_async.http.pace import Pace
 from evolink_async.http.rates import RateLimit
 from evolink_async.http.reads import Reader
 from evolink_async.http.retry import Replays, RetryPolicy
 from evolink_async.http.submit import Submitter
 from evolink_async.http.transport import SlotTransport
-from evolink_async.observer import Observation
 from evolink_async.polling.schedule import Schedule
 from evolink_async.polling.watcher import WORKERS, Learned, Watcher
 from evolink_async.types import UploadedFile

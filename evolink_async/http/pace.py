@@ -20,9 +20,9 @@ from typing import Protocol
 
 from aiolimiter import AsyncLimiter
 
+from evolink_async.http.observer import Observation
 from evolink_async.http.rates import START_BURST, START_RATE, TICK, ModelPace, RateLimit
 from evolink_async.http.retry import RetryPolicy
-from evolink_async.observer import Observation
 from evolink_async.own_tasks import own_task
 
 logger = logging.getLogger("evolink_async.pace")

@@ -37,6 +37,7 @@ from evolink_async.errors import (
 from evolink_async.http.answers import Judgement, judge_submission
 from evolink_async.http.exchange import AnswerLost, Exchange, Flight, NotSent
 from evolink_async.http.keys import ApiKey, fingerprint
+from evolink_async.http.observer import Observation
 from evolink_async.http.pace import Pace, Urgency
 from evolink_async.http.retry import (
     REPLAY_EARLIEST,
@@ -50,7 +51,6 @@ from evolink_async.http.retry import (
     may_send_again,
     next_step,
 )
-from evolink_async.observer import Observation
 from evolink_async.own_tasks import own_task
 from evolink_async.requests import GenerationRequest, encode_body
 from evolink_async.types import TaskReading

@@ -34,9 +34,9 @@ from evolink_async.errors import (
 )
 from evolink_async.http.answers import Answer, hint_of, read_json, read_task, status_error
 from evolink_async.http.hints import http_date
+from evolink_async.http.observer import Observation
 from evolink_async.http.reads import Reader
 from evolink_async.http.retry import RetryPolicy
-from evolink_async.observer import Observation
 from evolink_async.own_tasks import own_task
 from evolink_async.polling.endings import has_result
 from evolink_async.polling.price import price_for

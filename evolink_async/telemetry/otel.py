@@ -23,7 +23,7 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 from evolink_async._version import __version__
 from evolink_async.errors import APIStatusError, EvoLinkError, TaskLostError
 from evolink_async.http.answers import Answer, Judgement
-from evolink_async.observer import End, Observer, Submission
+from evolink_async.http.observer import End, Observer, Submission
 from evolink_async.polling.endings import is_over
 from evolink_async.requests import GenerationRequest
 from evolink_async.types import Task, TaskReading, TaskStatus
