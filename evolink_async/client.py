@@ -6,8 +6,7 @@ import asyncio
 import logging
 import os
 import re
-import warnings
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
@@ -301,20 +300,11 @@ class AsyncEvoLink:
         """
         await self._core.aclose()
 
-    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
-        core = getattr(self, "_core", None)
-        if core is not None and core.session is not None and core.session.pid == os.getpid():
-            warn(f"unclosed {self!r}: use 'async with' or aclose()", ResourceWarning, source=self, stacklevel=2)
-
     def __repr__(self) -> str:
-        core = self._core
-        state = "closed" if core.closed else "idle" if core.session is None else "open"
-        return f"<AsyncEvoLink {core.options.base_url} {state}>"
+        return repr(self._core)
 
     def __reduce__(self) -> str:
         raise TypeError("a client is neither copied nor pickled: share it within a loop, make one in each process")
-
-    # Inside
 
 
 class Generations:

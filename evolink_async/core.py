@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,15 @@ class ClientCore:
             session.abandon()
         else:
             await session.aclose()
+
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        session = getattr(self, "session", None)
+        if session is not None and session.pid == os.getpid():
+            warn(f"unclosed {self!r}: use 'async with' or aclose()", ResourceWarning, source=self, stacklevel=2)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "idle" if self.session is None else "open"
+        return f"<AsyncEvoLink {self.options.base_url} {state}>"
 
     # Calls
 

@@ -386,7 +386,7 @@ def _in_child(client: AsyncEvoLink, results: Any) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         asyncio.run(try_it())
-        client.__del__()
+        client._core.__del__()
     results.put([str(warning.message) for warning in caught if "AsyncEvoLink" in str(warning.message)])
 
 
