@@ -26,6 +26,7 @@ from evolink_async.errors import (
 )
 from evolink_async.http.answers import Answer, excerpt, read_json, status_error
 from evolink_async.http.exchange import AnswerLost, Flight, NotSent, checked_base_url
+from evolink_async.http.foreign import is_closed
 from evolink_async.http.keys import ApiKey, KeySource
 from evolink_async.http.rates import RateLimit
 from evolink_async.http.retry import RetryPolicy
@@ -554,7 +555,7 @@ def _checked_http_client(http_client: httpx.AsyncClient | None) -> httpx.AsyncCl
     methods = (getattr(http_client, name, None) for name in ("send", "aclose"))
     if isinstance(http_client, type) or not all(map(callable, methods)):
         raise ConfigurationError(f"http_client must be an httpx.AsyncClient, got {type(http_client).__name__}")
-    if getattr(http_client, "is_closed", False) is True:
+    if is_closed(http_client):
         raise ConfigurationError("http_client is closed already")
     return http_client
 

@@ -401,9 +401,7 @@ class Submitter:
         try:
             key = await self._api_key.get()
         except ConfigurationError as error:
-            if submission.end is None:
-                submission.last_error = error
-                self._finish(submission, self._refused(submission, error, fatal=error))
+            self._cannot_send(submission, error)
             return
         if submission.end is not None:
             return  # withdrawn meanwhile
@@ -442,6 +440,10 @@ class Submitter:
             if not flight.sent:
                 submission.listener.unsent(submission)
             raise
+        except ConfigurationError as error:
+            submission.listener.unsent(submission)
+            self._cannot_send(submission, error)
+            return
         except NotSent as error:
             unsent = ConnectionFailedError(str(error))
             unsent.__cause__ = error.__cause__
@@ -480,6 +482,12 @@ class Submitter:
             elif judgement.verdict in (Verdict.LOST, Verdict.IN_PROGRESS):
                 submission._lost += 1
             raise
+
+    def _cannot_send(self, submission: Submission, error: ConfigurationError) -> None:
+        """The end of one for which there is no key, or no client."""
+        if submission.end is None:
+            submission.last_error = error
+            self._finish(submission, self._refused(submission, error, fatal=error))
 
     def _not_intended(self, submission: Submission, end: Settled) -> None:
         """The end of one whose POST must not be made."""
