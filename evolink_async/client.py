@@ -33,7 +33,7 @@ from evolink_async.http.retry import RetryPolicy
 from evolink_async.http.single import submit_and_wait
 from evolink_async.http.submit import checked_idempotency_key
 from evolink_async.observer import Observation
-from evolink_async.polling.endings import conclude, is_over, still_running
+from evolink_async.polling.endings import conclude, is_over, never_seen, still_running
 from evolink_async.requests import (
     AudioRequest,
     GenerationRequest,
@@ -443,8 +443,10 @@ class AsyncEvoLink:
         timeout: float | None,
         *,
         age: float | None = None,
+        only_id: bool = False,
         on_progress: Callable[[Task], object] | None = None,
     ) -> Task:
+        """only_id: nothing else is known of the task, not even that there is one."""
         if is_over(task):
             return conclude(task)
         try:
@@ -474,12 +476,15 @@ class AsyncEvoLink:
         except TimeoutError as error:
             if isinstance(error, EvoLinkError):
                 raise
+            why = session.watcher.failure(task.id)
             if session.watcher.unreachable(task.id):
-                message = f"could not reach {session.exchange.host} to look at task {task.id}; it goes on: wait again"
+                message = f"no look at task {task.id} got through: {why}; it goes on: wait again"
                 raise ConnectionFailedError(message) from None
             if waiter.task.is_terminal:  # its end came with the deadline, or only its links were still awaited
                 return conclude(waiter.task)
-            raise still_running(waiter.task, timeout) from None
+            if only_id and waiter.task is task:
+                raise never_seen(task, timeout, why) from None
+            raise still_running(waiter.task, timeout, why) from None
         except asyncio.CancelledError as cancellation:
             cancellation.add_note(f"evolink task {task.id} goes on: client.tasks.wait({task.id!r})")
             raise

@@ -18,7 +18,6 @@ from evolink_async.errors import (
     NotFoundError,
     ResponseError,
     TaskError,
-    TaskTimeoutError,
 )
 from evolink_async.http.answers import task_from
 from evolink_async.own_tasks import own_task
@@ -154,21 +153,9 @@ class Tasks:
         client = self._client
         deadline = client._deadline(timeout)
         checked_function(on_progress, "on_progress")
-        if isinstance(task_or_id, Task):
-            checked_id(task_or_id.id)
-            task = task_or_id
-        else:
-            task = Task(id=checked_id(task_or_id))
-        try:
-            return await client._wait(task, deadline, timeout, on_progress=on_progress)
-        except TaskTimeoutError as error:
-            if error.task is not task or task is task_or_id:
-                raise
-            message = (  # no look has found it, so nobody can say that it runs
-                f"the service told nothing of it in {timeout:g} s, so it may not know the id; if it is right, wait "
-                f"again with client.tasks.wait({task.id!r})"
-            )
-            raise TaskTimeoutError(message, task=task) from None
+        task = task_or_id if isinstance(task_or_id, Task) else Task(id=checked_id(task_or_id))
+        checked_id(task.id)
+        return await client._wait(task, deadline, timeout, only_id=task is not task_or_id, on_progress=on_progress)
 
 
 class Waiter:

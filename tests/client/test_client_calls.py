@@ -254,6 +254,48 @@ async def test_a_wait_for_an_id_that_was_never_seen_does_not_say_that_it_runs_an
 
 
 @pytest.mark.looptime
+@pytest.mark.parametrize("status", [401, 402, 429, 500])
+async def test_a_wait_whose_looks_fail_ends_with_what_they_failed_with(status: int) -> None:
+    fails = True
+
+    def handler(request: httpx.Request) -> Any:
+        if fails:
+            return error(status, code="its_code", message="its message")
+        return {"id": "task-1", "status": "processing"}
+
+    async with canned(handler) as client:
+        for waited_for in ("task-1", Task(id="task-1", status="pending")):
+            with pytest.raises(TaskTimeoutError, match="its_code: its message") as caught:
+                await client.tasks.wait(waited_for, timeout=30)
+            assert "may not know" not in str(caught.value)
+        fails = False
+        with pytest.raises(TaskTimeoutError) as caught:
+            await client.tasks.wait("task-1", timeout=30)
+        assert "its_code" not in str(caught.value)
+
+
+@pytest.mark.looptime
+async def test_an_unfinished_outcome_says_what_the_looks_at_its_task_failed_with() -> None:
+    def handler(request: httpx.Request) -> Any:
+        return {"id": "task-1", "status": "pending"} if request.method == "POST" else error(500, message="its message")
+
+    async with canned(handler) as client:
+        [outcome] = await client.run_many([PICTURE], task_timeout=20)
+    assert outcome.status == "unfinished"
+    assert "its message" in str(outcome.error)
+
+
+@pytest.mark.looptime
+async def test_a_wait_of_which_no_look_got_through_says_what_stood_in_the_way() -> None:
+    def handler(request: httpx.Request) -> Any:
+        raise httpx.ConnectError("no route")
+
+    async with canned(handler) as client:
+        with pytest.raises(ConnectionFailedError, match=r"task-1 .*no route"):
+            await client.tasks.wait("task-1", timeout=30)
+
+
+@pytest.mark.looptime
 async def test_an_end_that_comes_in_the_same_moment_as_the_deadline_is_given() -> None:
     async with canned(lambda request: {"id": "task-1", "status": "processing"}) as client:
         waiting = asyncio.create_task(client.tasks.wait("task-1", timeout=30))
