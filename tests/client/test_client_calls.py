@@ -25,7 +25,9 @@ from evolink_async import (
     ImageRequest,
     InvalidRequestError,
     NotFoundError,
+    NotSubmittedError,
     QuotaExhaustedError,
+    RateLimit,
     RateLimitError,
     ResponseError,
     ServerError,
@@ -199,6 +201,21 @@ async def test_the_time_waiting_for_the_rate_limit_counts() -> None:
     assert [type(result).__name__ for result in results].count("Task") in (2, 3)
     assert {type(result).__name__ for result in results} == {"Task", "NotSubmittedError"}
     assert now() == pytest.approx(90, abs=0.1)
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("limit", [RateLimit(1e-9, 1e9), RateLimit(1e9, 1e-9), RateLimit(1e-9, 1e-9)], ids=str)
+async def test_the_slowest_and_the_fastest_limit_there_can_be_are_kept(limit: RateLimit) -> None:
+    async with canned(lambda request: {"id": "task-1"}, rate_limit=limit) as client:
+        await client.submit(PICTURE)
+        if limit.per_second > 1e9:
+            await client.submit(PICTURE)
+        elif limit.per_second < 1e-9:
+            with pytest.raises(NotSubmittedError):
+                await client.submit(PICTURE, timeout=1e6)
+        else:
+            await client.submit(PICTURE)
+            assert now() == pytest.approx(1, rel=0.1)
 
 
 @pytest.mark.looptime
