@@ -324,9 +324,10 @@ def _from_batch_line(line: Mapping[str, Any]) -> dict[str, Any]:
     body, url = line.get("body"), line.get("url")
     if not isinstance(body, Mapping):
         raise InvalidRequestError("a batch line needs an object as 'body'", param="body")
-    kind = next((kind for kind, cls in REQUEST_CLASSES.items() if isinstance(url, str) and f"/{kind}s/" in url), None)
+    path = url.rstrip("/") if isinstance(url, str) else ""
+    kind = next((kind for kind, endpoint in _ENDPOINTS.items() if path.endswith(endpoint)), None)
     if kind is None:
-        expected = ", ".join(f"/v1/{kind}s/generations" for kind in REQUEST_CLASSES)
+        expected = ", ".join(_ENDPOINTS.values())
         raise InvalidRequestError(f"a batch line needs a 'url' out of {expected}; got {url!r}", param="url")
     if line.get("method", "POST") != "POST":
         raise InvalidRequestError(f"a batch line's method must be POST, got {line['method']!r}", param="method")

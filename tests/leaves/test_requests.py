@@ -170,6 +170,7 @@ NO_REQUESTS: dict[str, Any] = {
     "kind-list": {"model": "m", "kind": ["image"]},
     "batch-no-url": {"custom_id": "k", "body": {"model": "m"}},
     "batch-other-url": {"url": "/v1/chat/completions", "body": {"model": "m"}},
+    "batch-edits": {"url": "/v1/images/edits", "body": {"model": "m"}},
     "batch-url-list": {"url": ["/v1/images/generations"], "body": {"model": "m"}},
     "batch-body-text": {"url": "/v1/images/generations", "body": "p"},
     "batch-get": {"url": "/v1/images/generations", "body": {"model": "m"}, "method": "GET"},
