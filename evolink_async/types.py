@@ -153,6 +153,8 @@ def invalid(error: ValidationError) -> InvalidRequestError:
     first = error.errors(include_url=False)[0]
     param = str(first["loc"][0]) if first["loc"] else None
     message = first["msg"]
+    if first["type"].endswith("_type"):
+        message += f", got {type(first['input']).__name__}"
     return InvalidRequestError(f"{param}: {message}" if param else message, param=param)
 
 
