@@ -262,12 +262,13 @@ class AsyncEvoLink:
         `SubmitOutcomeUnknownError` says so. Generations are refused here: `submit` sends them safely.
         """
         method = _checked_call(method, path, json)
-        if method == "GET":
-            return await self._read("GET", path, timeout)
         deadline = self._deadline(timeout)
         content = None if json is None else encode_json(json)
         session = self._open()
-        answer = await session.until_closed(self._send_once(session, method, path, content, deadline))
+        if method == "GET":
+            answer = await session.until_closed(session.reader.answer(method, path, timeout=timeout))
+        else:
+            answer = await session.until_closed(self._send_once(session, method, path, content, deadline))
         if not 200 <= answer.status < 300:
             raise status_error(answer)
         return read_json(answer) if answer.body or answer.problem else None
@@ -491,10 +492,10 @@ class AsyncEvoLink:
         finally:
             session.watcher.unfollow(task.id, waiter)
 
-    async def _read(self, method: str, path: str, timeout: float | None, json: Any = None) -> Any:
+    async def _read(self, method: str, path: str, timeout: float | None) -> Any:
         seconds = checked_seconds(timeout, "timeout")
         session = self._open()
-        return await session.until_closed(session.reader.json(method, path, timeout=seconds, json=json))
+        return await session.until_closed(session.reader.json(method, path, timeout=seconds))
 
 
 class Generations:
@@ -568,7 +569,9 @@ def _checked_http_client(http_client: httpx.AsyncClient | None) -> httpx.AsyncCl
 def _checked_call(method: str, path: str, json: Any) -> str:
     """The method in upper case. Raises `InvalidRequestError` for what `raw` does not send."""
     if not isinstance(path, str) or not re.fullmatch(r"/v1/[\x21-\x7e]+", path):
-        raise InvalidRequestError(f"a path must begin with /v1/ and hold no spaces, got {path!r}", param="path")
+        raise InvalidRequestError(
+            f"a path must be /v1/ and more, in ASCII without spaces (percent-encoded), got {path!r}", param="path"
+        )
     resource = path.partition("?")[0]
     if "//" in resource or ".." in resource or "#" in path or "\\" in resource:
         raise InvalidRequestError(f"a path must be plain, got {path!r}", param="path")

@@ -627,6 +627,15 @@ async def test_raw_refuses_what_it_does_not_send(method: Any, path: Any, json: A
             await client.raw(method, path, json=json)
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+async def test_raw_gives_none_for_an_answer_without_a_body(method: str) -> None:
+    async with canned(lambda request: httpx.Response(204)) as client:
+        assert await client.raw(method, "/v1/elsewhere") is None
+    async with canned(lambda request: httpx.Response(200, content=b"<html>")) as client:
+        with pytest.raises(ResponseError, match="is no JSON"):
+            await client.raw(method, "/v1/elsewhere")
+
+
 @pytest.mark.looptime
 async def test_raw_sends_a_change_once_and_says_when_its_fate_is_unknown() -> None:
     calls = []
