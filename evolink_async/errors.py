@@ -127,7 +127,7 @@ class EvoLinkError(Exception):
         return None
 
     def __str__(self) -> str:
-        text = f"{self.code}: {self.message}" if self.code else self.message
+        text = f"{self.code}: {self.message}" if self.code and self.code != self.message else self.message
         ids = [f"request id {self.request_id}"] if self.request_id else []
         if self.task_id:
             ids.append(f"task {self.task_id}")

@@ -34,7 +34,7 @@ from evolink_async.errors import (
     ServerError,
     SubmitOutcomeUnknownError,
 )
-from evolink_async.http.answers import Judgement, judge_submission
+from evolink_async.http.answers import Judgement, judge_submission, proves_a_task
 from evolink_async.http.exchange import AnswerLost, Exchange, Flight, NotSent
 from evolink_async.http.keys import ApiKey, fingerprint
 from evolink_async.http.pace import Pace, Urgency
@@ -631,9 +631,12 @@ class Submitter:
 
     def _unknown(self, submission: Submission, why: str) -> SubmitOutcomeUnknownError:
         last = submission.last_error
+        known = "the request was sent, but whether a task exists (and is paid for) is not known"
+        if proves_a_task(last):
+            known = "a task exists for this idempotency key, but its id is not known"
         error = SubmitOutcomeUnknownError(
-            f"the request was sent, but whether a task exists (and is paid for) is not known: {why}. "
-            f"Look for it at the service before you submit it again; idempotency key {submission.key}",
+            f"{known}: {why.rstrip('. ')}. Look for it at the service before you submit it again; "
+            f"idempotency key {submission.key}",
             request=submission.request,
             idempotency_key=submission.key,
             code=last.code if last else None,

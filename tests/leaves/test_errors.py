@@ -75,3 +75,9 @@ def test_an_unknown_outcome_names_request_and_key() -> None:
     error = SubmitOutcomeUnknownError("m", request=request, idempotency_key="ea-1")
     again = pickle.loads(pickle.dumps(error))
     assert (again.request, again.idempotency_key) == (request, "ea-1")
+
+
+def test_a_code_that_is_all_that_was_said_is_said_once() -> None:
+    assert str(errors.APIStatusError("invalid_token", code="invalid_token", request_id="r-1")) == (
+        "invalid_token (request id r-1)"
+    )
