@@ -46,7 +46,7 @@ class Tasks:
 
     async def get(self, task_id: str, *, timeout: float | None = 60) -> Task:
         """The task now. Raises `NotFoundError` for an id that the service doesn't know. timeout: seconds in all."""
-        task = task_from(await self._client._read("GET", f"/v1/tasks/{checked_id(task_id)}", timeout)).task
+        task = self._noted(task_from(await self._client._read("GET", f"/v1/tasks/{checked_id(task_id)}", timeout)))
         if task.id != task_id:
             raise ResponseError(f"asked for task {task_id}, the answer is about another")
         return task
@@ -79,7 +79,7 @@ class Tasks:
         except (TimeoutError, ConnectionFailedError):
             return {}  # whether it is the batch or everything that fails: the single GETs find out
         readings = self._client._memory.reads.read_batch(answer) or {}
-        tasks = [readings[task_id].task for task_id in ids if task_id in readings]
+        tasks = [self._noted(readings[task_id]) for task_id in ids if task_id in readings]
         return {task.id: task for task in tasks if has_result(task) or not task.succeeded}
 
     async def _get_each(self, ids: list[str], found: dict[str, Task], deadline: float | None) -> None:
@@ -102,6 +102,11 @@ class Tasks:
                 worker.cancel()
             if workers:
                 await asyncio.wait(workers)
+
+    def _noted(self, reading: TaskReading) -> Task:
+        """The task that was read; a status that this library doesn't know is logged once."""
+        self._client._memory.reads.note_status(reading.status)
+        return reading.task
 
     def _left(self, deadline: float | None) -> float | None:
         # A hair of time is left for the call to say what it would have done.
@@ -126,7 +131,7 @@ class Tasks:
             query = urlencode({"page": page, "page_size": LIST_PAGE} | filters)
             rows = _rows_of_page(await self._client._read("GET", f"/v1/tasks?{query}", timeout), page)
             known_pages += 1
-            for task in (task_from(row).task for row in rows):
+            for task in (self._noted(task_from(row)) for row in rows):
                 if task.id not in seen:
                     seen.add(task.id)
                     known_pages = 0

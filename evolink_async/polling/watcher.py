@@ -149,7 +149,7 @@ class Learned:
 
     def note_status(self, word: str) -> None:
         """Log a status that this library doesn't know, once."""
-        if word in self.odd_words or len(self.odd_words) >= _MOST_WORDS:
+        if isinstance(word, TaskStatus) or word in self.odd_words or len(self.odd_words) >= _MOST_WORDS:
             return
         self.odd_words.add(word)
         word = word[:64]
@@ -617,8 +617,7 @@ class Watcher:
         if reading.is_terminal or ended is not None:
             self._saw_end(watched, reading.task, ended, asked_at, alone=alone)
             return
-        if not isinstance(reading.status, TaskStatus):
-            self._learned.note_status(reading.status)
+        self._learned.note_status(reading.status)
         now = self._loop.time()
         expectation = watched.expectation
         if expectation is None:

@@ -627,6 +627,29 @@ async def test_raw_refuses_what_it_does_not_send(method: Any, path: Any, json: A
             await client.raw(method, path, json=json)
 
 
+@pytest.mark.parametrize("read", ["get", "get_many", "list"])
+async def test_a_status_that_is_not_known_is_kept_and_logged_once_however_it_is_read(
+    read: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"id": f"task-{n}", "status": "queued"} for n in (1, 2)]
+
+    def handler(request: httpx.Request) -> Any:
+        return {"data": rows} if request.url.path.removeprefix("/v1/tasks") in ("", "/batch") else rows[0]
+
+    async with canned(handler) as client:
+        for _ in range(2):
+            if read == "get":
+                tasks = [await client.tasks.get("task-1")]
+            elif read == "get_many":
+                tasks = list((await client.tasks.get_many(["task-1", "task-2"])).values())
+            else:
+                tasks = [task async for task in client.tasks.list()]
+            assert {(str(task.status), task.is_terminal) for task in tasks} == {("queued", False)}
+    assert [record.getMessage() for record in caplog.records if "queued" in record.getMessage()] == [
+        "unknown task status 'queued': taken as not finished"
+    ]
+
+
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 async def test_raw_gives_none_for_an_answer_without_a_body(method: str) -> None:
     async with canned(lambda request: httpx.Response(204)) as client:
