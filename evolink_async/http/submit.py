@@ -25,6 +25,7 @@ import anyio
 
 from evolink_async.clock import Moment
 from evolink_async.errors import (
+    APIStatusError,
     ClosedError,
     ConfigurationError,
     ConnectionFailedError,
@@ -631,6 +632,8 @@ class Submitter:
 
     def _unknown(self, submission: Submission, why: str) -> SubmitOutcomeUnknownError:
         last = submission.last_error
+        if isinstance(last, APIStatusError) and last.advice:  # it is about that attempt, and says nothing of an earlier
+            why = why.replace(f". {last.advice}", "")
         known = "the request was sent, but whether a task exists (and is paid for) is not known"
         if proves_a_task(last):
             known = "a task exists for this idempotency key, but its id is not known"
