@@ -177,7 +177,8 @@ class AsyncEvoLink:
     ) -> Task:
         """Submit a request: the task as created, which now runs and costs credits.
 
-        timeout: seconds in all, waiting for the rate limit and retries after 429 included; None: for ever.
+        timeout: seconds in all, waiting for the rate limit and retries after 429 included; None: for ever. A POST that
+            is under way when they are over has 5 s more to be answered.
         idempotency_key: 16 to 96 characters of A-Z a-z 0-9 . _ -; by default a fresh one.
         Raises `InvalidRequestError` before anything is sent, an `APIStatusError` the service refused with,
         `ConnectionFailedError` if nothing ever got through, `NotSubmittedError` if its turn did not come in time, and
