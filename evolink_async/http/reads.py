@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from typing import Any
 
@@ -55,13 +56,10 @@ class Reader:
                     answer, last, hint = await self._try(method, path)
                     if answer is not None:
                         return answer
-                    pause = self._retry.delay(tries, hint, random.random())
-                    if deadline is not None:
-                        left = deadline - loop.time()
-                        if hint is None:  # our own guess must not sleep away the last chance
-                            pause = min(pause, max(left / 2, self._retry.base_delay))
-                        if pause >= left:
-                            raise last
+                    left = math.inf if deadline is None else deadline - loop.time()
+                    pause = self._retry.delay_within(left, tries, hint, random.random())
+                    if pause is None:
+                        raise last
                     await asyncio.sleep(pause)
         except TimeoutError:
             pass

@@ -458,6 +458,20 @@ async def test_reads_are_retried_for_their_timeout_and_then_raise_what_stood_in_
 
 
 @pytest.mark.looptime
+@pytest.mark.parametrize("timeout", [1, 5, 60])
+async def test_reads_of_the_files_service_are_retried_for_their_timeout_too(timeout: float) -> None:
+    def handler(request: httpx.Request) -> Any:
+        raise httpx.ConnectError("not there")
+
+    async with canned(handler) as client:
+        for call in (client.files.quota(timeout=timeout), client.files.delete("file-1", timeout=timeout)):
+            began = now()
+            with pytest.raises(ConnectionFailedError):
+                await call
+            assert now() - began == pytest.approx(timeout, abs=0.51)
+
+
+@pytest.mark.looptime
 async def test_reads_wait_for_the_hint_of_a_429() -> None:
     def handler(request: httpx.Request) -> Any:
         if now() < 9:
