@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from evolink_async.errors import (
     APIStatusError,
@@ -145,7 +145,7 @@ def task_from(value: Any, answer: Answer | None = None) -> TaskReading:
     """The task in parsed JSON. Raises `ResponseError` if there is no valid id in it."""
     identifier = value.get("id") if isinstance(value, dict) else None
     if not isinstance(identifier, str) or not TASK_ID.fullmatch(identifier):
-        raise _unreadable(answer, "holds no valid task id")
+        raise _unreadable(answer, f"holds no valid task id: {excerpt(to_json(value))!r}")
     return TaskReading(value)
 
 

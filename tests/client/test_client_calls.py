@@ -303,6 +303,16 @@ async def test_an_unfinished_outcome_says_what_the_looks_at_its_task_failed_with
 
 
 @pytest.mark.looptime
+async def test_an_answer_without_an_id_shows_what_it_says_instead() -> None:
+    upstream = {"message": "Resource exhausted", "type": "", "param": "", "code": 429}
+    async with canned(lambda request: upstream) as client:
+        with pytest.raises(ResponseError, match=r"no valid task id: .*Resource exhausted"):
+            await client.tasks.get("task-1")
+        with pytest.raises(SubmitOutcomeUnknownError, match=r"no valid task id: .*Resource exhausted"):
+            await client.submit(PICTURE)
+
+
+@pytest.mark.looptime
 async def test_a_wait_of_which_no_look_got_through_says_what_stood_in_the_way() -> None:
     def handler(request: httpx.Request) -> Any:
         raise httpx.ConnectError("no route")
