@@ -17,7 +17,9 @@ def checked_seconds(value: float | None, name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _ENDLESS:
-        raise ConfigurationError(f"{name} must be a positive number of seconds or None, got {value!r}")
+        raise ConfigurationError(
+            f"{name} must be a positive number of seconds below {_ENDLESS:g}, or None, got {value!r}"
+        )
     return float(value)
 
 

@@ -25,6 +25,7 @@ from evolink_async.errors import (
 )
 from evolink_async.http.answers import Answer, excerpt, read_json, status_error
 from evolink_async.http.exchange import AnswerLost, Flight, NotSent, checked_base_url
+from evolink_async.http.foreign import is_closed
 from evolink_async.http.keys import ApiKey, KeySource
 from evolink_async.http.rates import RateLimit
 from evolink_async.http.retry import RetryPolicy
@@ -164,7 +165,8 @@ class AsyncEvoLink:
     ) -> Task:
         """Submit a request: the task as created, which now runs and costs credits.
 
-        timeout: seconds in all, waiting for the rate limit and retries after 429 included; None: for ever.
+        timeout: seconds in all, waiting for the rate limit and retries after 429 included; None: for ever. A POST that
+            is under way when they are over has 5 s more to be answered.
         idempotency_key: 16 to 96 characters of A-Z a-z 0-9 . _ -; by default a fresh one.
         Raises `InvalidRequestError` before anything is sent, an `APIStatusError` the service refused with,
         `ConnectionFailedError` if nothing ever got through, `NotSubmittedError` if its turn did not come in time, and
@@ -249,12 +251,13 @@ class AsyncEvoLink:
         `SubmitOutcomeUnknownError` says so. Generations are refused here: `submit` sends them safely.
         """
         method = _checked_call(method, path, json)
-        if method == "GET":
-            return await self._core.read("GET", path, timeout)
         deadline = deadline_after(timeout)
         content = None if json is None else encode_json(json)
         session = self._core.open()
-        answer = await session.until_closed(self._send_once(session, method, path, content, deadline))
+        if method == "GET":
+            answer = await session.until_closed(session.reader.answer(method, path, timeout=timeout))
+        else:
+            answer = await session.until_closed(self._send_once(session, method, path, content, deadline))
         if not 200 <= answer.status < 300:
             raise status_error(answer)
         return read_json(answer) if answer.body or answer.problem else None
@@ -402,7 +405,7 @@ def _checked_http_client(http_client: httpx.AsyncClient | None) -> httpx.AsyncCl
     methods = (getattr(http_client, name, None) for name in ("send", "aclose"))
     if isinstance(http_client, type) or not all(map(callable, methods)):
         raise ConfigurationError(f"http_client must be an httpx.AsyncClient, got {type(http_client).__name__}")
-    if getattr(http_client, "is_closed", False) is True:
+    if is_closed(http_client):
         raise ConfigurationError("http_client is closed already")
     return http_client
 
@@ -410,7 +413,9 @@ def _checked_http_client(http_client: httpx.AsyncClient | None) -> httpx.AsyncCl
 def _checked_call(method: str, path: str, json: Any) -> str:
     """The method in upper case. Raises `InvalidRequestError` for what `raw` does not send."""
     if not isinstance(path, str) or not re.fullmatch(r"/v1/[\x21-\x7e]+", path):
-        raise InvalidRequestError(f"a path must begin with /v1/ and hold no spaces, got {path!r}", param="path")
+        raise InvalidRequestError(
+            f"a path must be /v1/ and more, in ASCII without spaces (percent-encoded), got {path!r}", param="path"
+        )
     resource = path.partition("?")[0]
     if "//" in resource or ".." in resource or "#" in path or "\\" in resource:
         raise InvalidRequestError(f"a path must be plain, got {path!r}", param="path")

@@ -81,11 +81,11 @@ class ClientCore:
 
     # Calls
 
-    async def read(self, method: str, path: str, timeout: float | None, json: Any = None) -> Any:
+    async def read(self, method: str, path: str, timeout: float | None) -> Any:
         """The JSON of a call that costs nothing, tried again for `timeout` seconds."""
         seconds = checked_seconds(timeout, "timeout")
         session = self.open()
-        return await session.until_closed(session.reader.json(method, path, timeout=seconds, json=json))
+        return await session.until_closed(session.reader.json(method, path, timeout=seconds))
 
     @property
     def calls_private_hosts(self) -> bool:

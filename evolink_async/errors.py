@@ -127,7 +127,7 @@ class EvoLinkError(Exception):
         return None
 
     def __str__(self) -> str:
-        text = f"{self.code}: {self.message}" if self.code else self.message
+        text = f"{self.code}: {self.message}" if self.code and self.code != self.message else self.message
         ids = [f"request id {self.request_id}"] if self.request_id else []
         if self.task_id:
             ids.append(f"task {self.task_id}")
@@ -245,9 +245,13 @@ class QuotaExhaustedError(APIStatusError):
 class PermissionDeniedError(APIStatusError):
     """403: the key may not do this, or is disabled or expired (`code` tells)."""
 
+    advice = "See what the key may do at https://evolink.ai/dashboard/keys"
+
 
 class NotFoundError(APIStatusError):
     """404: no such task, file or endpoint."""
+
+    advice = "Check the id (this account's, and not too old) or base_url"
 
 
 class RateLimitError(APIStatusError):
@@ -263,6 +267,8 @@ class RateLimitError(APIStatusError):
 
 class ServerError(APIStatusError):
     """5xx: the service failed. On a read it is retried; on a paid POST see `SubmitOutcomeUnknownError`."""
+
+    advice = "The service failed; if this lasts, tell its support the request id and the time"
 
 
 class TaskError(EvoLinkError):

@@ -39,12 +39,16 @@ class GenerationRequest(BaseModel):
     `image_start`, `image_end`, also inside of lists and objects) is uploaded just before the request is sent, and
     removed from the service after the task ended (docs/uploads.md).
 
+    Lists and objects are copied, so that what you change in them later changes no request. A subclass may declare
+    parameters as fields of its own; one that is None is not sent.
+
     Raises `InvalidRequestError` if a field has the wrong type.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=(), strict=True, defer_build=True)
 
     kind: ClassVar[Kind]
+    _declared: ClassVar[tuple[str, ...]] = ()  # parameters that a subclass of the caller's makes fields of
 
     model: str = Field(min_length=1, max_length=256)
     prompt: str | None = None
@@ -54,10 +58,16 @@ class GenerationRequest(BaseModel):
     def __init__(self, /, **data: Any) -> None:
         if type(self) is GenerationRequest:
             raise TypeError("use ImageRequest, VideoRequest, AudioRequest or GenerationRequest.from_dict")
+        if not _PLAIN.issuperset(map(type, data.values())):
+            data = {name: value if name == "metadata" else _copied(value, name) for name, value in data.items()}
         try:
             super().__init__(**data)
         except ValidationError as error:
             raise invalid(error) from None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        cls._declared = tuple(name for name in cls.model_fields if name not in GenerationRequest.model_fields)
 
     @property
     def endpoint(self) -> str:
@@ -66,12 +76,12 @@ class GenerationRequest(BaseModel):
 
     def params(self) -> dict[str, Any]:
         """Every parameter that is sent, without the model."""
-        extra = self.__pydantic_extra__ or {}
-        return dict(extra) if self.prompt is None else {"prompt": self.prompt, **extra}
+        others = _others(self)
+        return dict(others) if self.prompt is None else {"prompt": self.prompt, **others}
 
     def body(self) -> dict[str, Any]:
         """The JSON object to send. A local file stands in it as it was given: its link is known when it is uploaded."""
-        return {"model": self.model, **self.params()}
+        return {"model": self.model, **{name: _copied(value, name) for name, value in self.params().items()}}
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
@@ -172,10 +182,32 @@ REQUEST_CLASSES: dict[str, type[GenerationRequest]] = {
 _ENDPOINTS = {kind: f"/v1/{kind}s/generations" for kind in REQUEST_CLASSES}  # a pool keeps one for each request
 
 
+def _others(request: GenerationRequest) -> dict[str, Any]:
+    """Every parameter but the prompt. Not to be changed."""
+    extra = request.__pydantic_extra__ or {}
+    if not request._declared:
+        return extra
+    declared = {name: getattr(request, name) for name in request._declared}
+    return {name: value for name, value in declared.items() if value is not None} | extra
+
+
+def _copied(value: Any, param: str, depth: int = 0) -> Any:
+    """The value with lists and objects of its own; what is in them, such as a file, as it is.
+
+    Raises `InvalidRequestError` for what is nested too deeply to be sent, or in itself.
+    """
+    if type(value) in _PLAIN or not isinstance(value, Mapping | list | tuple):
+        return value
+    _check_depth(depth, param)
+    if isinstance(value, Mapping):
+        return {name: _copied(item, param, depth + 1) for name, item in value.items()}
+    items = [_copied(item, param, depth + 1) for item in value]
+    return items if isinstance(value, list) else tuple(items)
+
+
 def has_local_files(request: GenerationRequest) -> bool:
     """Whether there is something to upload before a request can be sent."""
-    values = (request.__pydantic_extra__ or {}).values()
-    if _PLAIN.issuperset(map(type, values)):
+    if _PLAIN.issuperset(map(type, _others(request).values())):
         return False
     return any(not isinstance(value, str) for _, value in _media_of(request))
 
@@ -192,13 +224,14 @@ def media_links(request: GenerationRequest) -> dict[str, str]:
 
 def body_with(request: GenerationRequest, replacements: Mapping[str, Any]) -> dict[str, Any]:
     """The body with other values at these places."""
+    body = {"model": request.model, **request.params()}
     if not replacements:
-        return request.body()
-    return {name: _replaced(value, name, replacements) for name, value in request.body().items()}
+        return body
+    return {name: _replaced(value, name, replacements) for name, value in body.items()}
 
 
 def _media_of(request: GenerationRequest) -> Iterator[tuple[str, str | LocalFile]]:
-    for name, value in (request.__pydantic_extra__ or {}).items():
+    for name, value in _others(request).items():
         yield from _media_in(value, name, _MEDIA_NAME.fullmatch(name) is not None, 0)
 
 
@@ -283,8 +316,7 @@ def _check_body(body: Mapping[str, Any]) -> None:
 
 
 def _check_json(value: object, param: str, depth: int) -> None:
-    if depth > _MAX_DEPTH:
-        raise InvalidRequestError(f"{param}: nested more than {_MAX_DEPTH} levels deep", param=param)
+    _check_depth(depth, param)
     if isinstance(value, str):
         _check_text(value, param)
     elif value is None or isinstance(value, (bool, int)):
@@ -307,6 +339,11 @@ def _check_json(value: object, param: str, depth: int) -> None:
         raise InvalidRequestError(message, param=param)
 
 
+def _check_depth(depth: int, param: str) -> None:
+    if depth > _MAX_DEPTH:
+        raise InvalidRequestError(f"{param}: nested more than {_MAX_DEPTH} levels deep", param=param)
+
+
 def _check_name(name: object, param: str) -> None:
     if not isinstance(name, str):
         raise InvalidRequestError(f"{param}: the names in an object must be strings, got {name!r}", param=param)
@@ -324,9 +361,10 @@ def _from_batch_line(line: Mapping[str, Any]) -> dict[str, Any]:
     body, url = line.get("body"), line.get("url")
     if not isinstance(body, Mapping):
         raise InvalidRequestError("a batch line needs an object as 'body'", param="body")
-    kind = next((kind for kind, cls in REQUEST_CLASSES.items() if isinstance(url, str) and f"/{kind}s/" in url), None)
+    path = url.rstrip("/") if isinstance(url, str) else ""
+    kind = next((kind for kind, endpoint in _ENDPOINTS.items() if path.endswith(endpoint)), None)
     if kind is None:
-        expected = ", ".join(f"/v1/{kind}s/generations" for kind in REQUEST_CLASSES)
+        expected = ", ".join(_ENDPOINTS.values())
         raise InvalidRequestError(f"a batch line needs a 'url' out of {expected}; got {url!r}", param="url")
     if line.get("method", "POST") != "POST":
         raise InvalidRequestError(f"a batch line's method must be POST, got {line['method']!r}", param="method")

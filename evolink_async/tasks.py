@@ -19,11 +19,10 @@ from evolink_async.errors import (
     NotFoundError,
     ResponseError,
     TaskError,
-    TaskTimeoutError,
 )
 from evolink_async.http.answers import task_from
 from evolink_async.own_tasks import own_task
-from evolink_async.polling.endings import conclude, has_result, is_over, still_running
+from evolink_async.polling.endings import conclude, has_result, is_over, never_seen, still_running
 from evolink_async.polling.watcher import BATCH_PATH, BATCH_SIZE
 from evolink_async.types import Task, TaskReading, with_what_creation_told
 
@@ -48,7 +47,7 @@ class Tasks:
 
     async def get(self, task_id: str, *, timeout: float | None = 60) -> Task:
         """The task now. Raises `NotFoundError` for an id that the service doesn't know. timeout: seconds in all."""
-        task = task_from(await self._core.read("GET", f"/v1/tasks/{checked_id(task_id)}", timeout)).task
+        task = self._noted(task_from(await self._core.read("GET", f"/v1/tasks/{checked_id(task_id)}", timeout)))
         if task.id != task_id:
             raise ResponseError(f"asked for task {task_id}, the answer is about another")
         return task
@@ -81,7 +80,7 @@ class Tasks:
         except (TimeoutError, ConnectionFailedError):
             return {}  # whether it is the batch or everything that fails: the single GETs find out
         readings = self._core.memory.reads.read_batch(answer) or {}
-        tasks = [readings[task_id].task for task_id in ids if task_id in readings]
+        tasks = [self._noted(readings[task_id]) for task_id in ids if task_id in readings]
         return {task.id: task for task in tasks if has_result(task) or not task.succeeded}
 
     async def _get_each(self, ids: list[str], found: dict[str, Task], deadline: float | None) -> None:
@@ -104,6 +103,11 @@ class Tasks:
                 worker.cancel()
             if workers:
                 await asyncio.wait(workers)
+
+    def _noted(self, reading: TaskReading) -> Task:
+        """The task that was read; a status that this library doesn't know is logged once."""
+        self._core.memory.reads.note_status(reading.status)
+        return reading.task
 
     def _left(self, deadline: float | None) -> float | None:
         # A hair of time is left for the call to say what it would have done.
@@ -128,7 +132,7 @@ class Tasks:
             query = urlencode({"page": page, "page_size": LIST_PAGE} | filters)
             rows = _rows_of_page(await self._core.read("GET", f"/v1/tasks?{query}", timeout), page)
             known_pages += 1
-            for task in (task_from(row).task for row in rows):
+            for task in (self._noted(task_from(row)) for row in rows):
                 if task.id not in seen:
                     seen.add(task.id)
                     known_pages = 0
@@ -154,21 +158,10 @@ class Tasks:
         """
         deadline = deadline_after(timeout)
         checked_function(on_progress, "on_progress")
-        if isinstance(task_or_id, Task):
-            checked_id(task_or_id.id)
-            task = task_or_id
-        else:
-            task = Task(id=checked_id(task_or_id))
-        try:
-            return await wait_for(self._core, task, deadline, timeout, on_progress=on_progress)
-        except TaskTimeoutError as error:
-            if error.task is not task or task is task_or_id:
-                raise
-            message = (  # no look has found it, so nobody can say that it runs
-                f"the service told nothing of it in {timeout:g} s, so it may not know the id; if it is right, wait "
-                f"again with client.tasks.wait({task.id!r})"
-            )
-            raise TaskTimeoutError(message, task=task) from None
+        task = task_or_id if isinstance(task_or_id, Task) else Task(id=checked_id(task_or_id))
+        checked_id(task.id)
+        only_id = task is not task_or_id
+        return await wait_for(self._core, task, deadline, timeout, only_id=only_id, on_progress=on_progress)
 
 
 async def wait_for(
@@ -178,12 +171,13 @@ async def wait_for(
     timeout: float | None,
     *,
     age: float | None = None,
+    only_id: bool = False,
     on_progress: Callable[[Task], object] | None = None,
 ) -> Task:
     """Wait for a task until the deadline (loop time): the completed one. See `Tasks.wait` for what is raised.
 
     timeout: what the caller gave, for the words of an error. age: seconds since the task was submitted, None if only
-    its `created` tells.
+    its `created` tells. only_id: nothing else is known of the task, not even that there is one.
     """
     if is_over(task):
         return conclude(task)
@@ -214,12 +208,15 @@ async def wait_for(
     except TimeoutError as error:
         if isinstance(error, EvoLinkError):
             raise
+        why = session.watcher.failure(task.id)
         if session.watcher.unreachable(task.id):
-            message = f"could not reach {session.exchange.host} to look at task {task.id}; it goes on: wait again"
+            message = f"no look at task {task.id} got through: {why}; it goes on: wait again"
             raise ConnectionFailedError(message) from None
         if waiter.task.is_terminal:  # its end came with the deadline, or only its links were still awaited
             return conclude(waiter.task)
-        raise still_running(waiter.task, timeout) from None
+        if only_id and waiter.task is task:
+            raise never_seen(task, timeout, why) from None
+        raise still_running(waiter.task, timeout, why) from None
     except asyncio.CancelledError as cancellation:
         cancellation.add_note(f"evolink task {task.id} goes on: client.tasks.wait({task.id!r})")
         raise

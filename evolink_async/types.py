@@ -81,6 +81,11 @@ def _positive(value: object) -> float | int | None:
     return number if number is not None and number > 0 else None
 
 
+def _not_negative(value: object) -> float | int | None:
+    number = _number(value)
+    return number if number is not None and number >= 0 else None
+
+
 def _percent(value: object) -> int:
     number = _number(value)
     if number is None or number <= 0:
@@ -154,6 +159,8 @@ def invalid(error: ValidationError) -> InvalidRequestError:
     first = error.errors(include_url=False)[0]
     param = str(first["loc"][0]) if first["loc"] else None
     message = first["msg"]
+    if first["type"].endswith("_type"):
+        message += f", got {type(first['input']).__name__}"
     return InvalidRequestError(f"{param}: {message}" if param else message, param=param)
 
 
@@ -226,9 +233,10 @@ class TaskInfo(_Read):
     """`task_info` of a task; every part may be missing.
 
     estimated_time: the service's guess at creation, seconds; not a bound (documented as an estimate).
+    video_duration: seconds; 0 where a page's example has it so.
     """
 
-    _readers: ClassVar = {"can_cancel": _boolean, "estimated_time": _positive, "video_duration": _positive}
+    _readers: ClassVar = {"can_cancel": _boolean, "estimated_time": _positive, "video_duration": _not_negative}
 
     can_cancel: bool | None = None
     estimated_time: int | float | None = None
@@ -466,7 +474,7 @@ class TaskReading:
         info = self._wire.get("task_info")
         if isinstance(info, dict):
             return _positive(info.get("video_duration"))
-        return info.video_duration if isinstance(info, TaskInfo) else None
+        return (info.video_duration or None) if isinstance(info, TaskInfo) else None
 
     @property
     def credits_reserved(self) -> Decimal | None:

@@ -168,6 +168,8 @@ class ValueCheck:
             return f"{text}; give [{shown(value)}]"
         if spec.types == ("array",) and is_local_file(value):
             return f"{text}; put it in one: [...]"
+        if spec.format == "uri":
+            return f"{text}; give a link, or a pathlib.Path or bytes to have them uploaded"
         allowed = spec.allowed
         return f"{text}; allowed: {allowed}" if allowed else text
 

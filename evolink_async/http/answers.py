@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from evolink_async.errors import (
     APIStatusError,
@@ -98,10 +98,9 @@ def judge_submission(answer: Answer) -> Judgement:
 
 def _verdict(status: int, error: APIStatusError) -> Verdict:
     """What an answer without a task means."""
-    code = (error.code or "").lower()
-    if code == _IN_PROGRESS:
+    if (error.code or "").lower() == _IN_PROGRESS:
         return Verdict.IN_PROGRESS
-    if code == _CONFLICT:
+    if proves_a_task(error):
         return Verdict.CONFLICT
     if status == 429:
         return Verdict.RATE_LIMITED
@@ -115,6 +114,11 @@ def is_account_error(error: EvoLinkError) -> bool:
     if not isinstance(error, APIStatusError):
         return False
     return error.status_code in _ACCOUNT or (error.status_code == 403 and (error.code or "").lower() in _ACCOUNT_CODES)
+
+
+def proves_a_task(error: EvoLinkError | None) -> bool:
+    """Whether a refusal says that there is a task for the idempotency key already."""
+    return error is not None and (error.code or "").lower() == _CONFLICT
 
 
 def read_json(answer: Answer) -> Any:
@@ -141,7 +145,7 @@ def task_from(value: Any, answer: Answer | None = None) -> TaskReading:
     """The task in parsed JSON. Raises `ResponseError` if there is no valid id in it."""
     identifier = value.get("id") if isinstance(value, dict) else None
     if not isinstance(identifier, str) or not TASK_ID.fullmatch(identifier):
-        raise _unreadable(answer, "holds no valid task id")
+        raise _unreadable(answer, f"holds no valid task id: {excerpt(to_json(value))!r}")
     return TaskReading(value)
 
 

@@ -140,7 +140,8 @@ class Exchange:
     ) -> Answer:
         """Send one request and read its whole answer, within `seconds` from the moment it has a connection slot.
 
-        Content that is no bytes needs its Content-Length among the headers. Raises `NotSent` or `AnswerLost`.
+        Content that is no bytes needs its Content-Length among the headers. Raises `NotSent` or `AnswerLost`, and
+        `ConfigurationError` if nothing can be sent at all.
         Cancelling it closes its connection.
         """
         flight = flight or Flight()
@@ -165,6 +166,8 @@ class Exchange:
             if task is None or task.cancelling():
                 raise
             trouble = error  # nobody cancelled us: it came out of the transport, as any other fault
+        except ConfigurationError:
+            raise
         except Exception as error:  # noqa: BLE001  (whatever a transport raises, it is one of two things to the caller)
             trouble = error
         else:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 import httpx
 
+from evolink_async.errors import ConfigurationError
 from evolink_async.http.gate import Gate, Lane
 from evolink_async.http.transport import Call, lane_of, wait_at_gate
 
@@ -39,13 +40,18 @@ class ForeignTransport(httpx.AsyncBaseTransport):
         return self._gate
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send one request through the client; the response is httpx's, whatever the client's family."""
+        """Send one request through the client; the response is httpx's, whatever the client's family.
+
+        Raises `ConfigurationError` if its owner has closed it: nothing is sent any more.
+        """
         extensions = request.extensions
         timeouts: Mapping[str, float | None] = extensions.get("timeout") or {}
         lane = lane_of(request)
         if not self._gate.try_acquire(lane):
             await wait_at_gate(self._gate, lane, timeouts.get("pool"))
         try:
+            if is_closed(self._client):
+                raise ConfigurationError("nothing was sent: http_client was closed before this client was")
             for name in ("on_slot", "on_bytes"):
                 if extensions.get(name) is not None:
                     extensions[name]()
@@ -82,6 +88,11 @@ class ForeignTransport(httpx.AsyncBaseTransport):
     def __repr__(self) -> str:
         kind = type(self._client)
         return f"<ForeignTransport {kind.__module__}.{kind.__qualname__}, {self._gate!r}>"
+
+
+def is_closed(client: httpx.AsyncClient) -> bool:
+    """Whether a client of httpx's shape says that it is closed."""
+    return getattr(client, "is_closed", False) is True
 
 
 class HttpxTransport(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from typing import Any
 
@@ -34,11 +35,15 @@ class Reader:
         except (NotSent, AnswerLost) as error:
             raise ConnectionFailedError(str(error)) from error.__cause__
 
-    async def json(self, method: str, path: str, *, timeout: float | None, json: Any = None) -> Any:
-        """The parsed answer, retried for `timeout` seconds in all (None: for ever).
+    async def json(self, method: str, path: str, *, timeout: float | None) -> Any:
+        """The parsed answer, see `answer`. Raises `ResponseError` for one that is no JSON."""
+        return read_json(await self.answer(method, path, timeout=timeout))
 
-        Raises the `APIStatusError` of a refusal, `ResponseError` for an answer that is no JSON, and what stood in
-        the way last when the time is over, or as soon as the next attempt would come after its end.
+    async def answer(self, method: str, path: str, *, timeout: float | None) -> Answer:
+        """A 2xx answer, asked for again for `timeout` seconds in all (None: for ever).
+
+        Raises the `APIStatusError` of a refusal, and what stood in the way last when the time is over, or as soon as
+        the next attempt would come after its end.
         """
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
@@ -48,16 +53,13 @@ class Reader:
             async with asyncio.timeout_at(deadline):
                 while True:
                     tries += 1
-                    answer, last, hint = await self._try(method, path, json)
+                    answer, last, hint = await self._try(method, path)
                     if answer is not None:
-                        return read_json(answer)
-                    pause = self._retry.delay(tries, hint, random.random())
-                    if deadline is not None:
-                        left = deadline - loop.time()
-                        if hint is None:  # our own guess must not sleep away the last chance
-                            pause = min(pause, max(left / 2, self._retry.base_delay))
-                        if pause >= left:
-                            raise last
+                        return answer
+                    left = math.inf if deadline is None else deadline - loop.time()
+                    pause = self._retry.delay_within(left, tries, hint, random.random())
+                    if pause is None:
+                        raise last
                     await asyncio.sleep(pause)
         except TimeoutError:
             pass
@@ -65,10 +67,10 @@ class Reader:
             raise last
         raise ConnectionFailedError(f"no answer of {self._exchange.host} within {timeout:g} s")
 
-    async def _try(self, method: str, path: str, json: Any) -> tuple[Answer | None, Any, float | None]:
+    async def _try(self, method: str, path: str) -> tuple[Answer | None, Any, float | None]:
         """An answer, or the passing trouble and the service's hint. Raises what will not pass."""
         try:
-            answer = await self.attempt(method, path, json)
+            answer = await self.attempt(method, path)
         except ConnectionFailedError as error:
             return None, error, None
         if 200 <= answer.status < 300:

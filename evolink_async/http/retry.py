@@ -56,6 +56,16 @@ class RetryPolicy:
         # A little spread above the hint, so that a thousand clients told the same second don't come back in one.
         return max(backoff, hint + random * min(1.0, hint * 0.1))
 
+    def delay_within(self, left: float, attempt: int, hint: float | None, random: float) -> float | None:
+        """The same where only so many seconds are left: None if an attempt would come after them.
+
+        Our own guess does not sleep away the last chance.
+        """
+        delay = self.delay(attempt, hint, random)
+        if hint is None:
+            delay = min(delay, max(left / 2, self.base_delay))
+        return delay if delay < left else None
+
 
 class Verdict(StrEnum):
     """What an answer to a paid POST settles."""

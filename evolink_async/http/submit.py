@@ -25,6 +25,7 @@ import anyio
 
 from evolink_async.clock import Moment
 from evolink_async.errors import (
+    APIStatusError,
     ClosedError,
     ConfigurationError,
     ConnectionFailedError,
@@ -34,7 +35,7 @@ from evolink_async.errors import (
     ServerError,
     SubmitOutcomeUnknownError,
 )
-from evolink_async.http.answers import Judgement, judge_submission
+from evolink_async.http.answers import Judgement, judge_submission, proves_a_task
 from evolink_async.http.exchange import AnswerLost, Exchange, Flight, NotSent
 from evolink_async.http.keys import ApiKey, fingerprint
 from evolink_async.http.observer import Observation
@@ -401,9 +402,7 @@ class Submitter:
         try:
             key = await self._api_key.get()
         except ConfigurationError as error:
-            if submission.end is None:
-                submission.last_error = error
-                self._finish(submission, self._refused(submission, error, fatal=error))
+            self._cannot_send(submission, error)
             return
         if submission.end is not None:
             return  # withdrawn meanwhile
@@ -442,6 +441,10 @@ class Submitter:
             if not flight.sent:
                 submission.listener.unsent(submission)
             raise
+        except ConfigurationError as error:
+            submission.listener.unsent(submission)
+            self._cannot_send(submission, error)
+            return
         except NotSent as error:
             unsent = ConnectionFailedError(str(error))
             unsent.__cause__ = error.__cause__
@@ -480,6 +483,12 @@ class Submitter:
             elif judgement.verdict in (Verdict.LOST, Verdict.IN_PROGRESS):
                 submission._lost += 1
             raise
+
+    def _cannot_send(self, submission: Submission, error: ConfigurationError) -> None:
+        """The end of one for which there is no key, or no client."""
+        if submission.end is None:
+            submission.last_error = error
+            self._finish(submission, self._refused(submission, error, fatal=error))
 
     def _not_intended(self, submission: Submission, end: Settled) -> None:
         """The end of one whose POST must not be made."""
@@ -623,9 +632,14 @@ class Submitter:
 
     def _unknown(self, submission: Submission, why: str) -> SubmitOutcomeUnknownError:
         last = submission.last_error
+        if isinstance(last, APIStatusError) and last.advice:  # it is about that attempt, and says nothing of an earlier
+            why = why.replace(f". {last.advice}", "")
+        known = "the request was sent, but whether a task exists (and is paid for) is not known"
+        if proves_a_task(last):
+            known = "a task exists for this idempotency key, but its id is not known"
         error = SubmitOutcomeUnknownError(
-            f"the request was sent, but whether a task exists (and is paid for) is not known: {why}. "
-            f"Look for it at the service before you submit it again; idempotency key {submission.key}",
+            f"{known}: {why.rstrip('. ')}. Look for it at the service before you submit it again; "
+            f"idempotency key {submission.key}",
             request=submission.request,
             idempotency_key=submission.key,
             code=last.code if last else None,

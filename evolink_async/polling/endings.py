@@ -35,8 +35,21 @@ def failure_of(task: Task) -> TaskError | None:
     return TaskFailedError(message, task=task, code=failure.code)
 
 
-def still_running(task: Task, timeout: float | None) -> TaskTimeoutError:
-    """The error of a wait that ended before its task."""
+def still_running(task: Task, timeout: float | None, why: str | None = None) -> TaskTimeoutError:
+    """The error of a wait that ended before its task. why: what the last look failed with, if it did."""
     after = "" if timeout is None else f" after {timeout:g} s"
-    message = f"still {task.status}{after}; it goes on and is paid for: wait again with client.tasks.wait({task.id!r})"
+    failed = "" if why is None else f" (the last look at it failed: {why})"
+    message = (
+        f"still {task.status}{after}{failed}; it goes on and is paid for: wait again with "
+        f"client.tasks.wait({task.id!r})"
+    )
+    return TaskTimeoutError(message, task=task)
+
+
+def never_seen(task: Task, timeout: float | None, why: str | None = None) -> TaskTimeoutError:
+    """The error of a wait for an id of which no look told anything, so that nobody can say that it runs."""
+    told = "the service told nothing of it" if why is None else "no look at it told anything"
+    reason = "so it may not know the id" if why is None else f"the last one failed: {why}"
+    within = "" if timeout is None else f" in {timeout:g} s"
+    message = f"{told}{within}, {reason}; if the id is right, wait again with client.tasks.wait({task.id!r})"
     return TaskTimeoutError(message, task=task)

@@ -77,6 +77,7 @@ _LONGEST_HINT = 3600.0  # a look costs next to nothing: who wants none for longe
 _NO_ACCESS = frozenset({401, 403})
 _MOST_WORDS = 100
 _REMEMBERED = 1000
+_LONGEST_REASON = 300
 
 
 class Follower(Protocol):
@@ -148,7 +149,7 @@ class Learned:
 
     def note_status(self, word: str) -> None:
         """Log a status that this library doesn't know, once."""
-        if word in self.odd_words or len(self.odd_words) >= _MOST_WORDS:
+        if isinstance(word, TaskStatus) or word in self.odd_words or len(self.odd_words) >= _MOST_WORDS:
             return
         self.odd_words.add(word)
         word = word[:64]
@@ -162,6 +163,7 @@ class _Trouble:
     """What went wrong with the looks at one task, and what follows for the next. Times are loop times."""
 
     alone: bool = False  # the next look is a single GET
+    why: str | None = None  # the last look told nothing
     failures: int = 0
     missing: int = 0
     missing_since: float = 0.0
@@ -217,7 +219,7 @@ class _Watched:
             self.trouble = None
             return None
         trouble.failures = trouble.missing = trouble.denied = 0
-        trouble.alone = False
+        trouble.alone, trouble.why = False, None
         return trouble.ended
 
 
@@ -345,6 +347,11 @@ class Watcher:
         if watched is None or watched.trouble is None:
             return False
         return watched.trouble.failures > 0 and not watched.heard
+
+    def failure(self, task_id: str) -> str | None:
+        """What the last look at a task failed with, None if it didn't."""
+        watched = self._watched.get(task_id)
+        return None if watched is None or watched.trouble is None else watched.trouble.why
 
     async def aclose(self) -> None:
         """End all looks; followers are told with `ClosedError`."""
@@ -610,8 +617,7 @@ class Watcher:
         if reading.is_terminal or ended is not None:
             self._saw_end(watched, reading.task, ended, asked_at, alone=alone)
             return
-        if not isinstance(reading.status, TaskStatus):
-            self._learned.note_status(reading.status)
+        self._learned.note_status(reading.status)
         now = self._loop.time()
         expectation = watched.expectation
         if expectation is None:
@@ -670,6 +676,7 @@ class Watcher:
     def _missing(self, watched: _Watched) -> None:
         now = self._loop.time()
         trouble = watched.in_trouble()
+        trouble.why = None
         if trouble.missing == 0:
             trouble.missing_since = now
         trouble.missing += 1
@@ -686,6 +693,7 @@ class Watcher:
     def _denied(self, watched: _Watched, error: EvoLinkError) -> None:
         now = self._loop.time()
         trouble = watched.in_trouble()
+        trouble.why = _short(error)
         if trouble.denied == 0:
             trouble.denied_since = now
         trouble.denied += 1
@@ -696,7 +704,9 @@ class Watcher:
 
     def _failed(self, watched: _Watched, why: Answer | EvoLinkError, asked_at: float) -> None:
         """A look that told nothing: the task is as it was."""
-        failures = watched.in_trouble().failures = watched.in_trouble().failures + 1
+        trouble = watched.in_trouble()
+        trouble.why = _short(status_error(why) if isinstance(why, Answer) else why)
+        failures = trouble.failures = trouble.failures + 1
         hint = hint_of(why) if isinstance(why, Answer) else None
         if hint is not None and hint > _LONGEST_HINT:
             hint = None
@@ -761,6 +771,11 @@ def _closed_while_running(task_id: str) -> ClosedError:
     return ClosedError(
         f"the client was closed while task {task_id} was running; it goes on: wait for it again by its id"
     )
+
+
+def _short(error: EvoLinkError) -> str:
+    """There may be as many of them as there are tasks."""
+    return str(error)[:_LONGEST_REASON]
 
 
 def _age_of(task: TaskReading, answer: Answer | None = None) -> float:

@@ -756,11 +756,12 @@ class Engine:
     def _give_up_watching(self, record: Record) -> None:
         task = record.known_task()
         if record.state is State.OUTSTANDING and task is not None:
+            why = self.session.watcher.failure(task.id)
             self.session.watcher.unfollow(task.id, record)
             if task.is_terminal:  # only its links were still awaited
                 self._conclude(record, task)
             else:
-                self._finish(record, OutcomeStatus.UNFINISHED, still_running(task, self._task_timeout))
+                self._finish(record, OutcomeStatus.UNFINISHED, still_running(task, self._task_timeout, why))
 
     # Ending one
 

@@ -33,7 +33,14 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from evolink_async.errors import APIStatusError, ClosedError, EvoLinkError, InvalidRequestError, NotSubmittedError
+from evolink_async.errors import (
+    APIStatusError,
+    ClosedError,
+    ConnectionFailedError,
+    EvoLinkError,
+    InvalidRequestError,
+    NotSubmittedError,
+)
 from evolink_async.http.submit import Settled
 from evolink_async.polling.endings import is_over
 from evolink_async.requests import GenerationRequest, LocalFile, encode_body, local_files
@@ -452,6 +459,8 @@ class Attachments:
             return copy.copy(troubles[0])
         what = "were not uploaded in time"
         if attachment in self._line:
+            if self._room is None:
+                return ConnectionFailedError("no answer of the files service within the timeout; nothing was sent")
             what = "found no place at the files service in time: the account's are taken (see client.files.quota)"
         return NotSubmittedError(f"nothing was sent for this request: its local files {what}")
 

@@ -226,8 +226,9 @@ class FilesService:
                         failing_since = loop.time()
                     elif loop.time() - failing_since >= seconds_borne:
                         raise last
-                    pause = self._options.retry.delay(tries, hint, random.random())
-                    if deadline is not None and loop.time() + pause >= deadline:
+                    left = math.inf if deadline is None else deadline - loop.time()
+                    pause = self._options.retry.delay_within(left, tries, hint, random.random())
+                    if pause is None:
                         raise last
                     logger.info("files: %s; again in %.1f s", last, pause, extra={"event": "files_retried"})
                     await asyncio.sleep(pause)

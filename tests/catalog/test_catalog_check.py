@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import timeit
 from collections.abc import Iterator, Mapping
@@ -108,6 +109,7 @@ def test_a_kind_that_does_not_exist_is_refused_for_any_model() -> None:
         ("suno-v5", "style_weight", 1.5, "1.5 is not accepted by suno-v5-beta; allowed: 0 to 1"),
         (I2V, "image_urls", URL, f"'{URL}' is not a list; give ['{URL}']"),
         (I2V, "image_urls", [URL, 7], "[1]: 7 is not text"),
+        (I2V, "image_urls", [io.BytesIO()], "[0]: a BytesIO is not text; give a link, or a pathlib.Path or bytes"),
         ("gpt-image-1.5", "prompt", "x" * 2001, "2001 characters given, at most 2000"),
         ("gpt-image-2", "prompt", "字" * 20_001, "60003 bytes of UTF-8 given, at most 60000"),
         ("minimax-h3-text-to-video", "prompt", "", "0 characters given, at least 1"),

@@ -25,7 +25,9 @@ from evolink_async import (
     ImageRequest,
     InvalidRequestError,
     NotFoundError,
+    NotSubmittedError,
     QuotaExhaustedError,
+    RateLimit,
     RateLimitError,
     ResponseError,
     ServerError,
@@ -202,6 +204,21 @@ async def test_the_time_waiting_for_the_rate_limit_counts() -> None:
 
 
 @pytest.mark.looptime
+@pytest.mark.parametrize("limit", [RateLimit(1e-9, 1e9), RateLimit(1e9, 1e-9), RateLimit(1e-9, 1e-9)], ids=str)
+async def test_the_slowest_and_the_fastest_limit_there_can_be_are_kept(limit: RateLimit) -> None:
+    async with canned(lambda request: {"id": "task-1"}, rate_limit=limit) as client:
+        await client.submit(PICTURE)
+        if limit.per_second > 1e9:
+            await client.submit(PICTURE)
+        elif limit.per_second < 1e-9:
+            with pytest.raises(NotSubmittedError):
+                await client.submit(PICTURE, timeout=1e6)
+        else:
+            await client.submit(PICTURE)
+            assert now() == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.looptime
 async def test_a_key_function_that_hangs_is_covered_by_the_timeout() -> None:
     async def never() -> str:
         await asyncio.sleep(1e6)
@@ -251,6 +268,58 @@ async def test_a_wait_for_an_id_that_was_never_seen_does_not_say_that_it_runs_an
         created = Task(id="task-1", status="pending")
         with pytest.raises(TaskTimeoutError, match="is paid for"):
             await client.tasks.wait(created, timeout=25)
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("status", [401, 402, 429, 500])
+async def test_a_wait_whose_looks_fail_ends_with_what_they_failed_with(status: int) -> None:
+    fails = True
+
+    def handler(request: httpx.Request) -> Any:
+        if fails:
+            return error(status, code="its_code", message="its message")
+        return {"id": "task-1", "status": "processing"}
+
+    async with canned(handler) as client:
+        for waited_for in ("task-1", Task(id="task-1", status="pending")):
+            with pytest.raises(TaskTimeoutError, match="its_code: its message") as caught:
+                await client.tasks.wait(waited_for, timeout=30)
+            assert "may not know" not in str(caught.value)
+        fails = False
+        with pytest.raises(TaskTimeoutError) as caught:
+            await client.tasks.wait("task-1", timeout=30)
+        assert "its_code" not in str(caught.value)
+
+
+@pytest.mark.looptime
+async def test_an_unfinished_outcome_says_what_the_looks_at_its_task_failed_with() -> None:
+    def handler(request: httpx.Request) -> Any:
+        return {"id": "task-1", "status": "pending"} if request.method == "POST" else error(500, message="its message")
+
+    async with canned(handler) as client:
+        [outcome] = await client.run_many([PICTURE], task_timeout=20)
+    assert outcome.status == "unfinished"
+    assert "its message" in str(outcome.error)
+
+
+@pytest.mark.looptime
+async def test_an_answer_without_an_id_shows_what_it_says_instead() -> None:
+    upstream = {"message": "Resource exhausted", "type": "", "param": "", "code": 429}
+    async with canned(lambda request: upstream) as client:
+        with pytest.raises(ResponseError, match=r"no valid task id: .*Resource exhausted"):
+            await client.tasks.get("task-1")
+        with pytest.raises(SubmitOutcomeUnknownError, match=r"no valid task id: .*Resource exhausted"):
+            await client.submit(PICTURE)
+
+
+@pytest.mark.looptime
+async def test_a_wait_of_which_no_look_got_through_says_what_stood_in_the_way() -> None:
+    def handler(request: httpx.Request) -> Any:
+        raise httpx.ConnectError("no route")
+
+    async with canned(handler) as client:
+        with pytest.raises(ConnectionFailedError, match=r"task-1 .*no route"):
+            await client.tasks.wait("task-1", timeout=30)
 
 
 @pytest.mark.looptime
@@ -396,6 +465,20 @@ async def test_reads_are_retried_for_their_timeout_and_then_raise_what_stood_in_
             assert now() - began <= 20
             assert len(calls) > 3
             calls.clear()
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("timeout", [1, 5, 60])
+async def test_reads_of_the_files_service_are_retried_for_their_timeout_too(timeout: float) -> None:
+    def handler(request: httpx.Request) -> Any:
+        raise httpx.ConnectError("not there")
+
+    async with canned(handler) as client:
+        for call in (client.files.quota(timeout=timeout), client.files.delete("file-1", timeout=timeout)):
+            began = now()
+            with pytest.raises(ConnectionFailedError):
+                await call
+            assert now() - began == pytest.approx(timeout, abs=0.51)
 
 
 @pytest.mark.looptime
@@ -566,6 +649,38 @@ async def test_raw_refuses_what_it_does_not_send(method: Any, path: Any, json: A
     async with canned(lambda request: pytest.fail("it was sent")) as client:
         with pytest.raises(InvalidRequestError):
             await client.raw(method, path, json=json)
+
+
+@pytest.mark.parametrize("read", ["get", "get_many", "list"])
+async def test_a_status_that_is_not_known_is_kept_and_logged_once_however_it_is_read(
+    read: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"id": f"task-{n}", "status": "queued"} for n in (1, 2)]
+
+    def handler(request: httpx.Request) -> Any:
+        return {"data": rows} if request.url.path.removeprefix("/v1/tasks") in ("", "/batch") else rows[0]
+
+    async with canned(handler) as client:
+        for _ in range(2):
+            if read == "get":
+                tasks = [await client.tasks.get("task-1")]
+            elif read == "get_many":
+                tasks = list((await client.tasks.get_many(["task-1", "task-2"])).values())
+            else:
+                tasks = [task async for task in client.tasks.list()]
+            assert {(str(task.status), task.is_terminal) for task in tasks} == {("queued", False)}
+    assert [record.getMessage() for record in caplog.records if "queued" in record.getMessage()] == [
+        "unknown task status 'queued': taken as not finished"
+    ]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+async def test_raw_gives_none_for_an_answer_without_a_body(method: str) -> None:
+    async with canned(lambda request: httpx.Response(204)) as client:
+        assert await client.raw(method, "/v1/elsewhere") is None
+    async with canned(lambda request: httpx.Response(200, content=b"<html>")) as client:
+        with pytest.raises(ResponseError, match="is no JSON"):
+            await client.raw(method, "/v1/elsewhere")
 
 
 @pytest.mark.looptime

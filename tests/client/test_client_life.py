@@ -257,6 +257,34 @@ async def test_the_users_http_client_is_used_and_never_closed() -> None:
     assert seen == ["127.0.0.1", "else.example"]
 
 
+@pytest.mark.looptime
+async def test_a_users_http_client_that_was_closed_meanwhile_sends_nothing_and_leaves_no_doubt() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"id": "task-1", "status": "processing"})
+
+    http_client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    async with AsyncEvoLink(base_url=BASE, http_client=http_client) as client:
+        task = await client.submit(PICTURE)
+        waiting = asyncio.create_task(client.tasks.wait(task))
+        await http_client.aclose()
+        begun = now()
+        for call in (
+            client.submit(PICTURE),
+            client.tasks.get("task-1"),
+            client.raw("POST", "/v1/elsewhere"),
+            client.files.upload(b"\x89PNG\r\n\x1a\n"),
+        ):
+            with pytest.raises(ConfigurationError, match="http_client was closed"):
+                await call
+        pool = client.pool([PICTURE, PICTURE])
+        with pytest.raises(ConfigurationError, match="http_client was closed"):
+            async with pool:
+                assert [outcome.status async for outcome in pool] == ["not_submitted"] * 2
+        assert now() == begun
+        with pytest.raises(ConfigurationError, match="http_client was closed"):
+            await waiting
+
+
 async def test_a_body_that_the_users_client_has_read_already_is_read_all_the_same() -> None:
     async def hook(response: httpx.Response) -> None:
         await response.aread()

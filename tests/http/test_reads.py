@@ -139,5 +139,5 @@ async def test_a_key_function_that_fails_is_told_at_once() -> None:
 async def test_what_json_cannot_carry_is_refused_before_sending(body: Any) -> None:
     transport = ScriptedTransport(Say())
     with pytest.raises(InvalidRequestError):
-        await reader(transport).json("POST", "/v1/x", timeout=60, json=body)
+        await reader(transport).attempt("POST", "/v1/x", body)
     assert not transport.knocks

@@ -195,10 +195,22 @@ async def test_a_refusal_after_paid_outcome_unknown_is_unknown() -> None:
     await unknown(room.submit())
 
 
+@pytest.mark.parametrize("status", [402, 429])
+async def test_what_was_refused_after_a_lost_response_is_not_said_to_be_free_or_to_be_sent_again(status: int) -> None:
+    hint = {"retry_after": "700"} if status == 429 else {}  # longer than a replay may wait
+    error = await unknown(Room(ScriptedTransport(lost(), refusal(status, **hint))).submit())
+    text = str(error)
+    assert "Nothing was charged" not in text
+    assert "run again" not in text
+    assert text.count("again") == 1
+    assert "Look for it at the service before you submit it again" in text
+
+
 async def test_a_conflict_is_unknown_and_never_sent_again() -> None:
     room = Room(ScriptedTransport(refusal(409, "idempotency_conflict")))
     error = await unknown(room.submit(key="my-own-key-of-today"))
     assert error.idempotency_key == "my-own-key-of-today"
+    assert "a task exists for this idempotency key" in str(error)
     assert len(room.transport.sent) == 1
 
 

@@ -75,3 +75,21 @@ def test_an_unknown_outcome_names_request_and_key() -> None:
     error = SubmitOutcomeUnknownError("m", request=request, idempotency_key="ea-1")
     again = pickle.loads(pickle.dumps(error))
     assert (again.request, again.idempotency_key) == (request, "ea-1")
+
+
+def test_a_code_that_is_all_that_was_said_is_said_once() -> None:
+    assert str(errors.APIStatusError("invalid_token", code="invalid_token", request_id="r-1")) == (
+        "invalid_token (request id r-1)"
+    )
+
+
+@pytest.mark.parametrize("name", ["AuthenticationError", "QuotaExhaustedError", "PermissionDeniedError"])
+def test_a_refusal_of_the_account_says_where_to_look(name: str) -> None:
+    assert "https://evolink.ai/dashboard/" in str(getattr(errors, name)("no"))
+
+
+@pytest.mark.parametrize("name", ["NotFoundError", "RateLimitError", "ServerError"])
+def test_other_refusals_say_what_to_do_next(name: str) -> None:
+    error = getattr(errors, name)("no such thing.", code="some_code", request_id="r-1")
+    assert str(error) == f"some_code: no such thing. {error.advice} (request id r-1)"
+    assert error.advice

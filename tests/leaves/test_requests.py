@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from evolink_async import AudioRequest, GenerationRequest, ImageRequest, InvalidRequestError, VideoRequest
-from evolink_async.requests import encode_body
+from evolink_async.requests import encode_body, has_local_files, local_files
 
 
 def test_the_body_is_the_model_the_prompt_and_every_parameter() -> None:
@@ -42,6 +43,37 @@ def test_a_request_is_frozen_comparable_and_can_be_pickled() -> None:
         request.model = "other"
     assert pickle.loads(pickle.dumps(request)) == request
     assert request == VideoRequest(model="m", prompt="p", duration=5, metadata={"a": 1})
+
+
+def test_a_request_stays_as_it_was_made_whatever_becomes_of_the_lists_it_was_made_of() -> None:
+    links, settings, metadata = ["https://a.example/1.png"], {"speed": "fast", "tags": ["x"]}, {"seen": []}
+    request = ImageRequest(model="m", image_urls=links, model_params=settings, pair=(links,), metadata=metadata)
+    sent = encode_body(request)
+    links.append("https://a.example/2.png")
+    settings["tags"].append("y")  # type: ignore[attr-defined]
+    request.body()["image_urls"].append("https://a.example/3.png")
+    request.body()["model_params"]["tags"].clear()
+    assert encode_body(request) == sent
+    assert request.metadata["seen"] is metadata["seen"]  # never sent, and the caller's own
+
+
+def test_fields_that_a_subclass_declares_are_sent_too() -> None:
+    class Poster(ImageRequest):
+        size: str = "2:3"
+        seed: int | None = None
+        image_urls: tuple[Path, ...] = ()
+
+    request = Poster(model="m", prompt="p", quality="hd")
+    assert request.body() == {"model": "m", "prompt": "p", "size": "2:3", "image_urls": (), "quality": "hd"}
+    assert not has_local_files(request)
+    assert Poster(model="m", seed=7).params()["seed"] == 7
+    assert local_files(Poster(model="m", image_urls=(Path("a.png"),))) == {"image_urls[0]": Path("a.png")}
+    assert pickle.loads(pickle.dumps(ImageRequest(model="m", size="1:1"))).body() == {"model": "m", "size": "1:1"}
+
+
+def test_a_wrong_type_is_named_as_it_was_given() -> None:
+    with pytest.raises(InvalidRequestError, match=r"^prompt: .*string, got list$"):
+        ImageRequest(model="m", prompt=["a"])
 
 
 WRONG: list[dict[str, Any]] = [
@@ -170,6 +202,7 @@ NO_REQUESTS: dict[str, Any] = {
     "kind-list": {"model": "m", "kind": ["image"]},
     "batch-no-url": {"custom_id": "k", "body": {"model": "m"}},
     "batch-other-url": {"url": "/v1/chat/completions", "body": {"model": "m"}},
+    "batch-edits": {"url": "/v1/images/edits", "body": {"model": "m"}},
     "batch-url-list": {"url": ["/v1/images/generations"], "body": {"model": "m"}},
     "batch-body-text": {"url": "/v1/images/generations", "body": "p"},
     "batch-get": {"url": "/v1/images/generations", "body": {"model": "m"}, "method": "GET"},

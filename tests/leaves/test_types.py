@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from evolink_async import InvalidRequestError, Task, TaskFailure, TaskStatus
-from evolink_async.types import TaskInfo, Usage
+from evolink_async.types import TaskInfo, TaskReading, Usage
 
 ID = "task-unified-1774857405-abc123"
 CREATED = {
@@ -341,3 +341,10 @@ def test_nothing_but_the_id_is_ever_wrong(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         Task.model_validate(fields)
     assert caught.value.param == "id"
+
+
+def test_a_video_duration_of_zero_as_in_the_documented_upscaler_is_kept() -> None:
+    task = Task(id="t", task_info={"can_cancel": True, "estimated_time": 600, "video_duration": 0})  # type: ignore[arg-type]
+    assert task.task_info.video_duration == 0
+    assert Task(id="t", task_info={"video_duration": -1}).task_info.video_duration is None  # type: ignore[arg-type]
+    assert TaskReading.of(task).video_duration is None  # it says nothing of what the task costs

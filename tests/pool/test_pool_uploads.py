@@ -626,15 +626,16 @@ async def test_a_full_quota_bounds_a_call_by_its_timeout(api_key: str) -> None:
         assert w.wire.posts == []
 
 
-async def test_an_unreachable_files_service_bounds_a_call_by_its_timeout(api_key: str) -> None:
+@pytest.mark.parametrize("timeout", [5, 50])
+async def test_an_unreachable_files_service_bounds_a_call_by_its_timeout(timeout: int, api_key: str) -> None:
     async def dead(request: httpx.Request, go_on: Handler) -> httpx.Response:
         raise httpx.ConnectError("dead")
 
     async with world(api_key) as w:
         w.wire.tamper = dead
         with pytest.raises(ConnectionFailedError):
-            await w.client.run(edit(picture(1)), timeout=50)
-        assert now() == pytest.approx(50, abs=1)
+            await w.client.run(edit(picture(1)), timeout=timeout)
+        assert now() == pytest.approx(timeout, abs=1)
 
 
 async def test_requests_show_no_bytes_and_survive_a_copy() -> None:
