@@ -35,7 +35,7 @@ from evolink_async.errors import (
     SubmitOutcomeUnknownError,
 )
 from evolink_async.http.answers import Judgement, judge_submission
-from evolink_async.http.exchange import AnswerLost, Exchange, Flight, NotSent
+from evolink_async.http.exchange import AnswerLost, Exchange, Flight, HeldBack, NotSent
 from evolink_async.http.keys import ApiKey, fingerprint
 from evolink_async.http.pace import Pace, Urgency
 from evolink_async.http.retry import (
@@ -422,11 +422,6 @@ class Submitter:
             if end is not None:
                 self._not_intended(submission, end)
                 return
-            if not await self._pace.clearance(submission.model):
-                submission.listener.unsent(submission)
-                submission.flight = submission.post = None
-                self._queue(submission, Urgency.RETURNED, 0.0)
-                return
             submission._key_print = key_print
             answer = await self._exchange.send(
                 "POST",
@@ -437,7 +432,13 @@ class Submitter:
                 content=submission.content,
                 headers={"Idempotency-Key": submission.key},
                 flight=flight,
+                clear=functools.partial(self._clear, submission.model),
             )
+        except HeldBack:
+            submission.listener.unsent(submission)
+            submission.flight = submission.post = None
+            self._queue(submission, Urgency.RETURNED, 0.0)
+            return
         except asyncio.CancelledError:
             if not flight.sent:
                 submission.listener.unsent(submission)
@@ -480,6 +481,10 @@ class Submitter:
             elif judgement.verdict in (Verdict.LOST, Verdict.IN_PROGRESS):
                 submission._lost += 1
             raise
+
+    async def _clear(self, model: str) -> None:
+        if not await self._pace.clearance(model):
+            raise HeldBack
 
     def _not_intended(self, submission: Submission, end: Settled) -> None:
         """The end of one whose POST must not be made."""
