@@ -432,7 +432,7 @@ class Submitter:
                 content=submission.content,
                 headers={"Idempotency-Key": submission.key},
                 flight=flight,
-                clear=functools.partial(self._clear, submission.model),
+                clear=functools.partial(self._clear, submission),
             )
         except HeldBack:
             submission.listener.unsent(submission)
@@ -482,8 +482,10 @@ class Submitter:
                 submission._lost += 1
             raise
 
-    async def _clear(self, model: str) -> None:
-        if not await self._pace.clearance(model):
+    async def _clear(self, submission: Submission) -> None:
+        """Time has passed since its turn came."""
+        clear = await self._pace.clearance(submission.model)
+        if not clear or (submission._in_doubt and not may_send_again(self._history(submission))):
             raise HeldBack
 
     def _not_intended(self, submission: Submission, end: Settled) -> None:

@@ -333,6 +333,27 @@ async def test_an_unsent_request_is_tried_again_with_back_off() -> None:
         assert 0.5 * 0.5 * 2 ** (number - 1) <= pause <= 0.5 * 2 ** (number - 1) + 0.01
 
 
+@pytest.mark.parametrize(("first", "window"), [(lost(), 600), (refusal(409, "paid_outcome_unknown"), 120)])
+async def test_a_replay_that_was_held_up_on_its_way_to_the_wire_is_not_sent_too_late(first: Say, window: float) -> None:
+    room, listener = Room(ScriptedTransport(first, Say())), SlowToIntend()
+    room.start(listener)
+    await listener.done.wait()
+    assert now() > window
+    assert listener.ends[0].ending == "unknown"
+    assert "too late" in str(listener.ends[0].error)
+    assert len(room.transport.sent) == 1
+
+
+class SlowToIntend(Listener):
+    """Its disk stalls at the second POST."""
+
+    async def intend(self, submission: Submission, fingerprint: str) -> Settled | None:
+        await super().intend(submission, fingerprint)
+        if self.posts == 2:
+            await asyncio.sleep(700)
+        return None
+
+
 async def test_a_thousand_waiting_requests_do_not_each_knock() -> None:
     room = Room(ScriptedTransport(unsent(after=0.01)))
     submissions = [room.start(patience=1000) for _ in range(1000)]
