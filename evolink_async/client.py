@@ -478,7 +478,7 @@ class AsyncEvoLink:
                 raise ConnectionFailedError(message) from None
             if waiter.task.is_terminal:  # its end came with the deadline, or only its links were still awaited
                 return conclude(waiter.task)
-            raise still_running(waiter.task, timeout) from None
+            raise still_running(waiter.task, timeout) from session.watcher.denial(task.id)
         except asyncio.CancelledError as cancellation:
             cancellation.add_note(f"evolink task {task.id} goes on: client.tasks.wait({task.id!r})")
             raise

@@ -164,11 +164,14 @@ class Tasks:
         except TaskTimeoutError as error:
             if error.task is not task or task is task_or_id:
                 raise
-            message = (  # no look has found it, so nobody can say that it runs
-                f"the service told nothing of it in {timeout:g} s, so it may not know the id; if it is right, wait "
-                f"again with client.tasks.wait({task.id!r})"
+            again, denial = f"wait again with client.tasks.wait({task.id!r})", error.__cause__
+            # No look has found it, so nobody can say that it runs.
+            message = (
+                f"the service told nothing of it in {timeout:g} s, so it may not know the id; if it is right, {again}"
             )
-            raise TaskTimeoutError(message, task=task) from None
+            if denial is not None:
+                message = f"no look at it was allowed in {timeout:g} s ({denial}); with access, {again}"
+            raise TaskTimeoutError(message, task=task) from denial
 
 
 class Waiter:

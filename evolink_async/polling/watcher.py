@@ -167,6 +167,7 @@ class _Trouble:
     missing_since: float = 0.0
     denied: int = 0
     denied_since: float = 0.0
+    denial: EvoLinkError | None = None  # of the last look
     ended: Task | None = None  # completed, but there is no link yet
     empty_looks: int = 0
     empty_since: float = 0.0
@@ -217,6 +218,7 @@ class _Watched:
             self.trouble = None
             return None
         trouble.failures = trouble.missing = trouble.denied = 0
+        trouble.denial = None
         trouble.alone = False
         return trouble.ended
 
@@ -345,6 +347,11 @@ class Watcher:
         if watched is None or watched.trouble is None:
             return False
         return watched.trouble.failures > 0 and not watched.heard
+
+    def denial(self, task_id: str) -> EvoLinkError | None:
+        """Why we were not allowed to look, since a look last told something."""
+        watched = self._watched.get(task_id)
+        return None if watched is None or watched.trouble is None else watched.trouble.denial
 
     async def aclose(self) -> None:
         """End all looks; followers are told with `ClosedError`."""
@@ -694,6 +701,7 @@ class Watcher:
         if trouble.denied == 0:
             trouble.denied_since = now
         trouble.denied += 1
+        trouble.denial = error
         if trouble.denied >= _DENIALS and now - trouble.denied_since >= _ACCESS_PATIENCE - _TICK:
             self._tell_lost(watched, error)
         else:

@@ -254,6 +254,18 @@ async def test_a_wait_for_an_id_that_was_never_seen_does_not_say_that_it_runs_an
 
 
 @pytest.mark.looptime
+@pytest.mark.parametrize("seen", [False, True])
+async def test_a_wait_that_was_not_allowed_to_look_says_why_its_time_was_over(seen: bool) -> None:
+    running = {"id": "task-1", "status": "processing"}
+    async with canned(lambda request: running if seen and now() < 1 else error(401)) as client:
+        with pytest.raises(TaskTimeoutError) as caught:
+            await client.tasks.wait("task-1", timeout=30)
+    assert isinstance(caught.value.__cause__, AuthenticationError)
+    assert "client.tasks.wait('task-1')" in str(caught.value)
+    assert ("EVOLINK_API_KEY" in str(caught.value)) is not seen
+
+
+@pytest.mark.looptime
 async def test_an_end_that_comes_in_the_same_moment_as_the_deadline_is_given() -> None:
     async with canned(lambda request: {"id": "task-1", "status": "processing"}) as client:
         waiting = asyncio.create_task(client.tasks.wait("task-1", timeout=30))
