@@ -471,7 +471,7 @@ class _Ceiling:
 
     def __init__(self, limit: RateLimit) -> None:
         self._capacity = max(1, int(min(limit.per_second * 0.01, limit.rate / 2)))
-        self._leak = (limit.rate + 1 - self._capacity) / limit.per
+        self._leak = (limit.rate + (1 - self._capacity)) / limit.per
         self._limiter = AsyncLimiter(self._capacity, self._capacity / self._leak)
         self._empty_at = -math.inf  # when the bucket will have run dry
 

@@ -45,6 +45,7 @@ _LATE = 0.01  # seconds by which a timer may be late
 TICK = 1e-5  # and so much a hair early: what is due within these seconds is due
 _TOGETHER = 1.0  # seconds
 
+_LEAST, _MOST = 1e-9, 1e9  # beyond these what is computed from a limit is 0 or infinite
 _PER_WORD = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 _LIMIT_TEXT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:/|per)\s*([a-z]+)\s*", re.I | re.A)
 
@@ -64,6 +65,8 @@ class RateLimit:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ConfigurationError(f"RateLimit.{name} must be a positive number, got {value!r}")
+            if not _LEAST <= value <= _MOST:
+                raise ConfigurationError(f"RateLimit.{name} must be from {_LEAST:g} to {_MOST:g}, got {value!r:.30}")
 
     @property
     def per_second(self) -> float:

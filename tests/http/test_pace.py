@@ -205,7 +205,18 @@ async def test_limits_as_text(text: str, limit: RateLimit) -> None:
     assert RateLimit.parse(text) == limit
 
 
-@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "5", True, None], ids=repr)
+@pytest.mark.parametrize("rate", [1e-9, 1e9])
+@pytest.mark.parametrize("per", [1e-9, 1e9])
+async def test_the_most_extreme_limits_let_requests_go(rate: float, per: float) -> None:
+    room = service(RateLimit(rate, per))
+    for number in range(3):
+        room.add(name=number)
+    await room.drain(3 if rate == 1e9 else 1)
+    assert now() == pytest.approx(0, abs=5)
+    await room.pace.aclose()
+
+
+@pytest.mark.parametrize("value", [0, -1, 1e-10, 1e10, 10**400, math.nan, math.inf, "5", True, None], ids=repr)
 async def test_a_rate_must_be_a_positive_number(value: Any) -> None:
     with pytest.raises(ConfigurationError):
         RateLimit(value)
