@@ -60,6 +60,10 @@ logger = logging.getLogger("evolink_async.submit")
 # How long a cancelled caller waits for the answer of a POST that is under way, in seconds.
 GRACE = 5.0
 
+# What is known of one that stays unsettled.
+_IN_DOUBT = "the request was sent, but whether a task exists (and is paid for) is not known"
+_OF_ANOTHER = "a task exists for this idempotency key, made from another request (give a key of its own to each)"
+
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9._-]{16,96}", re.ASCII)  # the vendor's own rule
 
 Ending = Literal["accepted", "rejected", "unknown", "not_submitted", "deferred"]
@@ -596,7 +600,8 @@ class Submitter:
         fatal = error if judgement.verdict is Verdict.ACCOUNT else None
         if step.next is Next.NOT_SUBMIT:
             return self._refused(submission, error, fatal)
-        return self._given_up(submission, str(error), fatal)
+        known = _OF_ANOTHER if judgement.verdict is Verdict.CONFLICT else _IN_DOUBT
+        return self._given_up(submission, str(error), fatal, known)
 
     def _refused(self, submission: Submission, error: EvoLinkError, fatal: EvoLinkError | None) -> Settled:
         """The end of one that cannot be sent now: of an earlier attempt it says nothing."""
@@ -623,16 +628,17 @@ class Submitter:
             logger.exception("a listener failed", extra={"event": "internal_error"})
             submission.listener.crashed(error)
 
-    def _given_up(self, submission: Submission, why: str, fatal: EvoLinkError | None = None) -> Settled:
-        error = self._unknown(submission, why)
+    def _given_up(
+        self, submission: Submission, why: str, fatal: EvoLinkError | None = None, known: str = _IN_DOUBT
+    ) -> Settled:
+        error = self._unknown(submission, why, known)
         self._warn_of_loss("response_lost", "lost response, not settled: idempotency key %s", submission)
         return Settled("unknown", error=error, fatal=fatal)
 
-    def _unknown(self, submission: Submission, why: str) -> SubmitOutcomeUnknownError:
+    def _unknown(self, submission: Submission, why: str, known: str = _IN_DOUBT) -> SubmitOutcomeUnknownError:
         last = submission.last_error
         error = SubmitOutcomeUnknownError(
-            f"the request was sent, but whether a task exists (and is paid for) is not known: {why}. "
-            f"Look for it at the service before you submit it again; idempotency key {submission.key}",
+            f"{known}: {why}. Look for it at the service before you submit it again; idempotency key {submission.key}",
             request=submission.request,
             idempotency_key=submission.key,
             code=last.code if last else None,

@@ -199,6 +199,8 @@ async def test_a_conflict_is_unknown_and_never_sent_again() -> None:
     room = Room(ScriptedTransport(refusal(409, "idempotency_conflict")))
     error = await unknown(room.submit(key="my-own-key-of-today"))
     assert error.idempotency_key == "my-own-key-of-today"
+    assert error.code == "idempotency_conflict"
+    assert "a task exists for this idempotency key" in str(error)
     assert len(room.transport.sent) == 1
 
 
