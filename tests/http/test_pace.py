@@ -416,6 +416,20 @@ async def test_not_more_than_parallel_are_under_way() -> None:
     assert now() == pytest.approx(8, abs=0.5)
 
 
+@pytest.mark.parametrize("parallel", [4, 8, 75])
+async def test_a_model_that_stops_answering_leaves_places_for_the_others(parallel: int) -> None:
+    room = service("20/s", parallel=parallel, latency=0.1)
+    silent = [Ticket("silent", "pool", lambda: None) for _ in range(1000)]  # never finished
+    for ticket in silent:
+        room.pace.enqueue(ticket, Urgency.SOURCE)
+    for number in range(100):
+        room.add(name=number)
+    await room.drain(100)
+    assert now() < 11  # half of the rate at worst
+    for ticket in silent:
+        room.pace.withdraw(ticket)
+
+
 async def test_its_task_exists_only_while_something_waits() -> None:
     room = service("10/s")
     assert room.pace._task is None
