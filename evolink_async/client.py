@@ -73,8 +73,8 @@ class AsyncEvoLink:
     `async with` or `aclose()`. Nothing is bound to an event loop when it is built, and no background task runs while
     nothing is outstanding.
 
-    api_key: the key, or a function that returns it (or an awaitable of it) and is asked for every request; by
-        default EVOLINK_API_KEY.
+    api_key: the key, or a function that returns it (or an awaitable of it, awaited for 60 s at most) and is asked for
+        every request; by default EVOLINK_API_KEY.
     base_url: the service's address without `/v1`; by default EVOLINK_BASE_URL or https://api.evolink.ai. Plain http
         is refused except on loopback hosts.
     files_url: the address of the file service; by default EVOLINK_FILES_BASE_URL, else https://files-api.evolink.ai,

@@ -8,7 +8,7 @@ import logging
 import platform
 import re
 import zlib
-from collections.abc import AsyncIterable, Awaitable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,6 +41,10 @@ _SHORTEST_SECRET = 8  # a shorter key is a toy, and would be found in every othe
 
 class NotSent(Exception):
     """No byte of the request was written."""
+
+
+class HeldBack(Exception):
+    """Raised by what clears a request for writing: it must not be written now. No byte of it was."""
 
 
 class AnswerLost(Exception):
@@ -137,12 +141,13 @@ class Exchange:
         content: bytes | AsyncIterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
         flight: Flight | None = None,
+        clear: Callable[[], Awaitable[None]] | None = None,
     ) -> Answer:
         """Send one request and read its whole answer, within `seconds` from the moment it has a connection slot.
 
-        Content that is no bytes needs its Content-Length among the headers. Raises `NotSent` or `AnswerLost`, and
-        `ConfigurationError` if nothing can be sent at all.
-        Cancelling it closes its connection.
+        Content that is no bytes needs its Content-Length among the headers. `clear` is awaited right before the first
+        byte, and may raise `HeldBack`. Else raises `NotSent` or `AnswerLost`, and `ConfigurationError` if nothing can
+        be sent at all. Cancelling it closes its connection.
         """
         flight = flight or Flight()
         trouble: BaseException
@@ -158,9 +163,12 @@ class Exchange:
                 lane=lane,
                 seconds=seconds,
                 connect_timeout=min(CONNECT_TIMEOUT, seconds),
+                clear=clear,
                 on_bytes=flight.first_byte,
             )
             answer = await self._exchange(call, key, flight)
+        except HeldBack:
+            raise
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():

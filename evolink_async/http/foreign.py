@@ -114,6 +114,8 @@ class HttpxCaller:
         """
         loop = asyncio.get_running_loop()
         whole = asyncio.timeout(None)
+        if call.clear is not None:
+            await call.clear()  # when the connection will be ready nobody can know
 
         def begin() -> None:
             if call.seconds is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 import re
@@ -15,6 +16,10 @@ _ALLOWED = re.compile(r"[\x21-\x7e]{1,512}", re.ASCII)
 _PLACEHOLDERS = frozenset({"YOUR_API_KEY", "YOUR_EVOLINK_API_KEY", "<YOUR_API_KEY>", "sk-...", "..."})
 
 
+# Seconds that the caller's function has; requests wait for it, and some of them wait without a limit of their own.
+PATIENCE = 60.0
+
+
 class ApiKey:
     """A key, or a way to ask for the current one. Its value is in no repr, error or log."""
 
@@ -26,17 +31,21 @@ class ApiKey:
         self._source = source
 
     async def get(self) -> str:
-        """The key to use now. Raises `ConfigurationError` if the caller's function fails or gives no usable key."""
+        """The key to use now. Raises `ConfigurationError` if the caller's function gives no usable one in time."""
         if isinstance(self._source, str):
             return self._source
         problem = None
+        limit = asyncio.timeout(PATIENCE)
         try:
             value = self._source()
             if inspect.isawaitable(value):
-                value = await value
+                async with limit:
+                    value = await value
         except Exception as error:  # noqa: BLE001  (whatever the caller's function raises must not look like ours)
             # Neither the message nor the exception itself: a caller's error about a key may well quote the key.
             problem = f"the api_key function raised {type(error).__name__}"
+            if limit.expired():
+                problem = f"the api_key function gave no key within {PATIENCE:g} s"
         if problem is not None:
             raise ConfigurationError(problem)
         return checked_key(value)

@@ -33,6 +33,9 @@ LONG_COOL_DOWN = 60.0  # seconds; somebody may want to know
 _BELIEVED, _LEAST_BELIEVED = 3.0, 60.0
 _USUAL = 120.0  # seconds, where the service tells no estimate
 
+# Of several models each may have so many times the places under way that are still free.
+_MOST_OF_FREE = 3
+
 # So many answers of a model lost in a row are an outage.
 LOST_IN_A_ROW = 3
 
@@ -372,6 +375,8 @@ class Pace:
             ready = max(lane.pace.ready_at(now), self._unreachable_until)
             if lane.is_in_outage and lane.pace.under_way:
                 ready = math.inf  # the one under way finds out
+            if len(self._lanes) > 1 and lane.pace.under_way >= _MOST_OF_FREE * (self._places() - self._under_way):
+                ready = math.inf  # what is left is for other models: this one may have stopped answering
             if ready <= now + TICK:
                 return lane, now
             earliest = ready if earliest is None else min(earliest, ready)
@@ -471,7 +476,7 @@ class _Ceiling:
 
     def __init__(self, limit: RateLimit) -> None:
         self._capacity = max(1, int(min(limit.per_second * 0.01, limit.rate / 2)))
-        self._leak = (limit.rate + 1 - self._capacity) / limit.per
+        self._leak = (limit.rate + (1 - self._capacity)) / limit.per
         self._limiter = AsyncLimiter(self._capacity, self._capacity / self._leak)
         self._empty_at = -math.inf  # when the bucket will have run dry
 

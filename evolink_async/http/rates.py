@@ -45,7 +45,7 @@ _LATE = 0.01  # seconds by which a timer may be late
 TICK = 1e-5  # and so much a hair early: what is due within these seconds is due
 _TOGETHER = 1.0  # seconds
 
-_LEAST, _MOST = 1e-9, 1e9  # of a limit; beyond lies a mistake, and in the end no float
+_LEAST, _MOST = 1e-9, 1e9  # beyond these what is computed from a limit is 0 or infinite
 
 _PER_WORD = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 _LIMIT_TEXT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:/|per)\s*([a-z]+)\s*", re.I | re.A)

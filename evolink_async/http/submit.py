@@ -36,7 +36,7 @@ from evolink_async.errors import (
     SubmitOutcomeUnknownError,
 )
 from evolink_async.http.answers import Judgement, judge_submission, proves_a_task
-from evolink_async.http.exchange import AnswerLost, Exchange, Flight, NotSent
+from evolink_async.http.exchange import AnswerLost, Exchange, Flight, HeldBack, NotSent
 from evolink_async.http.keys import ApiKey, fingerprint
 from evolink_async.http.observer import Observation
 from evolink_async.http.pace import Pace, Urgency
@@ -421,11 +421,6 @@ class Submitter:
             if end is not None:
                 self._not_intended(submission, end)
                 return
-            if not await self._pace.clearance(submission.model):
-                submission.listener.unsent(submission)
-                submission.flight = submission.post = None
-                self._queue(submission, Urgency.RETURNED, 0.0)
-                return
             submission._key_print = key_print
             answer = await self._exchange.send(
                 "POST",
@@ -436,7 +431,13 @@ class Submitter:
                 content=submission.content,
                 headers={"Idempotency-Key": submission.key},
                 flight=flight,
+                clear=functools.partial(self._clear, submission),
             )
+        except HeldBack:
+            submission.listener.unsent(submission)
+            submission.flight = submission.post = None
+            self._queue(submission, Urgency.RETURNED, 0.0)
+            return
         except asyncio.CancelledError:
             if not flight.sent:
                 submission.listener.unsent(submission)
@@ -489,6 +490,12 @@ class Submitter:
         if submission.end is None:
             submission.last_error = error
             self._finish(submission, self._refused(submission, error, fatal=error))
+
+    async def _clear(self, submission: Submission) -> None:
+        """Time has passed since its turn came."""
+        clear = await self._pace.clearance(submission.model)
+        if not clear or (submission._in_doubt and not may_send_again(self._history(submission))):
+            raise HeldBack
 
     def _not_intended(self, submission: Submission, end: Settled) -> None:
         """The end of one whose POST must not be made."""

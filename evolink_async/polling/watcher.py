@@ -666,9 +666,14 @@ class Watcher:
             self._failed(watched, answer, asked_at)
             return
         error = status_error(answer)
-        if answer.status in _NO_ACCESS:
+        denied = answer.status in _NO_ACCESS
+        missing = error.code == "invalid_task_id" or (answer.status in _NO_TASK and _is_of_the_service(answer, error))
+        ended = None if watched.trouble is None else watched.trouble.ended
+        if ended is not None and (denied or missing):  # a look without links like another
+            self._saw_end(watched, ended, ended, asked_at, alone=True)
+        elif denied:
             self._denied(watched, error)
-        elif error.code == "invalid_task_id" or (answer.status in _NO_TASK and _is_of_the_service(answer, error)):
+        elif missing:
             self._missing(watched)
         else:
             self._failed(watched, answer, asked_at)
@@ -718,7 +723,7 @@ class Watcher:
     def _pause(self, hint: float | None, asked_at: float) -> None:
         """Nobody looks at anything for a while. Looks under way at the last refusal say nothing new."""
         now = self._loop.time()
-        if asked_at >= self._refused_at:
+        if asked_at > self._refused_at:
             self._refusals += 1
             self._refused_at = now
             learned = self._learned

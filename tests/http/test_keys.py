@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import traceback
 from collections.abc import Callable
@@ -82,6 +83,22 @@ async def test_what_a_key_function_raises_is_neither_shown_nor_kept(source: Call
         await ApiKey(source).get()
     assert SECRET not in everything_of(caught.value)
     assert "raised" in str(caught.value)
+
+
+@pytest.mark.looptime
+async def test_a_key_function_that_gives_nothing_is_not_waited_for_for_ever() -> None:
+    async def never() -> str:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def too_late_by_itself() -> str:
+        raise TimeoutError
+
+    with pytest.raises(ConfigurationError, match="no key within 60 s"):
+        await ApiKey(never).get()
+    assert asyncio.get_running_loop().time() == pytest.approx(60)
+    with pytest.raises(ConfigurationError, match="raised TimeoutError"):
+        await ApiKey(too_late_by_itself).get()
 
 
 async def test_a_key_function_is_asked_each_time() -> None:

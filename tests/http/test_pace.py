@@ -205,7 +205,18 @@ async def test_limits_as_text(text: str, limit: RateLimit) -> None:
     assert RateLimit.parse(text) == limit
 
 
-@pytest.mark.parametrize("value", [0, -1, 1e-300, 1e300, 10**400, math.nan, math.inf, "5", True, None])
+@pytest.mark.parametrize("rate", [1e-9, 1e9])
+@pytest.mark.parametrize("per", [1e-9, 1e9])
+async def test_the_most_extreme_limits_let_requests_go(rate: float, per: float) -> None:
+    room = service(RateLimit(rate, per))
+    for number in range(3):
+        room.add(name=number)
+    await room.drain(3 if rate == 1e9 else 1)
+    assert now() == pytest.approx(0, abs=5)
+    await room.pace.aclose()
+
+
+@pytest.mark.parametrize("value", [0, -1, 1e-10, 1e10, 10**400, math.nan, math.inf, "5", True, None], ids=repr)
 async def test_a_rate_must_be_a_positive_number(value: Any) -> None:
     with pytest.raises(ConfigurationError):
         RateLimit(value)
@@ -403,6 +414,20 @@ async def test_not_more_than_parallel_are_under_way() -> None:
     await room.drain(50)
     assert room.most_under_way == 7
     assert now() == pytest.approx(8, abs=0.5)
+
+
+@pytest.mark.parametrize("parallel", [4, 8, 75])
+async def test_a_model_that_stops_answering_leaves_places_for_the_others(parallel: int) -> None:
+    room = service("20/s", parallel=parallel, latency=0.1)
+    silent = [Ticket("silent", "pool", lambda: None) for _ in range(1000)]  # never finished
+    for ticket in silent:
+        room.pace.enqueue(ticket, Urgency.SOURCE)
+    for number in range(100):
+        room.add(name=number)
+    await room.drain(100)
+    assert now() < 11  # half of the rate at worst
+    for ticket in silent:
+        room.pace.withdraw(ticket)
 
 
 async def test_its_task_exists_only_while_something_waits() -> None:

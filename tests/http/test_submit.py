@@ -210,6 +210,7 @@ async def test_a_conflict_is_unknown_and_never_sent_again() -> None:
     room = Room(ScriptedTransport(refusal(409, "idempotency_conflict")))
     error = await unknown(room.submit(key="my-own-key-of-today"))
     assert error.idempotency_key == "my-own-key-of-today"
+    assert error.code == "idempotency_conflict"
     assert "a task exists for this idempotency key" in str(error)
     assert len(room.transport.sent) == 1
 
@@ -343,6 +344,27 @@ async def test_an_unsent_request_is_tried_again_with_back_off() -> None:
     pauses = [b - a for a, b in zip(room.transport.knocks, room.transport.knocks[1:], strict=False)]
     for number, pause in enumerate(pauses, 1):
         assert 0.5 * 0.5 * 2 ** (number - 1) <= pause <= 0.5 * 2 ** (number - 1) + 0.01
+
+
+@pytest.mark.parametrize(("first", "window"), [(lost(), 600), (refusal(409, "paid_outcome_unknown"), 120)])
+async def test_a_replay_that_was_held_up_on_its_way_to_the_wire_is_not_sent_too_late(first: Say, window: float) -> None:
+    room, listener = Room(ScriptedTransport(first, Say())), SlowToIntend()
+    room.start(listener)
+    await listener.done.wait()
+    assert now() > window
+    assert listener.ends[0].ending == "unknown"
+    assert "too late" in str(listener.ends[0].error)
+    assert len(room.transport.sent) == 1
+
+
+class SlowToIntend(Listener):
+    """Its disk stalls at the second POST."""
+
+    async def intend(self, submission: Submission, fingerprint: str) -> Settled | None:
+        await super().intend(submission, fingerprint)
+        if self.posts == 2:
+            await asyncio.sleep(700)
+        return None
 
 
 async def test_a_thousand_waiting_requests_do_not_each_knock() -> None:

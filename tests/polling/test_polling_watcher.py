@@ -584,6 +584,24 @@ async def test_links_that_come_late_are_delivered() -> None:
     assert now() == pytest.approx(30, abs=0.1)
 
 
+@pytest.mark.parametrize("status", [404, 401, 403])
+async def test_who_completed_stays_completed_though_the_next_looks_are_refused(status: int) -> None:
+    reader = FakeReader(lambda id_: done(id_, results=[]) if now() < 28 else refusal(status))
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        assert (await ear.over).succeeded
+    assert reader.times() == pytest.approx([25, 30, 35], abs=0.1)
+
+
+async def test_a_refusal_between_is_no_reason_to_miss_the_links() -> None:
+    reader = FakeReader(
+        lambda id_: refusal(404) if 28 < now() < 32 else done(id_, results=[LINK] if now() > 32 else [])
+    )
+    async with watching(reader) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        assert (await ear.over).urls == (LINK,)
+
+
 async def test_a_result_that_is_no_link_is_a_result() -> None:
     reader = FakeReader(lambda id_: {"id": id_, "status": "completed", "result_data": {"voice_id": "v"}})
     async with watching(reader) as watcher:
@@ -664,6 +682,14 @@ async def test_429s_without_a_hint_back_off_together_until_one_look_succeeds() -
 async def test_many_refusals_of_the_same_moment_count_as_one() -> None:
     reader = FakeReader(lambda id_: refusal(429) if now() < 25.4 else done(id_), latency=0.3)
     async with watching(reader, workers=50, learned=Learned(batches=False)) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(50)])
+        await asyncio.gather(*(ear.over for ear in ears))
+    assert now() < 28
+
+
+async def test_a_refused_batch_counts_as_one_refusal_however_fast_the_answer_came() -> None:
+    reader = FakeReader(running, lambda ids: refusal(429) if now() < 26 else {"data": [done(id_) for id_ in ids]}, 0.0)
+    async with watching(reader) as watcher:
         ears = follow(watcher, [fresh(f"task-{n}") for n in range(50)])
         await asyncio.gather(*(ear.over for ear in ears))
     assert now() < 28

@@ -1,0 +1,82 @@
+"""Paid requests over sockets that took long to open: the limit and the cool-downs hold at the first byte of each."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from test_transport import Answer, Peer, serving
+
+from evolink_async import AsyncEvoLink, ImageRequest
+
+pytestmark = pytest.mark.looptime
+
+
+def slowly(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> None:
+    """Connections open after so many seconds, by their number."""
+    loop = asyncio.get_running_loop()
+    connect, opened = loop.create_connection, 0
+
+    async def create_connection(*args: Any, **options: Any) -> Any:
+        nonlocal opened
+        opened += 1
+        await asyncio.sleep(seconds(opened))
+        return await connect(*args, **options)
+
+    monkeypatch.setattr(loop, "create_connection", create_connection)
+
+
+def accepting(arrivals: list[float], first: bytes | None = None) -> Answer:
+    """Accepts every request, but the first one where there is another answer to it."""
+
+    def answer(peer: Peer, request: bytes) -> None:
+        arrivals.append(asyncio.get_running_loop().time())
+        body = json.dumps({"id": f"task-{len(arrivals)}", "status": "completed", "results": ["https://example.com/1"]})
+        accepted = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body.encode())
+        peer.write(first if first is not None and len(arrivals) == 1 else accepted)
+
+    return answer
+
+
+async def submit(url: str, count: int, key: Any = "sk-slow-connections", **options: Any) -> None:
+    async with AsyncEvoLink(key, base_url=url, **options) as client:
+        await asyncio.gather(
+            *(client.submit(ImageRequest(model="gpt-4o-image", prompt=str(number))) for number in range(count))
+        )
+
+
+async def test_requests_whose_connections_open_together_keep_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrivals: list[float] = []
+    slowly(monkeypatch, lambda number: 8 - asyncio.get_running_loop().time() if number <= 40 else 0)
+    async with serving(accepting(arrivals)) as server:
+        await submit(server.url, 60, rate_limit="5/s")
+    assert len(arrivals) == 60
+    assert arrivals[0] == pytest.approx(8, abs=0.01)
+    assert all(later - earlier > 0.99 for earlier, later in zip(arrivals, arrivals[6:], strict=False))
+
+
+async def test_a_request_that_was_still_connecting_when_a_cool_down_began_keeps_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arrivals: list[float] = []
+    slowly(monkeypatch, lambda number: 0 if number == 1 else 3)
+    refusal = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 60\r\nContent-Length: 0\r\n\r\n"
+    async with serving(accepting(arrivals, refusal)) as server:
+        await submit(server.url, 10)
+    assert len(arrivals) == 11
+    assert arrivals[1] >= 60
+
+
+async def test_waiting_for_its_turn_with_an_open_connection_takes_nothing_from_the_time_of_the_answer() -> None:
+    arrivals: list[float] = []
+
+    async def key() -> str:
+        await asyncio.sleep(max(0.0, 8 - asyncio.get_running_loop().time()))
+        return "sk-slow-connections"
+
+    async with serving(accepting(arrivals)) as server:
+        await submit(server.url, 12, key, rate_limit="1/s", request_timeout=3, on_lost_response="hold")
+    assert [round(arrival, 1) for arrival in arrivals] == [8.0 + number for number in range(12)]
