@@ -169,7 +169,7 @@ class Engine:
         if not self.stopped:
             self.stopped = True
             self._close_sources()
-            self._withdraw_unsent(ClosedError("the pool was stopped"))
+            self._withdraw_unsent(_stopped())
 
     def notify(self, task_id: str) -> None:
         """A hint that a task may have ended."""
@@ -276,7 +276,7 @@ class Engine:
             self._finish(record, OutcomeStatus.REJECTED, error)
             return
         if not self.entered:
-            self._not_sent(record, self.reason or ClosedError("the pool was stopped"))
+            self._not_sent(record, self.reason or _stopped())
             return
         self.stages.enter(record)
         if has_local_files(record.request):
@@ -355,8 +355,8 @@ class Engine:
     def _wait_for_place(self, record: Record, *, first: bool = False) -> None:
         """The step into `pulled`."""
         self.stages.pull(record, first=first)
-        if self.stopped or self.reason is not None:
-            self._withdraw_unsent(self.reason or ClosedError("the pool was stopped"))
+        if not self._goes_on:
+            self._withdraw_unsent(self.reason or (_block_left() if self.left else _stopped()))
         self._fill()
 
     def _read_on(self, line: str) -> None:
@@ -967,7 +967,7 @@ class Engine:
         self.sources.take_singles()
         if self.doubts is not None:
             await self.doubts.aclose()
-        self._withdraw_unsent(ClosedError("the pool's block was left"))
+        self._withdraw_unsent(_block_left())
         sending = [record.submission for record in self.stages.sending]
         posts = {submission.post for submission in sending if submission is not None and submission.post is not None}
         tasks = posts | self.sources.tasks()
@@ -1006,8 +1006,8 @@ class Engine:
         left = ClosedError("the pool's block was left; the task goes on: wait for it with its id")
         for record in [*self.stages.holders(), *self.stages.saving]:
             self._give_up(record, left)
-        self.stages.entering.clear()
-        self._sharing.clear()
+        for record in list(self.stages.entering):  # now that what they might share has its outcome
+            self._not_sent(record, _block_left())
         for outcome in self.stages.untaken:
             self._leave_behind(outcome)
         self.stages.untaken.clear()
@@ -1068,6 +1068,14 @@ def _not_submitted(reason: BaseException | None) -> NotSubmittedError:
 
 def _by_id(task_id: str) -> TaskReading:
     return TaskReading({"id": task_id})
+
+
+def _stopped() -> ClosedError:
+    return ClosedError("the pool was stopped")
+
+
+def _block_left() -> ClosedError:
+    return ClosedError("the pool's block was left")
 
 
 def _client_closed() -> ClosedError:
