@@ -330,6 +330,12 @@ class Engine:
             self._finish(record, OutcomeStatus.REJECTED, _other_body(record))
             return
         record.row = row = known.row
+        if todo is Todo.SHARE:
+            if any(other.row is row for other in self.stages.under_way() if other is not record):
+                self._sharing.setdefault(row, []).append(record)
+                return
+            if row.state is Known.ENTERED:
+                todo = Todo.SUBMIT  # whoever gave it before has taken it back, or it could not be sent then
         if todo is Todo.SUBMIT:
             assert record.request is not None
             try:
@@ -341,8 +347,6 @@ class Engine:
             self._wait_for_place(record)
         elif todo in (Todo.FOLLOW, Todo.SETTLE):
             self._wait_for_place(record)
-        elif todo is Todo.SHARE and any(other.row is row for other in self.stages.under_way() if other is not record):
-            self._sharing.setdefault(row, []).append(record)
         else:
             record.from_ledger = True
             self._conclude_as(record, *record.known_ending())
@@ -795,9 +799,21 @@ class Engine:
         if record.row is not None:
             self.journal.let_go(record.row)
             if self._sharing:
-                for other in self._sharing.pop(record.row, ()):
-                    other.task, other.files = record.task, record.files
-                    self._finish(other, status, error)
+                self._close_sharing(record, status, error)
+
+    def _close_sharing(self, record: Record, status: OutcomeStatus, error: EvoLinkError | None) -> None:
+        """Those that share its request have its outcome too; unless only its caller wanted it unsent."""
+        assert record.row is not None
+        sharing = self._sharing.pop(record.row, [])
+        if record.deserted and status is OutcomeStatus.NOT_SUBMITTED:
+            for other in sharing:
+                other.row = None
+            for other in sharing:
+                self._enter(other)
+            return
+        for other in sharing:
+            other.task, other.files = record.task, record.files
+            self._finish(other, status, error)
 
     def _note_end(self, record: Record, at: datetime) -> None:
         """Its task has ended: how long it took, if this run has sent it."""
