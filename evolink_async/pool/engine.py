@@ -37,7 +37,7 @@ from evolink_async.http.submit import GRACE, Settled, Submission, new_idempotenc
 from evolink_async.ledger import Census, Entered, Row, Todo, may_try_again, what_to_do
 from evolink_async.ledger import State as Known
 from evolink_async.polling.endings import failure_of, is_over, still_running
-from evolink_async.pool.brakes import LONGEST_COOL_DOWN, Block, Refusals
+from evolink_async.pool.brakes import Block, Refusals
 from evolink_async.pool.deadlines import Deadlines
 from evolink_async.pool.doubts import Doubts
 from evolink_async.pool.identity import content_hash
@@ -431,6 +431,7 @@ class Engine:
         if self._block.error is not None and self._block.holds(self.session.loop.time()):
             self._return(record, self.reason or self._block.error)
             return
+        self._mind_long_pause(record)
         if self.reason is not None:
             self._return(record, self.reason)
             return
@@ -544,7 +545,7 @@ class Engine:
         if not submission.was_sent and record.deserted:
             self.session.submitter.withdraw(submission)
             self._finish(record, OutcomeStatus.NOT_SUBMITTED, _not_submitted(None))
-        self._mind_cool_down(record, error)
+        self._mind_long_pause(record)
         self._progress.changed()
 
     def settled(self, record: Record, settled: Settled) -> None:
@@ -571,7 +572,7 @@ class Engine:
                 error, record.model, has_sources=self._has_sources
             ):
                 self.end_early(error)
-            self._mind_cool_down(record, error)
+            self._mind_long_pause(record)
 
     def _defer(self, record: Record, settled: Settled) -> None:
         """There are no credits until a price is known: back to `pulled`, if one of ours finds it out."""
@@ -876,10 +877,9 @@ class Engine:
             self._block.begin(error, self.session.loop.time())
             self._withdraw_unsent(error)
 
-    def _mind_cool_down(self, record: Record, error: EvoLinkError) -> None:
-        assert record.request is not None
-        cool_down = self.session.pace.cool_down_of(record.request.model, self.session.loop.time())
-        if cool_down > LONGEST_COOL_DOWN:
+    def _mind_long_pause(self, record: Record) -> None:
+        error = self.session.submitter.long_pause(record.model)
+        if error is not None:
             self.end_early(error)
 
     def _close_sources(self) -> None:

@@ -197,6 +197,24 @@ async def test_a_cool_down_over_an_hour_ends_the_pool_at_once(api_key: str, stat
         assert len(w.wire.posts) == 5
 
 
+async def test_a_cool_down_over_an_hour_ends_every_pool_that_has_to_wait_for_it(api_key: str) -> None:
+    faults = [Fault(method="POST", nth=(3,), status=429, headers={"retry-after": "7200"})]
+    async with world(api_key, {"rate_limit": "1/s"}, faults=faults) as w:
+        waits = w.pool(images(5))  # its requests and those of the other take turns
+        outcomes, others = await asyncio.gather(
+            until_it_ends(waits, RateLimitError), until_it_ends(w.pool(images(5, start=5)), RateLimitError)
+        )
+        assert now() < 400
+        assert Counter(str(outcome.status) for outcome in outcomes + others) == {"completed": 2, "not_submitted": 8}
+        later = await until_it_ends(w.pool(images(3)), RateLimitError)
+        assert {str(outcome.status) for outcome in later} == {"not_submitted"}
+        assert now() < 400
+        assert len(w.wire.posts) == 3
+        await asyncio.sleep(3700)  # less than an hour of it is left
+        assert all(outcome.ok for outcome in await w.client.run_many(images(3)))
+        assert now() >= 7200
+
+
 async def test_a_cool_down_below_an_hour_is_waited_out(api_key: str) -> None:
     faults = [Fault(method="POST", nth=(3,), status=429, headers={"retry-after": "3000"})]
     async with world(api_key, faults=faults) as w:
