@@ -783,12 +783,7 @@ class Engine:
         if record.state is State.OUTSTANDING:
             self._note_end(record, finished_at)
         self.stages.close(record)
-        if self.doubts is not None:
-            self.doubts.over(record)
-        if record.attachment is not None:
-            self._release_files(record, keep=status in (OutcomeStatus.UNKNOWN, OutcomeStatus.UNFINISHED))
-        self._tally.outcome(outcome)
-        log_outcome(outcome)
+        # First of all: whatever fails below, nobody waits for it in vain.
         if record.waiter is None:
             self._unfinished -= 1
             self.stages.untaken.append(outcome)
@@ -797,6 +792,12 @@ class Engine:
             record.waiter.set_result(outcome)
         else:
             self._leave_behind(outcome)
+        self._tally.outcome(outcome)
+        log_outcome(outcome)
+        if self.doubts is not None:
+            self.doubts.over(record)
+        if record.attachment is not None:
+            self._release_files(record, keep=status in (OutcomeStatus.UNKNOWN, OutcomeStatus.UNFINISHED))
         if record.row is not None:
             self.journal.let_go(record.row)
             if self._sharing:

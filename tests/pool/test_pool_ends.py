@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -343,6 +344,29 @@ async def test_a_crash_of_the_feeder_gives_back_at_once_what_is_running(
         assert now() - crashed[0] < 1
         accounted(w, pool, outcomes)
         assert "unfinished" in {str(outcome.status) for outcome in outcomes}
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_a_fault_that_stays_where_an_end_is_counted_and_logged_hangs_nobody(api_key: str, awaited: bool) -> None:
+    def failing(record: logging.LogRecord) -> bool:
+        if getattr(record, "identity", None) == "k3" and record.event == "outcome":  # type: ignore[attr-defined]
+            raise RuntimeError("the caller's own filter")
+        return True
+
+    log = logging.getLogger("evolink_async.pool")
+    log.addFilter(failing)
+    try:
+        async with world(api_key) as w:
+            with pytest.raises(RuntimeError, match="own filter"):  # noqa: PT012
+                async with w.pool(None if awaited else iter(images(8)), max_outstanding=4) as pool:
+                    async with asyncio.timeout(1000):
+                        if awaited:
+                            outcomes = await asyncio.gather(*map(pool.run, images(8)))
+                        else:
+                            outcomes = await drain(pool)
+            accounted(w, pool, outcomes)
+    finally:
+        log.removeFilter(failing)
 
 
 async def test_a_crash_in_one_pool_does_not_touch_another(api_key: str, monkeypatch: pytest.MonkeyPatch) -> None:
