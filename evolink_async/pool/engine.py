@@ -243,7 +243,6 @@ class Engine:
 
     def _take(self, item: Any) -> str | None:
         """An item was pulled from a source. Gives the line for whose sake that source is not to be read on for now."""
-        self._unfinished += 1
         record = self._new_record(item, None)
         return None if record.request is None or self.stages.may_wait(record.line) else record.line
 
@@ -256,10 +255,12 @@ class Engine:
                 WARN_WITHOUT_LEDGER_AT,
                 extra={"event": "pool_without_ledger"},
             )
-        if isinstance(item, GenerationRequest):
+        if isinstance(item, GenerationRequest) and isinstance(getattr(item, "model", None), str):
             record = Record(self, index, item, waiter, line=item.model)
         else:
             record = Record(self, index, None, waiter)
+        if waiter is None:
+            self._unfinished += 1
         try:
             self._begin(record, item)
         except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
@@ -269,8 +270,9 @@ class Engine:
     def _begin(self, record: Record, item: Any) -> None:
         """The step into `entering`."""
         if record.request is None:
+            what = "without a model" if isinstance(item, GenerationRequest) else f"but {type(item).__name__}"
             error = InvalidRequestError(
-                f"item {record.index} is no request but {type(item).__name__}; "
+                f"item {record.index} is no request {what}; "
                 "make a request out of a dict with GenerationRequest.from_dict"
             )
             self._finish(record, OutcomeStatus.REJECTED, error)
@@ -305,7 +307,13 @@ class Engine:
         uploads = self.client._memory.uploads
         if uploads:
             names |= {place: uploads[link] for place, link in media_links(request).items() if link in uploads}
-        content = content_hash(request, names) if names else None
+        try:
+            content = content_hash(request, names)
+        except Exception as error:  # noqa: BLE001  (a class of the caller's own)
+            wrong = InvalidRequestError(f"its body cannot be made: {type(error).__name__}: {error}")
+            wrong.__cause__ = error
+            self._finish(record, OutcomeStatus.REJECTED, wrong)
+            return
         try:
             self.journal.enter(request, functools.partial(self._guarded, self._looked_up, record), content)
         except InvalidRequestError as error:

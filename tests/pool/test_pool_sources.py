@@ -381,6 +381,47 @@ async def test_a_wrong_item_is_a_rejected_outcome(api_key: str, item: Any) -> No
     assert len({outcome.identity for outcome in outcomes}) == 3
 
 
+def _endless() -> dict[str, Any]:
+    inner: dict[str, Any] = {}
+    inner["again"] = inner
+    return inner
+
+
+class _Failing(ImageRequest):
+    def body(self) -> dict[str, Any]:
+        raise LookupError("no prompt in the caller's table")
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        _Failing(model=MODEL),
+        image(3, option=_endless()),
+        image(3, option=_endless(), image_urls=[b"a local file"]),
+        image(3, option=10**5000),
+        ImageRequest.model_construct(prompt="no model"),
+        ImageRequest.model_construct(model=["no name"], prompt="no model"),
+    ],
+    ids=["fails", "endless", "endless with a file", "digits", "no model", "a list for a model"],
+)
+@pytest.mark.parametrize("capped", [False, True])
+async def test_a_request_that_cannot_be_made_sense_of_is_rejected_and_no_other_is_touched(
+    api_key: str, item: ImageRequest, capped: bool
+) -> None:
+    async with world(api_key) as w:
+        async with w.pool([image(1), item, image(2)], max_credits=100 if capped else None) as pool:
+            outcomes = await asyncio.wait_for(drain(pool), 1000)
+            awaited = await asyncio.wait_for(pool.run(item), 1000)
+        assert pool.reason is None
+        assert len(w.book) == 2
+    assert {outcome.index: str(outcome.status) for outcome in [*outcomes, awaited]} == {
+        0: "completed",
+        1: "rejected",
+        2: "completed",
+        3: "rejected",
+    }
+
+
 @pytest.mark.parametrize("source", [{"model": MODEL}, "text", b"bytes", 7, object()])
 async def test_what_is_no_source_is_refused_at_once(api_key: str, source: Any) -> None:
     async with world(api_key) as w:
