@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from pool_world import MODEL, Canned, drain, image, images, now, turns, world
+from tqdm import tqdm
 
 from evolink_async import (
     AsyncEvoLink,
@@ -90,6 +91,21 @@ async def test_single_requests_go_before_iterables(api_key: str) -> None:
             if len(seen) == 6:
                 break
     assert "picture now" in seen[3:5], seen  # one may have been pulled already
+
+
+async def test_a_source_that_cannot_tell_its_length_is_read_all_the_same(api_key: str) -> None:
+    class Unsized:
+        def __len__(self) -> int:
+            raise NotImplementedError
+
+        def __iter__(self) -> Iterator[ImageRequest]:
+            return iter(images(3))
+
+    async with world(api_key) as w:
+        for source in (tqdm((request for request in images(3)), disable=True), Unsized()):
+            async with w.pool(source) as pool:
+                assert pool.stats.total is None
+                assert len(await drain(pool)) == pool.stats.total == 3
 
 
 async def test_a_source_is_read_only_as_far_as_there_is_room(api_key: str) -> None:
