@@ -699,8 +699,11 @@ class Engine:
 
     def _conclude_as(self, record: Record, status: OutcomeStatus, error: EvoLinkError | None) -> None:
         """How it ended is known: its results are saved, if there are any and somebody wants them."""
-        if status is not OutcomeStatus.COMPLETED or self._savings is None or self.left:
+        if status is not OutcomeStatus.COMPLETED or self._savings is None:
             self._finish(record, status, error)
+            return
+        if self.left:  # nothing is fetched any more
+            self._finish(record, status, _not_saved())
             return
         if record.state is State.OUTSTANDING:
             self._note_end(record, clock.now())
@@ -964,7 +967,7 @@ class Engine:
         elif record.state is State.SENDING and record.submission is not None:
             self._finish_as(record, self.session.submitter.known(record.submission), why)
         elif record.state is State.SAVING:
-            unsaved = DownloadError("its results were not saved; it is done and paid: fetch them with its links")
+            unsaved = _not_saved()
             unsaved.__cause__ = why
             self._finish(record, OutcomeStatus.COMPLETED, unsaved)
         else:
@@ -1089,6 +1092,10 @@ def _not_submitted(reason: BaseException | None) -> NotSubmittedError:
     error = NotSubmittedError(f"nothing was sent for this request: {what}")
     error.__cause__ = reason
     return error
+
+
+def _not_saved() -> DownloadError:
+    return DownloadError("its results were not saved; it is done and paid: fetch them with its links")
 
 
 def _by_id(task_id: str) -> TaskReading:
