@@ -961,6 +961,9 @@ class Engine:
         task = record.known_task()
         if record.state is State.OUTSTANDING and task is not None:
             self.session.watcher.unfollow(task.id, record)
+            if task.is_terminal and self._broken is None:  # only its links were still awaited
+                self._conclude(record, task)
+                return
             running = still_running(task, None)
             running.__cause__ = why
             self._finish(record, OutcomeStatus.UNFINISHED, running)
