@@ -293,7 +293,8 @@ class Record:
                 assert lost is not None
                 return OutcomeStatus.LOST, TaskLostError(row.error or "the service no longer knows it", task=lost)
             case Known.REJECTED:
-                return OutcomeStatus.REJECTED, InvalidRequestError(row.error or "it was refused", code=row.error_code)
+                text = (row.error or "it was refused").removeprefix(f"{row.error_code}: ")  # as `str` of an error is
+                return OutcomeStatus.REJECTED, InvalidRequestError(text, code=row.error_code)
             case Known.ACCEPTED:
                 task = self.known_task()
                 assert task is not None

@@ -362,6 +362,17 @@ async def test_requests_that_cannot_be_written_do_not_exhaust_the_stack(api_key:
     assert pool.reason is None
 
 
+async def test_a_key_that_was_refused_is_not_sent_again_in_the_same_pool(api_key: str) -> None:
+    refusal = {"error": {"code": "invalid_parameter", "message": "no such size"}}
+    async with world(api_key, faults=[Fault(method="POST", status=400, body=refusal)]) as w, w.pool() as pool:
+        first, second = [await pool.run(image(1, key="a")) for _ in range(2)]
+        assert len(w.wire.posts) == 1
+    assert first.status == second.status == "rejected"
+    assert second.error is not None
+    assert str(first.error).startswith(str(second.error).partition(" (")[0])
+    assert str(second.error).count("invalid_parameter") == 1
+
+
 async def test_a_wrong_request_given_to_run_is_an_outcome(api_key: str) -> None:
     async with world(api_key) as w, w.pool() as pool:
         wrong: Any = {"model": "gpt-4o-image"}
