@@ -227,7 +227,7 @@ def body_with(request: GenerationRequest, replacements: Mapping[str, Any]) -> di
     body = {"model": request.model, **request.params()}
     if not replacements:
         return body
-    return {name: _replaced(value, name, replacements) for name, value in body.items()}
+    return {name: _replaced(value, name, replacements, 0) for name, value in body.items()}
 
 
 def _media_of(request: GenerationRequest) -> Iterator[tuple[str, str | LocalFile]]:
@@ -250,13 +250,15 @@ def _media_in(value: object, place: str, is_media: bool, depth: int) -> Iterator
             yield from _media_in(item, f"{place}[{number}]", is_media, depth + 1)
 
 
-def _replaced(value: Any, place: str, replacements: Mapping[str, Any]) -> Any:
+def _replaced(value: Any, place: str, replacements: Mapping[str, Any], depth: int) -> Any:
     if place in replacements:
         return replacements[place]
+    if depth > _MAX_DEPTH:
+        return value  # it cannot be sent anyway
     if isinstance(value, Mapping):
-        return {name: _replaced(item, f"{place}.{name}", replacements) for name, item in value.items()}
+        return {name: _replaced(item, f"{place}.{name}", replacements, depth + 1) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_replaced(item, f"{place}[{number}]", replacements) for number, item in enumerate(value)]
+        return [_replaced(item, f"{place}[{number}]", replacements, depth + 1) for number, item in enumerate(value)]
     return value
 
 

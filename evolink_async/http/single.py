@@ -43,6 +43,9 @@ class _Waiter:
         if asyncio.get_running_loop().time() + hint >= self.deadline:
             self.future.set_result(None)
 
+    def paused(self, error: EvoLinkError) -> None:
+        pass  # until the deadline
+
     def settled(self, submission: Submission, settled: Settled) -> None:
         if not self.future.done():
             self.future.set_result(settled)

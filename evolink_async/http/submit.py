@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import functools
 import logging
 import re
@@ -39,7 +40,7 @@ from evolink_async.http.answers import Judgement, judge_submission, proves_a_tas
 from evolink_async.http.exchange import AnswerLost, Exchange, Flight, HeldBack, NotSent
 from evolink_async.http.keys import ApiKey, fingerprint
 from evolink_async.http.observer import Observation
-from evolink_async.http.pace import Pace, Urgency
+from evolink_async.http.pace import LONGEST_COOL_DOWN, Pace, Urgency
 from evolink_async.http.retry import (
     REPLAY_EARLIEST,
     REPLAY_LATEST,
@@ -116,6 +117,9 @@ class Listener(Protocol):
 
     def held(self, submission: Submission, error: EvoLinkError) -> None:
         """It was not taken and goes back to the queue."""
+
+    def paused(self, error: EvoLinkError) -> None:
+        """What the service answered to another request keeps this one in the queue for over an hour."""
 
     def settled(self, submission: Submission, settled: Settled) -> None:
         """The end. Called once, synchronously, with no await since the answer was judged."""
@@ -225,6 +229,7 @@ class Submitter:
         self._posts: set[asyncio.Task[None]] = set()
         self._parked: dict[Submission, asyncio.TimerHandle] = {}
         self._live: set[Submission] = set()
+        self._pauses: dict[str, EvoLinkError] = {}  # by model, what asked for the last one of over an hour
         self._closed: ClosedError | None = None
         self._last_key = self._last_print = ""
         # What an earlier loop has sent again is not answered any more.
@@ -284,6 +289,16 @@ class Submitter:
                 post.cancel()
             self._end_replay(submission, marked=False)
         return submission.end
+
+    def long_pause(self, model: str) -> EvoLinkError | None:
+        """For whose sake nobody may ask this model for more than an hour from now; mostly None."""
+        error = self._pauses.get(model)
+        if error is None:
+            return None
+        if self._pace.cool_down_of(model, self._loop.time()) <= LONGEST_COOL_DOWN:
+            del self._pauses[model]
+            return None
+        return copy.copy(error)  # each pool raises its own
 
     async def leave(self, submission: Submission, seconds: float = GRACE) -> Settled:
         """What is known of a submission whose caller stops waiting: a POST under way gets `seconds` to be answered.
@@ -527,6 +542,10 @@ class Submitter:
             self._pace.refused(model, now, begun, judgement.retry_after)
         elif isinstance(judgement.error, ServerError) and judgement.retry_after is not None:
             self._pace.cool(model, now + judgement.retry_after)
+        if judgement.error is not None and (judgement.retry_after or 0.0) > LONGEST_COOL_DOWN:
+            self._pauses[model] = judgement.error
+            for other in [other for other in self._live if other.waiting and other.model == model]:
+                other.listener.paused(copy.copy(judgement.error))
         if judgement.verdict is Verdict.LOST:
             self._pace.lost(model, now, begun)
         elif judgement.verdict is not Verdict.UNSENT:

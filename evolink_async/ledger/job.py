@@ -509,6 +509,7 @@ class JobLedger:
     def _enter_in_memory(self, entry: Entry) -> Entered:
         row = None if entry.key is None else self._rows.get(entry.key)
         if row is not None:
+            self._let_go.pop(row.identity, None)
             return Entered(row, repeated=True, changed=row.content != entry.content)
         return Entered(self._new_row(entry, self._identity(entry, self._counts)))
 

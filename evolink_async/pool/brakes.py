@@ -7,7 +7,6 @@ from typing import Any
 
 from evolink_async.errors import APIStatusError, ConnectionFailedError, EvoLinkError
 
-LONGEST_COOL_DOWN = 3600.5  # an hour, and what the pace waits longer than it was told
 PROBE_PAUSE = 30.0
 
 

@@ -37,7 +37,7 @@ from evolink_async.http.submit import GRACE, Settled, Submission, new_idempotenc
 from evolink_async.ledger import Census, Entered, Row, Todo, may_try_again, what_to_do
 from evolink_async.ledger import State as Known
 from evolink_async.polling.endings import failure_of, is_over, still_running
-from evolink_async.pool.brakes import LONGEST_COOL_DOWN, Block, Refusals
+from evolink_async.pool.brakes import Block, Refusals
 from evolink_async.pool.deadlines import Deadlines
 from evolink_async.pool.doubts import Doubts
 from evolink_async.pool.identity import content_hash
@@ -170,7 +170,7 @@ class Engine:
         if not self.stopped:
             self.stopped = True
             self._close_sources()
-            self._withdraw_unsent(ClosedError("the pool was stopped"))
+            self._withdraw_unsent(_stopped())
 
     def notify(self, task_id: str) -> None:
         """A hint that a task may have ended."""
@@ -252,7 +252,6 @@ class Engine:
 
     def _take(self, item: Any) -> str | None:
         """An item was pulled from a source. Gives the line for whose sake that source is not to be read on for now."""
-        self._unfinished += 1
         record = self._new_record(item, None)
         return None if record.request is None or self.stages.may_wait(record.line) else record.line
 
@@ -265,10 +264,12 @@ class Engine:
                 WARN_WITHOUT_LEDGER_AT,
                 extra={"event": "pool_without_ledger"},
             )
-        if isinstance(item, GenerationRequest):
+        if isinstance(item, GenerationRequest) and isinstance(getattr(item, "model", None), str):
             record = Record(self, index, item, waiter, line=item.model)
         else:
             record = Record(self, index, None, waiter)
+        if waiter is None:
+            self._unfinished += 1
         try:
             self._begin(record, item)
         except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
@@ -278,14 +279,15 @@ class Engine:
     def _begin(self, record: Record, item: Any) -> None:
         """The step into `entering`."""
         if record.request is None:
+            what = "without a model" if isinstance(item, GenerationRequest) else f"but {type(item).__name__}"
             error = InvalidRequestError(
-                f"item {record.index} is no request but {type(item).__name__}; "
+                f"item {record.index} is no request {what}; "
                 "make a request out of a dict with GenerationRequest.from_dict"
             )
             self._finish(record, OutcomeStatus.REJECTED, error)
             return
         if not self.entered:
-            self._not_sent(record, self.reason or ClosedError("the pool was stopped"))
+            self._not_sent(record, self.reason or _stopped())
             return
         self.stages.enter(record)
         if has_local_files(record.request):
@@ -314,7 +316,13 @@ class Engine:
         uploads = self.core.memory.uploads
         if uploads:
             names |= {place: uploads[link] for place, link in media_links(request).items() if link in uploads}
-        content = content_hash(request, names) if names else None
+        try:
+            content = content_hash(request, names)
+        except Exception as error:  # noqa: BLE001  (a class of the caller's own)
+            wrong = InvalidRequestError(f"its body cannot be made: {type(error).__name__}: {error}")
+            wrong.__cause__ = error
+            self._finish(record, OutcomeStatus.REJECTED, wrong)
+            return
         try:
             self.journal.enter(request, functools.partial(self._guarded, self._looked_up, record), content)
         except InvalidRequestError as error:
@@ -339,6 +347,12 @@ class Engine:
             self._finish(record, OutcomeStatus.REJECTED, _other_body(record))
             return
         record.row = row = known.row
+        if todo is Todo.SHARE:
+            if any(other.row is row for other in self.stages.under_way() if other is not record):
+                self._sharing.setdefault(row, []).append(record)
+                return
+            if row.state is Known.ENTERED:
+                todo = Todo.SUBMIT  # whoever gave it before has taken it back, or it could not be sent then
         if todo is Todo.SUBMIT:
             assert record.request is not None
             try:
@@ -350,8 +364,6 @@ class Engine:
             self._wait_for_place(record)
         elif todo in (Todo.FOLLOW, Todo.SETTLE):
             self._wait_for_place(record)
-        elif todo is Todo.SHARE and any(other.row is row for other in self.stages.under_way() if other is not record):
-            self._sharing.setdefault(row, []).append(record)
         else:
             record.from_ledger = True
             self._conclude_as(record, *record.known_ending())
@@ -364,8 +376,8 @@ class Engine:
     def _wait_for_place(self, record: Record, *, first: bool = False) -> None:
         """The step into `pulled`."""
         self.stages.pull(record, first=first)
-        if self.stopped or self.reason is not None:
-            self._withdraw_unsent(self.reason or ClosedError("the pool was stopped"))
+        if not self._goes_on:
+            self._withdraw_unsent(self.reason or (_block_left() if self.left else _stopped()))
         self._fill()
 
     def _read_on(self, line: str) -> None:
@@ -436,6 +448,7 @@ class Engine:
         if self._block.error is not None and self._block.holds(self.session.loop.time()):
             self._return(record, self.reason or self._block.error)
             return
+        self._mind_long_pause(record)
         if self.reason is not None:
             self._return(record, self.reason)
             return
@@ -548,7 +561,7 @@ class Engine:
         if not submission.was_sent and record.deserted:
             self.session.submitter.withdraw(submission)
             self._finish(record, OutcomeStatus.NOT_SUBMITTED, _not_submitted(None))
-        self._mind_cool_down(record, error)
+        self._mind_long_pause(record)
         self._progress.changed()
 
     def settled(self, record: Record, settled: Settled) -> None:
@@ -575,7 +588,7 @@ class Engine:
                 error, record.model, has_sources=self._has_sources
             ):
                 self.end_early(error)
-            self._mind_cool_down(record, error)
+            self._mind_long_pause(record)
 
     def _defer(self, record: Record, settled: Settled) -> None:
         """There are no credits until a price is known: back to `pulled`, if one of ours finds it out."""
@@ -694,8 +707,11 @@ class Engine:
 
     def _conclude_as(self, record: Record, status: OutcomeStatus, error: EvoLinkError | None) -> None:
         """How it ended is known: its results are saved, if there are any and somebody wants them."""
-        if status is not OutcomeStatus.COMPLETED or self._savings is None or self.left:
+        if status is not OutcomeStatus.COMPLETED or self._savings is None:
             self._finish(record, status, error)
+            return
+        if self.left:  # nothing is fetched any more
+            self._finish(record, status, _not_saved())
             return
         if record.state is State.OUTSTANDING:
             self._note_end(record, clock.now())
@@ -787,12 +803,7 @@ class Engine:
         if record.state is State.OUTSTANDING:
             self._note_end(record, finished_at)
         self.stages.close(record)
-        if self.doubts is not None:
-            self.doubts.over(record)
-        if record.attachment is not None:
-            self._release_files(record, keep=status in (OutcomeStatus.UNKNOWN, OutcomeStatus.UNFINISHED))
-        self._tally.outcome(outcome)
-        log_outcome(outcome)
+        # First of all: whatever fails below, nobody waits for it in vain.
         if record.waiter is None:
             self._unfinished -= 1
             self.stages.untaken.append(outcome)
@@ -801,12 +812,30 @@ class Engine:
             record.waiter.set_result(outcome)
         else:
             self._leave_behind(outcome)
+        self._tally.outcome(outcome)
+        log_outcome(outcome)
+        if self.doubts is not None:
+            self.doubts.over(record)
+        if record.attachment is not None:
+            self._release_files(record, keep=status in (OutcomeStatus.UNKNOWN, OutcomeStatus.UNFINISHED))
         if record.row is not None:
             self.journal.let_go(record.row)
             if self._sharing:
-                for other in self._sharing.pop(record.row, ()):
-                    other.task, other.files = record.task, record.files
-                    self._finish(other, status, error)
+                self._close_sharing(record, status, error)
+
+    def _close_sharing(self, record: Record, status: OutcomeStatus, error: EvoLinkError | None) -> None:
+        """Those that share its request have its outcome too; unless only its caller wanted it unsent."""
+        assert record.row is not None
+        sharing = self._sharing.pop(record.row, [])
+        if record.deserted and status is OutcomeStatus.NOT_SUBMITTED:
+            for other in sharing:
+                other.row = None
+            for other in sharing:
+                self._enter(other)
+            return
+        for other in sharing:
+            other.task, other.files = record.task, record.files
+            self._finish(other, status, error)
 
     def _note_end(self, record: Record, at: datetime) -> None:
         """Its task has ended: how long it took, if this run has sent it."""
@@ -869,10 +898,9 @@ class Engine:
             self._block.begin(error, self.session.loop.time())
             self._withdraw_unsent(error)
 
-    def _mind_cool_down(self, record: Record, error: EvoLinkError) -> None:
-        assert record.request is not None
-        cool_down = self.session.pace.cool_down_of(record.request.model, self.session.loop.time())
-        if cool_down > LONGEST_COOL_DOWN:
+    def _mind_long_pause(self, record: Record) -> None:
+        error = self.session.submitter.long_pause(record.model)
+        if error is not None:
             self.end_early(error)
 
     def _close_sources(self) -> None:
@@ -942,13 +970,16 @@ class Engine:
         task = record.known_task()
         if record.state is State.OUTSTANDING and task is not None:
             self.session.watcher.unfollow(task.id, record)
+            if task.is_terminal and self._broken is None:  # only its links were still awaited
+                self._conclude(record, task)
+                return
             running = still_running(task, None)
             running.__cause__ = why
             self._finish(record, OutcomeStatus.UNFINISHED, running)
         elif record.state is State.SENDING and record.submission is not None:
             self._finish_as(record, self.session.submitter.known(record.submission), why)
         elif record.state is State.SAVING:
-            unsaved = DownloadError("its results were not saved; it is done and paid: fetch them with its links")
+            unsaved = _not_saved()
             unsaved.__cause__ = why
             self._finish(record, OutcomeStatus.COMPLETED, unsaved)
         else:
@@ -976,7 +1007,7 @@ class Engine:
         self.sources.take_singles()
         if self.doubts is not None:
             await self.doubts.aclose()
-        self._withdraw_unsent(ClosedError("the pool's block was left"))
+        self._withdraw_unsent(_block_left())
         sending = [record.submission for record in self.stages.sending]
         posts = {submission.post for submission in sending if submission is not None and submission.post is not None}
         tasks = posts | self.sources.tasks()
@@ -1015,8 +1046,8 @@ class Engine:
         left = ClosedError("the pool's block was left; the task goes on: wait for it with its id")
         for record in [*self.stages.holders(), *self.stages.saving]:
             self._give_up(record, left)
-        self.stages.entering.clear()
-        self._sharing.clear()
+        for record in list(self.stages.entering):  # now that what they might share has its outcome
+            self._not_sent(record, _block_left())
         for outcome in self.stages.untaken:
             self._leave_behind(outcome)
         self.stages.untaken.clear()
@@ -1075,8 +1106,20 @@ def _not_submitted(reason: BaseException | None) -> NotSubmittedError:
     return error
 
 
+def _not_saved() -> DownloadError:
+    return DownloadError("its results were not saved; it is done and paid: fetch them with its links")
+
+
 def _by_id(task_id: str) -> TaskReading:
     return TaskReading({"id": task_id})
+
+
+def _stopped() -> ClosedError:
+    return ClosedError("the pool was stopped")
+
+
+def _block_left() -> ClosedError:
+    return ClosedError("the pool's block was left")
 
 
 def _client_closed() -> ClosedError:

@@ -22,7 +22,6 @@ from evolink_async.http.submit import Ending, Settled, Submission
 from evolink_async.ledger import Entered, Entry, JobLedger, Row
 from evolink_async.ledger.states import State
 from evolink_async.polling.schedule import Schedule
-from evolink_async.pool.identity import content_hash
 from evolink_async.pool.pricing import price_class
 from evolink_async.requests import GenerationRequest
 from evolink_async.types import Task, TaskReading
@@ -73,16 +72,12 @@ class Journal:
         """Credits that were spent in this run."""
         return self._job.spent - self._spent_before
 
-    def enter(
-        self, request: GenerationRequest, then: Callable[[Entered | EvoLinkError], None], content: str | None = None
-    ) -> None:
+    def enter(self, request: GenerationRequest, then: Callable[[Entered | EvoLinkError], None], content: str) -> None:
         """Look a request up, or enter it; `then` hears what is known of it, at once or later.
 
-        content: its hash, where it is not that of the body as it stands.
-
-        Raises `InvalidRequestError` for a key that cannot be written down.
+        content: the hash of its content. Raises `InvalidRequestError` for a key that cannot be written down.
         """
-        entry = Entry(request.key, content or content_hash(request), request.endpoint, request.model)
+        entry = Entry(request.key, content, request.endpoint, request.model)
         future = self._job.enter(entry)
         if future.done():
             self._entered(request, then, future)

@@ -36,7 +36,11 @@ def price_class(request: GenerationRequest) -> str:
     """
     model = get_model(request.model)
     by_length = model is None or model.billing_rule not in ("per_call", "per_second")
-    named = f"{request.model} {_relevant('', request.params(), by_length) or ''}"
+    try:
+        relevant = _relevant("", request.params(), by_length)
+    except (ValueError, RecursionError):
+        relevant = " ".join(sorted(request.params()))  # a number of 5,000 digits, or what will be rejected
+    named = f"{request.model} {relevant or ''}"
     if len(named) <= _LONGEST_CLASS:
         return named
     return f"{request.model[:100]} {hashlib.sha256(named.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"

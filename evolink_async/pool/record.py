@@ -90,6 +90,7 @@ class Home(Protocol):
     def posting(self, record: Record) -> None: ...
     def posted(self, record: Record) -> None: ...
     def held(self, record: Record, error: EvoLinkError) -> None: ...
+    def end_early(self, reason: BaseException) -> None: ...
     def settled(self, record: Record, settled: Settled) -> None: ...
     def seen(self, record: Record) -> None: ...
     def ended(self, record: Record, task: Task) -> None: ...
@@ -212,6 +213,9 @@ class Record:
         if submission is self.submission:
             self.home.held(self, error)
 
+    def paused(self, error: EvoLinkError) -> None:
+        self.home.end_early(error)
+
     def settled(self, submission: Submission, settled: Settled) -> None:
         if submission is self.submission:
             self.home.settled(self, settled)
@@ -289,7 +293,8 @@ class Record:
                 assert lost is not None
                 return OutcomeStatus.LOST, TaskLostError(row.error or "the service no longer knows it", task=lost)
             case Known.REJECTED:
-                return OutcomeStatus.REJECTED, InvalidRequestError(row.error or "it was refused", code=row.error_code)
+                text = (row.error or "it was refused").removeprefix(f"{row.error_code}: ")  # as `str` of an error is
+                return OutcomeStatus.REJECTED, InvalidRequestError(text, code=row.error_code)
             case Known.ACCEPTED:
                 task = self.known_task()
                 assert task is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Hashable, Iterable, Iterator, Mapping, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,13 @@ class _Reader:
     source: AsyncIterator[Any]
     go: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+
+
+def _length_of(source: Iterable[Any]) -> int | None:
+    try:
+        return len(source)  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001  (it has none, or its class only thinks so, as tqdm's around a generator)
+        return None
 
 
 class Sources:
@@ -82,9 +89,8 @@ class Sources:
             self._turns.append(reader)
             self._count(None)
         else:
-            length = len(source) if isinstance(source, Sized) else None
             self._turns.append(iter(source))
-            self._count(length)
+            self._count(_length_of(source))
         if self._started:
             self._ensure_feeder()
 

@@ -97,6 +97,9 @@ class Listener:
     def held(self, submission: Submission, error: EvoLinkError) -> None:
         self.held_for.append(error)
 
+    def paused(self, error: EvoLinkError) -> None:
+        self.held_for.append(error)
+
     def settled(self, submission: Submission, settled: Settled) -> None:
         self.ends.append(settled)
         self.done.set()

@@ -100,6 +100,19 @@ async def test_rows_that_nobody_holds_are_not_kept(tmp_path: Path, monkeypatch: 
             assert len(job._rows) <= 1
 
 
+async def test_a_row_that_is_held_again_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_module, "_KNOWN_LONGER", 1)
+    async with opened(None) as job:
+        held = (await job.enter(entry("again", 0))).row
+        job.let_go(held)
+        assert (await job.enter(entry("again", 0))).row is held
+        for number in range(1, 4):
+            job.let_go((await job.enter(entry(f"k{number}", number))).row)
+        assert (await job.enter(entry("again", 0))).row is held
+        job.let_go(held)
+        assert len(job._rows) == 1
+
+
 @pytest.mark.timeout(180)
 async def test_many_requests_take_no_more_memory_than_a_few(tmp_path: Path) -> None:
     """In a process of its own, whose memory can be measured."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -197,6 +198,24 @@ async def test_a_cool_down_over_an_hour_ends_the_pool_at_once(api_key: str, stat
         assert len(w.wire.posts) == 5
 
 
+async def test_a_cool_down_over_an_hour_ends_every_pool_that_has_to_wait_for_it(api_key: str) -> None:
+    faults = [Fault(method="POST", nth=(3,), status=429, headers={"retry-after": "7200"})]
+    async with world(api_key, {"rate_limit": "1/s"}, faults=faults) as w:
+        waits = w.pool(images(5))  # its requests and those of the other take turns
+        outcomes, others = await asyncio.gather(
+            until_it_ends(waits, RateLimitError), until_it_ends(w.pool(images(5, start=5)), RateLimitError)
+        )
+        assert now() < 400
+        assert Counter(str(outcome.status) for outcome in outcomes + others) == {"completed": 2, "not_submitted": 8}
+        later = await until_it_ends(w.pool(images(3)), RateLimitError)
+        assert {str(outcome.status) for outcome in later} == {"not_submitted"}
+        assert now() < 400
+        assert len(w.wire.posts) == 3
+        await asyncio.sleep(3700)  # less than an hour of it is left
+        assert all(outcome.ok for outcome in await w.client.run_many(images(3)))
+        assert now() >= 7200
+
+
 @pytest.mark.parametrize("hint", [3000, 3600])
 async def test_a_cool_down_up_to_an_hour_is_waited_out(api_key: str, hint: int) -> None:
     faults = [Fault(method="POST", nth=(3,), status=429, headers={"retry-after": str(hint)})]
@@ -326,6 +345,29 @@ async def test_a_crash_of_the_feeder_gives_back_at_once_what_is_running(
         assert now() - crashed[0] < 1
         accounted(w, pool, outcomes)
         assert "unfinished" in {str(outcome.status) for outcome in outcomes}
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_a_fault_that_stays_where_an_end_is_counted_and_logged_hangs_nobody(api_key: str, awaited: bool) -> None:
+    def failing(record: logging.LogRecord) -> bool:
+        if getattr(record, "identity", None) == "k3" and record.event == "outcome":  # type: ignore[attr-defined]
+            raise RuntimeError("the caller's own filter")
+        return True
+
+    log = logging.getLogger("evolink_async.pool")
+    log.addFilter(failing)
+    try:
+        async with world(api_key) as w:
+            with pytest.raises(RuntimeError, match="own filter"):  # noqa: PT012
+                async with w.pool(None if awaited else iter(images(8)), max_outstanding=4) as pool:
+                    async with asyncio.timeout(1000):
+                        if awaited:
+                            outcomes = await asyncio.gather(*map(pool.run, images(8)))
+                        else:
+                            outcomes = await drain(pool)
+            accounted(w, pool, outcomes)
+    finally:
+        log.removeFilter(failing)
 
 
 async def test_a_crash_in_one_pool_does_not_touch_another(api_key: str, monkeypatch: pytest.MonkeyPatch) -> None:

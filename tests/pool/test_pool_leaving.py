@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
-from pool_world import Handler, World, answering, drain, image, images, now, turns, world
+from pool_world import Handler, World, answering, drain, image, images, now, task_json, turns, world
 
-from evolink_async import ClosedError, ImageRequest, Outcome, QuotaExhaustedError, SubmitOutcomeUnknownError
+from evolink_async import (
+    ClosedError,
+    DownloadError,
+    ImageRequest,
+    Outcome,
+    QuotaExhaustedError,
+    SubmitOutcomeUnknownError,
+)
 from evolink_async.emulator import Fault
 from evolink_async.pool import TaskPool
 
@@ -313,6 +321,50 @@ async def test_run_many_names_the_tasks_that_go_on_when_it_is_cancelled(api_key:
             await running
         for post in w.book:
             assert post["task_id"] in str(caught.value.__notes__)
+
+
+async def test_a_task_that_has_completed_and_whose_links_are_awaited_is_completed(api_key: str) -> None:
+    async with world(api_key, batch=False) as w:
+
+        def rule(request: httpx.Request) -> tuple[int, Any] | None:
+            if request.method == "POST":
+                return None
+            return 200, task_json(request.url.path.rpartition("/")[2], "completed", results=[])
+
+        w.wire.tamper = answering(rule)
+        async with w.pool([image(1)]) as pool:
+            await asyncio.sleep(1)
+            pool.notify(pool.outstanding[0])
+            await asyncio.sleep(1)
+            assert pool.outstanding
+        [left] = pool.leftovers
+        assert left.status == "completed"
+        assert left.ok
+        assert left.urls == ()
+
+
+async def test_what_completes_during_the_grace_is_not_saved_and_says_so(api_key: str, tmp_path: Path) -> None:
+    async def slow(request: httpx.Request, go_on: Handler) -> httpx.Response:
+        answer = await go_on(request)
+        if len(w.wire.posts) == 2 and request.method == "POST":
+            await asyncio.sleep(4)
+        return answer
+
+    async with world(api_key, batch=False) as w:
+        w.wire.tamper = slow
+        async with w.pool([image(1)], save_to=tmp_path) as pool:
+            await asyncio.sleep(5)
+            running = asyncio.create_task(pool.run(image(2)))
+            await asyncio.sleep(1)
+            [task_id] = pool.outstanding
+            w.emulator.end(task_id)
+            pool._engine.session.watcher.notify(task_id)
+        assert (await running).status == "unfinished"
+        [left] = pool.leftovers
+        assert left.status == "completed"
+        assert left.urls
+        assert not left.files
+        assert isinstance(left.error, DownloadError)
 
 
 async def test_answers_during_the_grace_are_what_they_are(api_key: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from loop_executor import in_loop
-from pool_world import Handler, World, drain, image, images, now, world
+from pool_world import Handler, World, drain, image, images, now, turns, world
 
 from evolink_async import (
     AsyncEvoLink,
@@ -489,6 +489,28 @@ async def test_a_run_whose_caller_has_gone_is_not_paid_for_again(api_key: str) -
             running.cancel()
             await asyncio.sleep(1000)
         assert len(w.book) == 1
+
+
+@pytest.mark.parametrize("grace", [0.0, 2.0])
+async def test_what_is_looked_up_while_the_block_is_left_is_not_sent_any_more(
+    api_key: str, ledger: Path, grace: float
+) -> None:
+    async with world(api_key, faults=[Fault(**POSTS, nth=(1,), delay=1 + grace)]) as w:
+        async with w.pool(images(1), ledger=ledger) as pool:
+            await asyncio.sleep(1)
+            pool.add(images(20, start=1))
+            running = asyncio.create_task(pool.run(image("awaited")))
+            await turns(3)
+            assert pool.stats.waiting == 21
+            left_at = now()
+        assert now() - left_at == pytest.approx(grace, abs=0.1)
+        outcome = await asyncio.wait_for(running, 0.1)
+        assert outcome.status == "not_submitted"
+        assert "block was left" in str(outcome.error)
+        await asyncio.sleep(60)
+        assert len(w.wire.posts) == 1
+    assert [str(left.status) for left in pool.leftovers] == ["unfinished"]
+    assert pool.stats.pulled == sum(pool.stats.counts.values())
 
 
 async def test_stopped_it_follows_what_earlier_runs_have_sent_and_sends_nothing(api_key: str, ledger: Path) -> None:

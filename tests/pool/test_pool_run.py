@@ -167,6 +167,31 @@ async def test_a_run_that_is_cancelled_before_its_turn_is_never_sent(api_key: st
     assert len(w.book) == 2
 
 
+async def test_a_key_whose_run_was_cancelled_before_its_turn_can_be_run_again(api_key: str) -> None:
+    async with world(api_key, {"rate_limit": "1/s"}) as w, w.pool() as pool:
+        others = [asyncio.create_task(pool.run(image(number))) for number in range(4)]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(pool.run(image("mine", key="mine")), 0.5)
+        again = await pool.run(image("mine", key="mine"))
+        await asyncio.gather(*others)
+        assert again.ok
+        assert not again.from_ledger
+        assert len(w.book) == 5
+
+
+async def test_who_takes_an_unsent_request_back_takes_it_from_nobody_who_wants_the_same(api_key: str) -> None:
+    async with world(api_key, {"rate_limit": "1/s"}) as w, w.pool() as pool:
+        others = [asyncio.create_task(pool.run(image(number))) for number in range(4)]
+        first, *same = [asyncio.create_task(pool.run(image("wanted", key="wanted"))) for _ in range(4)]
+        await asyncio.sleep(0.5)
+        first.cancel()
+        same.pop().cancel()
+        outcomes = await asyncio.gather(*same, *others)
+        assert all(outcome.ok for outcome in outcomes)
+        assert outcomes[0].task == outcomes[1].task
+        assert len(w.book) == 5
+
+
 async def test_a_run_that_is_cancelled_while_its_post_flies_waits_for_the_id(api_key: str) -> None:
     async with world(api_key, faults=[Fault(method="POST", delay=3)]) as w:
         async with w.pool() as pool:
@@ -281,6 +306,18 @@ async def test_a_pool_without_sources_outlives_401_and_402_and_probes_every_30_s
             assert all(run.ok for run in runs)
 
 
+async def test_a_key_that_could_not_be_sent_in_a_blocked_pool_is_sent_when_that_is_over(api_key: str) -> None:
+    async with world(api_key, credits=0) as w, w.pool() as pool:
+        assert (await pool.run(image(1, key="a"))).status == "not_submitted"
+        w.emulator.set_account(credits=100)
+        await asyncio.sleep(PROBE_PAUSE + 1)
+        first = await pool.run(image(1, key="a"))
+        second = await pool.run(image(1, key="a"))
+        assert first.ok
+        assert second.task == first.task
+        assert len(w.book) == 1
+
+
 async def test_many_runs_that_wait_in_a_blocked_pool_come_back_at_once(api_key: str) -> None:
     async def slow_refusal(request: httpx.Request, go_on: Handler) -> httpx.Response:
         await asyncio.sleep(1)
@@ -323,6 +360,17 @@ async def test_requests_that_cannot_be_written_do_not_exhaust_the_stack(api_key:
         outcomes = await asyncio.gather(*runs)
     assert {str(outcome.status) for outcome in outcomes} == {"rejected"}
     assert pool.reason is None
+
+
+async def test_a_key_that_was_refused_is_not_sent_again_in_the_same_pool(api_key: str) -> None:
+    refusal = {"error": {"code": "invalid_parameter", "message": "no such size"}}
+    async with world(api_key, faults=[Fault(method="POST", status=400, body=refusal)]) as w, w.pool() as pool:
+        first, second = [await pool.run(image(1, key="a")) for _ in range(2)]
+        assert len(w.wire.posts) == 1
+    assert first.status == second.status == "rejected"
+    assert second.error is not None
+    assert str(first.error).startswith(str(second.error).partition(" (")[0])
+    assert str(second.error).count("invalid_parameter") == 1
 
 
 async def test_a_wrong_request_given_to_run_is_an_outcome(api_key: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from pool_world import MODEL, Canned, drain, image, images, now, turns, world
+from tqdm import tqdm
 
 from evolink_async import (
     AsyncEvoLink,
@@ -90,6 +91,21 @@ async def test_single_requests_go_before_iterables(api_key: str) -> None:
             if len(seen) == 6:
                 break
     assert "picture now" in seen[3:5], seen  # one may have been pulled already
+
+
+async def test_a_source_that_cannot_tell_its_length_is_read_all_the_same(api_key: str) -> None:
+    class Unsized:
+        def __len__(self) -> int:
+            raise NotImplementedError
+
+        def __iter__(self) -> Iterator[ImageRequest]:
+            return iter(images(3))
+
+    async with world(api_key) as w:
+        for source in (tqdm((request for request in images(3)), disable=True), Unsized()):
+            async with w.pool(source) as pool:
+                assert pool.stats.total is None
+                assert len(await drain(pool)) == pool.stats.total == 3
 
 
 async def test_a_source_is_read_only_as_far_as_there_is_room(api_key: str) -> None:
@@ -379,6 +395,47 @@ async def test_a_wrong_item_is_a_rejected_outcome(api_key: str, item: Any) -> No
     assert isinstance(outcomes[1].error, InvalidRequestError)
     assert outcomes[1].request is None
     assert len({outcome.identity for outcome in outcomes}) == 3
+
+
+def _endless() -> dict[str, Any]:
+    inner: dict[str, Any] = {}
+    inner["again"] = inner
+    return inner
+
+
+class _Failing(ImageRequest):
+    def body(self) -> dict[str, Any]:
+        raise LookupError("no prompt in the caller's table")
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        _Failing(model=MODEL),
+        image(3, option=_endless()),
+        image(3, option=_endless(), image_urls=[b"a local file"]),
+        image(3, option=10**5000),
+        ImageRequest.model_construct(prompt="no model"),
+        ImageRequest.model_construct(model=["no name"], prompt="no model"),
+    ],
+    ids=["fails", "endless", "endless with a file", "digits", "no model", "a list for a model"],
+)
+@pytest.mark.parametrize("capped", [False, True])
+async def test_a_request_that_cannot_be_made_sense_of_is_rejected_and_no_other_is_touched(
+    api_key: str, item: ImageRequest, capped: bool
+) -> None:
+    async with world(api_key) as w:
+        async with w.pool([image(1), item, image(2)], max_credits=100 if capped else None) as pool:
+            outcomes = await asyncio.wait_for(drain(pool), 1000)
+            awaited = await asyncio.wait_for(pool.run(item), 1000)
+        assert pool.reason is None
+        assert len(w.book) == 2
+    assert {outcome.index: str(outcome.status) for outcome in [*outcomes, awaited]} == {
+        0: "completed",
+        1: "rejected",
+        2: "completed",
+        3: "rejected",
+    }
 
 
 @pytest.mark.parametrize("source", [{"model": MODEL}, "text", b"bytes", 7, object()])
