@@ -15,7 +15,7 @@ from mediahost import picture
 
 from evolink_async.errors import DownloadError
 from evolink_async.http.addresses import refusal
-from evolink_async.http.media import checked_link, describe, next_hop
+from evolink_async.http.media import checked_link, describe, next_hop, place_of
 from evolink_async.saving.content import ending_of, is_page, is_whole, kind_of, sniff
 from evolink_async.saving.download import LEAST_SPEED, STALL_SECONDS, Patience
 from evolink_async.saving.folder import Folder, PartFile
@@ -142,6 +142,12 @@ def test_numeric_forms_of_a_host_are_private_once_resolved(host: str) -> None:
 def test_only_plain_web_links_are_followed(link: str) -> None:
     with pytest.raises(DownloadError):
         checked_link(link)
+
+
+def test_a_host_that_idna_2008_forbids_is_looked_up_as_it_stands() -> None:
+    assert place_of(checked_link("https://xn--ls8h.example/a.png")) == ("xn--ls8h.example", 443)
+    with pytest.raises(DownloadError, match=r"true host is 'xn--ls8h\.example'"):
+        checked_link("https://example.com@xn--ls8h.example/a.png")
 
 
 def test_a_redirect_is_checked_like_a_link_and_never_leaves_https() -> None:
