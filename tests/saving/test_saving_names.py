@@ -223,17 +223,19 @@ def test_a_file_with_something_after_its_end_or_of_a_size_that_its_writer_did_no
         assert is_whole(io.BytesIO(b"RIFF" + unknown + b"WAVEfmt " + bytes(100)), "wav")
 
 
-def test_patience_ends_after_silence_and_below_a_kilobyte_a_second() -> None:
-    def borne_for(speed: float) -> float:
+def test_patience_ends_after_30_s_of_silence_or_of_less_than_a_kilobyte_a_second() -> None:
+    def borne_for(speed: float, burst: int = 0) -> float:
         patience, seconds = Patience(), 0.0
+        patience.spend(0.0, burst)
         while patience.left > 0 and seconds < 10 * STALL_SECONDS:
             patience.spend(0.5, int(speed / 2))
             seconds += 0.5
         return seconds
 
     assert borne_for(0) == STALL_SECONDS
-    assert STALL_SECONDS < borne_for(LEAST_SPEED / 2) <= 2 * STALL_SECONDS
-    assert borne_for(LEAST_SPEED * 1.1) == 10 * STALL_SECONDS
+    assert borne_for(0, burst=10**9) == STALL_SECONDS  # nothing is saved up
+    assert borne_for(LEAST_SPEED * 0.9) == STALL_SECONDS
+    assert borne_for(LEAST_SPEED) == 10 * STALL_SECONDS
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX links")
