@@ -100,11 +100,12 @@ def checked_base_url(url: str, name: str) -> str:
         raise ConfigurationError(f"{name} is no URL: {url!r}") from None
     if parsed.userinfo or parsed.query or parsed.fragment:
         raise ConfigurationError(f"{name} must have no user, query or fragment")
-    if not _HOST.fullmatch(parsed.raw_host.decode("ascii", "replace")) or not 0 < (parsed.port or 443) < 65_536:
+    host = parsed.raw_host.decode("ascii", "replace")  # httpx decodes no host that IDNA 2008 forbids, and some exist
+    if not _HOST.fullmatch(host) or not 0 < (parsed.port or 443) < 65_536:
         raise ConfigurationError(f"{name} has no usable host and port: {url!r}")
     if parsed.scheme not in ("https", "http"):
         raise ConfigurationError(f"{name} must begin with https://, got {url!r}")
-    if parsed.scheme == "http" and not is_loopback(parsed.host):
+    if parsed.scheme == "http" and not is_loopback(host):
         raise ConfigurationError(
             f"{name} must be https (plain http is for loopback hosts only), got {url!r}: the API key would be readable"
         )

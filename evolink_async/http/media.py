@@ -118,7 +118,7 @@ class MediaSource:
                 reply = await self._transport.call(call)
         except AddressRefused as refused:
             raise DownloadError(
-                f"the host {url.host!r} of the link is {refused}, which is not fetched from; "
+                f"the host {place_of(url)[0]!r} of the link is {refused}, which is not fetched from; "
                 "if that is meant to be so, make the client with allow_private_hosts=True"
             ) from None
         except ConfigurationError as error:  # the proxy on the way there
@@ -159,13 +159,14 @@ def checked_link(link: str) -> httpx.URL:
         url = httpx.URL(link)
     except (httpx.InvalidURL, TypeError, UnicodeError):
         raise DownloadError(f"the link {excerpt(link.encode('utf-8', 'replace'))!r} is no URL") from None
-    if url.raw_scheme not in DEFAULT_PORTS or not url.host:
+    host = url.raw_host.decode("ascii", "replace")  # httpx decodes no host that IDNA 2008 forbids, and some exist
+    if url.raw_scheme not in DEFAULT_PORTS or not host:
         raise DownloadError(f"only http and https links with a host are fetched, not {describe(link)}")
-    if not _HOST.fullmatch(url.raw_host.decode("ascii", "replace")) or (url.port or 0) > 65535:
+    if not _HOST.fullmatch(host) or (url.port or 0) > 65535:
         raise DownloadError(f"the host or port of {describe(link)} is none that can exist")
     if url.userinfo:
         # https://api.evolink.ai@example.com/ leads to example.com.
-        raise DownloadError(f"a link with a user name in it is not fetched: its true host is {url.host!r}")
+        raise DownloadError(f"a link with a user name in it is not fetched: its true host is {host!r}")
     return url
 
 

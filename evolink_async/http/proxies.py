@@ -38,7 +38,7 @@ class Proxy:
             parsed = httpx.URL(url if "://" in url else f"http://{url}")
         except httpx.InvalidURL:
             parsed = httpx.URL()
-        if not parsed.host:
+        if not parsed.raw_host:
             raise ConfigurationError(
                 f"{source} holds no valid proxy URL (not shown: it may hold a password): "
                 "set it to http://host:port, or unset it"

@@ -7,6 +7,7 @@ committed survives the process and, as far as the disk keeps its word about fsyn
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
 import os
 import secrets
@@ -78,6 +79,7 @@ _UNBALANCED = """
 def connect(path: Path) -> sqlite3.Connection:
     """A connection to a file that is a ledger, ready for use. Raises `LedgerError` for anything else."""
     _refuse_foreign(path, "r+b")
+    _refuse_other_names(path)
     connection = _opened(path, "mode=rw")
     try:
         _refuse_unknown(connection, path)
@@ -161,7 +163,7 @@ def _refuse_foreign(path: Path, mode: Literal["rb", "r+b"]) -> None:
         raise LedgerError(f"there is no ledger {str(path)!r}") from None
     except OSError as error:
         purpose = "for writing" if mode == "r+b" else "for reading"
-        raise LedgerError(f"the ledger {str(path)!r} cannot be opened {purpose}: {error.strerror}") from error
+        raise LedgerError(f"the ledger {str(path)!r} cannot be opened {purpose}: {error.strerror or error}") from error
     if not start.startswith(b"SQLite format 3\0"):
         what = "is empty" if not start else "is no SQLite file"
         raise LedgerError(
@@ -171,6 +173,21 @@ def _refuse_foreign(path: Path, mode: Literal["rb", "r+b"]) -> None:
     page = int.from_bytes(start[16:18], "big")
     if page and size % (65536 if page == 1 else page) and not Path(f"{path}-wal").exists():
         raise corrupt(path, "its end is missing")  # SQLite takes the rest of a cut page for zeros
+
+
+def _refuse_other_names(path: Path) -> None:
+    """By each name of a file (hard links) SQLite keeps another log: what is in one is paid again by the other."""
+    if path.stat().st_nlink == 1:
+        return
+    for fresh in path.parent.glob(f".{glob.escape(path.name)}.*.new"):  # of who has made it, or was killed then
+        with contextlib.suppress(OSError):
+            if fresh.samefile(path):
+                fresh.unlink()
+    if (names := path.stat().st_nlink) > 1:
+        raise LedgerError(
+            f"the ledger {str(path)!r} has {names} names (hard links), and whoever uses another one would not see what "
+            "is paid for: remove the others, or give the path of a copy"
+        )
 
 
 def _refuse_unknown(connection: sqlite3.Connection, path: Path) -> None:

@@ -370,7 +370,8 @@ class JobLedger:
     def ended(self, row: Row, task: Task, *, at: datetime) -> asyncio.Future[bool]:
         """The service says that the task completed, failed or was cancelled. False: an end was known already.
 
-        completed: what was used is spent, else what was reserved; failed: nothing; cancelled: it stays reserved. Where
+        completed: what was used is spent, else what was reserved (if it tried an unknown price, and nobody has told it,
+        that stays reserved until somebody does); failed: nothing; cancelled: it stays reserved. Where
         it has used more than was reserved for it, those of its class that are on their way keep that reserved.
         """
         self._check()
@@ -378,7 +379,7 @@ class JobLedger:
         if end is None:
             raise LedgerError(f"request {row.identity!r}: its task {task.id} is {task.status}, so it has not ended")
         used = told_micro(task.usage.credits_used)
-        if used is None and row.reserved is None:  # accepted without our hearing of it
+        if used is None and (row.reserved is None or self.probe is row):  # accepted without our hearing of it
             used = told_micro(task.usage.credits_reserved)
         price, most_used = row.price, self._account.used
         used_before = None if price is None else most_used.get(price)

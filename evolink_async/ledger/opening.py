@@ -105,6 +105,8 @@ def open_ledger(url: str | os.PathLike[str]) -> Ledger:
 class Ledger:
     """A ledger file, opened for reading by `open_ledger`. `job` names one of its jobs, `jobs` tells which there are."""
 
+    _resolving: asyncio.Lock  # one at a time, as each has the job for itself; of the loop in which it was opened
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._executor: Executor | None = None
@@ -115,6 +117,7 @@ class Ledger:
         if self._executor is not None:
             raise ConfigurationError("this ledger is open already; open_ledger gives another")
         self._executor = one_thread()
+        self._resolving = asyncio.Lock()
         try:
             await self._call(self._connect)
         except BaseException:
@@ -276,25 +279,27 @@ class LedgerJob:
         if told != 1 or submitted not in (None, False) or give_up not in (False, True):
             raise InvalidRequestError("give one of task_id=..., submitted=False, give_up=True")
         _checked_identity(identity)
-        await self._ledger._ask(job_stats, self.name)  # a job that isn't there is not made
         if task_id is not None:
-            await self._ledger._ask(refuse_taken, self.name, identity, checked_id(task_id))
-        job = await _open(self._ledger._path, self.name, None, begins_run=False)
-        try:
-            row = await job.find(identity)
-            if row is None:
-                raise InvalidRequestError(f"job {self.name!r} has no request {identity!r}", param="identity")
-            if row.state not in (State.UNSETTLED, State.GIVEN_UP):
-                message = f"request {identity!r} is {row.state}: only one that is unknown can be resolved"
-                raise InvalidRequestError(message, param="identity")
-            if task_id is not None:
-                await job.accepted(row, task_id, reserved=None, at=datetime.now(UTC))
-            elif give_up and row.state is State.UNSETTLED:
-                await job.given_up(row)
-            elif not give_up:
-                await job.not_submitted(row)
-        finally:
-            await job.aclose()
+            checked_id(task_id)
+        await self._ledger._ask(job_stats, self.name)  # a job that isn't there is not made
+        async with self._ledger._resolving:
+            job = await _open(self._ledger._path, self.name, None, begins_run=False)
+            try:
+                row = await job.find(identity)
+                if row is None:
+                    raise InvalidRequestError(f"job {self.name!r} has no request {identity!r}", param="identity")
+                if row.state not in (State.UNSETTLED, State.GIVEN_UP):
+                    message = f"request {identity!r} is {row.state}: only one that is unknown can be resolved"
+                    raise InvalidRequestError(message, param="identity")
+                if task_id is not None:
+                    await self._ledger._ask(refuse_taken, self.name, identity, task_id)
+                    await job.accepted(row, task_id, reserved=None, at=datetime.now(UTC))
+                elif give_up and row.state is State.UNSETTLED:
+                    await job.given_up(row)
+                elif not give_up:
+                    await job.not_submitted(row)
+            finally:
+                await job.aclose()
         return row
 
 

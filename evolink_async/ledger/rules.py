@@ -32,9 +32,7 @@ def intend(
     state = after(row.state, Verb.INTEND, of=row.identity)
     known = account.price_of(price) if told is None else max(told, account.used.get(price or "", 0))
     if known is not None and account.probe is not None and price is not None and account.probe_price == price:
-        # The price that it tries has become known otherwise: it keeps only that reserved.
-        _reserve(account.probe, account, known)
-        account.probe = account.probe_price = None
+        _price_probe(account.probe, account, known)
     reservation = known
     free = account.free
     if free is not None:
@@ -57,6 +55,16 @@ def intend(
     if reservation is not None:  # else nobody knows, and there is no cap
         _reserve(row, account, reservation)
     return None
+
+
+def _price_probe(row: Row, account: Account, price: int) -> None:
+    """The price that a request tries has become known otherwise: it holds only that."""
+    if row.state is State.COMPLETED:
+        row.fate = row.fate._replace(spent=price)
+        account.spent += price
+        price = 0
+    _reserve(row, account, price)
+    _leave_probe(row, account)
 
 
 def _as_past(row: Row) -> PastTry:
@@ -207,11 +215,15 @@ def ended(row: Row, account: Account, end: State, task: Task, used: int | None, 
                 used = 0  # it has told nothing else
             if used is not None:
                 _learn_price(row.price, used, row.reserved, account)
-        spent = row.reserved if used is None else used
+        if used is not None:
+            spent = used
+        elif account.probe is not row:
+            spent = row.reserved
     code, error = (None, None) if task.error is None else (as_text(task.error.code), as_text(task.error.message))
     row.fate = Fate(row.fate.losses, row.fate.replayed, spent, at, code, error, task)
     account.spent += spent or 0
-    if state is not State.CANCELLED:
+    unpriced = spent is None and account.probe is row  # it keeps all until somebody tells what it has cost
+    if state is not State.CANCELLED and not unpriced:
         _release(row, account, None if spent is None else 0)
     return True
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from evolink_async.errors import LedgerError
+from evolink_async.errors import InvalidRequestError, LedgerError
 from evolink_async.ledger import rules
 from evolink_async.ledger.file import (
     check_structure,
@@ -33,7 +33,7 @@ from evolink_async.ledger.file import (
 )
 from evolink_async.ledger.job import Opened
 from evolink_async.ledger.locks import FileLock
-from evolink_async.ledger.states import State
+from evolink_async.ledger.states import ENDS, State
 from evolink_async.ledger.turns import Batch, Found, JobSums
 from evolink_async.ledger.values import Account, Fate, PastTry, Row, written
 from evolink_async.types import Task
@@ -70,6 +70,7 @@ _READ_ROWS = (
     f"SELECT {', '.join(_COLUMNS)}, result.task, result.files "
     "FROM request LEFT JOIN result ON result.request = request.id"
 )
+_WITH_ID = (State.ACCEPTED, State.LOST, *ENDS.values())
 _UNTIL_SETTLED = (State.UNSETTLED, State.SENDING, State.REPLAYING)
 
 
@@ -266,7 +267,7 @@ def read_rows(connection: sqlite3.Connection, where: str, parameters: Sequence[A
     """Requests with all that belongs to them; the body only of those that may be sent again."""
     try:
         return _read_rows(connection, where, parameters)
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError, InvalidRequestError) as error:
         raise LedgerError("the ledger is damaged: what it says of a request makes no sense") from error
 
 
@@ -285,6 +286,8 @@ def _read_rows(connection: sqlite3.Connection, where: str, parameters: Sequence[
 def _row(values: tuple[Any, ...]) -> Row:
     id, _, identity, keyed, content, endpoint, model, state, seen, number, attempts, losses, replayed = values[:13]
     key, fingerprint, task_id, reserved, spent, submitted_at, ended_at, code, error, past, task, files = values[13:]
+    if (state in ENDS.values() and task is None) or (state in _WITH_ID and task_id is None):
+        raise ValueError(f"a request that is {state} has no task")
     return Row(
         id=id,
         identity=identity,

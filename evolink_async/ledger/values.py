@@ -305,9 +305,10 @@ class Refusal:
         left = max(self.free, Decimal(0))  # a price that was tried may have been more than there was
         text = f"the next request, {cost}, was not sent: {left:f} of max_credits={self.cap:f} are left"
         if self.probe is not None:
+            settle = "settle it, or " if self.probe.task_id is None else ""
             text += (
                 f", since the rest is reserved for the request {self.probe.identity!r}, whose price is not known and "
-                f"which is {self.probe.state}: settle it, or tell the price with prices=..."
+                f"which is {self.probe.state}: {settle}tell the price with prices=..."
             )
         elif self.price is None:
             text += "; a service that tells no prices leaves them to you: prices=..."

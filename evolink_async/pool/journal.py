@@ -163,7 +163,7 @@ class Journal:
         if judgement.replayed or verdict is Verdict.IN_PROGRESS:
             self._tell(job.keys_are_honoured())
         error = judgement.error
-        code, text = (None, "") if error is None else (error.code, str(error))
+        code, text = (None, "") if error is None else (error.code, _without_code(error))
         match verdict:
             case Verdict.UNSENT:
                 self._tell(job.posted_in_vain(row, sent=False))
@@ -189,7 +189,7 @@ class Journal:
 
     def refused(self, row: Row, error: EvoLinkError) -> None:
         """A request was refused before anything was sent."""
-        self._tell(self._job.rejected(row, code=error.code, error=str(error)))
+        self._tell(self._job.rejected(row, code=error.code, error=_without_code(error)))
 
     def ended(self, row: Row, task: Task) -> None:
         """The service says how a task ended."""
@@ -197,7 +197,7 @@ class Journal:
 
     def lost(self, row: Row, error: TaskLostError) -> None:
         """The service no longer knows a task."""
-        self._tell(self._job.lost(row, error=str(error), at=clock.now()))
+        self._tell(self._job.lost(row, error=error.message, at=clock.now()))
 
     def start_warm(self, schedule: Schedule) -> None:
         """Give what earlier runs have learned of durations to a schedule that knows nothing yet."""
@@ -233,6 +233,11 @@ class Journal:
         error = None if future.cancelled() else future.exception()
         if isinstance(error, EvoLinkError) and not isinstance(error, ClosedError):
             self._failed(error)
+
+
+def _without_code(error: EvoLinkError) -> str:
+    """What an error says besides its code, which is kept beside it."""
+    return str(error).removeprefix(f"{error.code}: ")
 
 
 def _unwritten(error: LedgerError) -> Settled:

@@ -53,16 +53,21 @@ class _Trouble(Exception):
 
 
 class Patience:
-    """How much longer a slow transfer is borne: 30 s of silence, or as much more as it was slow instead of silent.
-
-    Time waited is spent; every 1000 bytes earn a second, up to the 30 of the start. Pure.
-    """
+    """How much longer a slow transfer is borne: 30 s, and from anew whenever 30 kB have come. Pure."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self.left = STALL_SECONDS
+        self._wanted = STALL_SECONDS * LEAST_SPEED  # bytes
 
     def spend(self, seconds: float, received: int) -> None:
-        self.left = min(STALL_SECONDS, self.left - seconds + received / LEAST_SPEED)
+        """Count the seconds that were waited for these bytes."""
+        self.left -= seconds
+        self._wanted -= received
+        if self._wanted <= 0:
+            self._begin()
 
 
 @dataclass(frozen=True, slots=True)

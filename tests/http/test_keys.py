@@ -147,6 +147,7 @@ BAD_URLS: list[Any] = [
     "api.evolink.ai",
     "http://api.evolink.ai",
     "http://127.0.0.1.evil.test",
+    "http://xn--ls8h.test",
     "http://localhost.evil.test",
     "http://10.0.0.1",
     "ftp://api.evolink.ai",

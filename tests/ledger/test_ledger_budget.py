@@ -29,6 +29,7 @@ from loop_executor import in_loop
 from evolink_async import BudgetExceededError
 from evolink_async.ledger import Refusal, Row, State, open_job
 from evolink_async.ledger.values import to_credits, to_micro
+from evolink_async.types import Task
 
 
 @pytest.fixture(autouse=True)
@@ -251,13 +252,37 @@ async def test_a_request_that_tries_a_price_makes_way_when_it_is_settled(place: 
         assert job.price_of("new") == (3 if end == "completed" else None)
 
 
-async def test_an_unknown_cost_that_is_never_told_counts_as_all_that_was_left(place: Path | None) -> None:
-    async with opened(place, max_credits=Decimal(100)) as job:
+async def test_an_unknown_cost_that_is_never_told_holds_all_that_was_left_until_the_price_is_told(
+    quick_path: Path,
+) -> None:
+    async with opened(quick_path / "job.db", max_credits=Decimal(100)) as job:
         probe = await probing(job)
         task = new_task(reserved=None)
         await accept(job, probe, task, at=at())
         await job.ended(probe, end_of(task), at=at())
-        assert (job.spent, job.free) == (100, 0)
+        assert (job.spent, job.reserved, job.free) == (0, 100, 0)
+        refusal = await intend(job, await entered(job, "other"), price="new", told=None)
+        assert refusal is not None
+        assert "'probe', whose price is not known and which is completed: tell the price" in str(refusal.error())
+    async with opened(quick_path / "job.db", max_credits=Decimal(100)) as job:
+        assert job.free == 0
+        assert await intend(job, await entered(job, "other"), price="new", told=Decimal(4)) is None
+        assert (job.probe, job.spent, job.reserved, job.free) == (None, 4, 4, 92)
+    assert_balanced(quick_path / "job.db")
+    async with opened(quick_path / "job.db", max_credits=Decimal(100)) as job:
+        assert (await entered(job, "probe")).credits == 4
+
+
+async def test_what_the_end_of_a_task_says_was_reserved_is_its_price_if_nobody_has_told_it_before(
+    place: Path | None,
+) -> None:
+    async with opened(place, max_credits=Decimal(100)) as job:
+        probe = await probing(job)
+        task = new_task(reserved=None)
+        await accept(job, probe, task, at=at())
+        usage = {"usage": {"credits_reserved": 4}}
+        await job.ended(probe, Task.model_validate(end_of(task).raw | usage), at=at())
+        assert (job.probe, job.spent, job.reserved, job.price_of("new")) == (None, 4, 0, 4)
 
 
 async def test_without_a_cap_an_unknown_price_holds_nobody_up(place: Path | None) -> None:

@@ -121,6 +121,45 @@ async def test_a_row_that_makes_no_sense_is_a_damage_too(tmp_path: Path, spoilt:
 @pytest.mark.parametrize(
     "spoilt",
     [
+        "DELETE FROM result WHERE request = (SELECT id FROM request WHERE identity = 'k1')",
+        "UPDATE result SET task = NULL",
+        """UPDATE result SET task = '{"id": "no id"}'""",
+        f"UPDATE result SET task = '{'[' * 100_000}'",
+        "UPDATE request SET task_id = NULL",
+    ],
+)
+async def test_an_ended_request_without_its_task_is_a_damage_too(tmp_path: Path, spoilt: str) -> None:
+    path = await a_ledger(tmp_path / "job.db")
+    ask(path, spoilt)
+    async with opened(path) as job:
+        with pytest.raises(LedgerError, match="damaged"):
+            await enter_all(job, [entry("k0"), entry("k1")])
+
+
+async def test_a_file_with_a_second_name_is_refused_by_both_until_one_is_gone(tmp_path: Path) -> None:
+    path, second = await a_ledger(tmp_path / "job.db"), tmp_path / "again.db"
+    async with opened(path) as job:
+        await row_in(job, State.COMPLETED, "in the log")
+        second.hardlink_to(path)  # by this name the log isn't found, and its request would be paid again
+        with pytest.raises(LedgerError, match=r"2 names.*remove the others"):
+            await open_job(second)
+    with pytest.raises(LedgerError, match="2 names"):
+        await open_job(path)
+    second.unlink()
+    async with opened(path) as job:
+        assert job.census.known == 4
+
+
+async def test_what_a_process_that_was_killed_has_made_the_file_from_is_no_second_name(tmp_path: Path) -> None:
+    path, fresh = await a_ledger(tmp_path / "[job].db"), tmp_path / ".[job].db.0123abcd.new"
+    fresh.hardlink_to(path)
+    async with opened(path):
+        assert not fresh.exists()
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
         "UPDATE request SET reserved = 1 WHERE identity = 'k1'",
         "UPDATE request SET spent = spent + 1 WHERE identity = 'k1'",
         "UPDATE job SET requests = requests + 1",

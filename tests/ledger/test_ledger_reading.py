@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import shutil
 import sqlite3
@@ -339,6 +340,21 @@ async def test_a_task_id_is_checked_before_anything_is_changed(path: Path) -> No
         with pytest.raises(InvalidRequestError, match="has no request 'nobody'"):
             await job.resolve("nobody", give_up=True)
     assert (await known_next_run(path, "unsettled"))[0] is Todo.SETTLE
+
+
+async def test_many_are_resolved_at_once_and_no_task_becomes_that_of_two(path: Path) -> None:
+    names = [f"unsettled {number}" for number in range(20)]
+    async with opened(path) as job:
+        for name in names:
+            await row_in(job, State.UNSETTLED, name)
+    async with looking(path) as look:
+        told = (look.resolve(name, task_id="task-found") for name in names)
+        settled = await asyncio.gather(*told, return_exceptions=True)
+        refused = [error for error in settled if isinstance(error, InvalidRequestError)]
+        assert len(refused) == 19
+        assert all("belongs to the request 'unsettled 0'" in str(error) for error in refused)
+        await asyncio.gather(*(look.resolve(name, submitted=False) for name in names[1:]))
+        assert [request.key for request in await look.unknown() if request.key in names] == []
 
 
 async def test_resolving_is_no_run_and_not_possible_during_one(path: Path) -> None:

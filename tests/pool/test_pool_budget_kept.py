@@ -142,6 +142,24 @@ async def test_a_request_that_is_free_goes_alone_only_until_that_is_shown(api_ke
         assert pool.stats.credits_spent == Decimal(0)
 
 
+async def test_a_job_whose_service_tells_no_prices_goes_on_once_the_caller_tells_them(
+    api_key: str, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "job.db"
+    async with world(api_key) as w:
+        service = Service(None, None)
+        w.wire.tamper = answering(service)
+        pool = w.pool(images(10), max_credits=50, ledger=ledger)
+        outcomes = await until_the_budget_ends_it(pool)
+        assert Counter(str(outcome.status) for outcome in outcomes) == {"completed": 1, "not_submitted": 9}
+        assert "tell the price with prices=" in str(pool.reason)
+        async with w.pool(images(10), max_credits=50, ledger=ledger, prices={"gpt-4o-image": 5}) as pool:
+            assert {str(outcome.status) for outcome in await drain(pool)} == {"completed"}
+        assert len(service.begun) == 10
+        async with w.pool(images(10), ledger=ledger) as pool:
+            assert [outcome.credits for outcome in await drain(pool)] == [5] * 10
+
+
 async def test_when_the_ledger_is_deleted_under_a_pool_nothing_more_is_sent_and_the_reason_says_what_to_do(
     api_key: str, tmp_path: Path
 ) -> None:

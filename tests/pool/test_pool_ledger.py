@@ -95,6 +95,23 @@ async def test_a_finished_job_run_again_posts_nothing_and_gives_the_same_outcome
         assert str(outcome.error) == str(same.error)
 
 
+async def test_the_error_of_a_refused_or_lost_request_reads_the_same_when_it_comes_from_the_ledger(
+    api_key: str, ledger: Path
+) -> None:
+    refused = Fault(**POSTS, nth=(1,), status=400, body={"error": {"code": "bad_size", "message": "no such size"}})
+    forgotten = Fault(method="GET", path="/v1/tasks/", status=404)
+    requests = [image(0, key="refused"), image(0, key="refused"), image(1, key="lost")]
+    async with world(api_key, batch=False, faults=[refused, forgotten]) as w:
+        async with w.pool(requests, ledger=ledger) as pool:
+            *twice, lost = sorted(await drain(pool), key=lambda outcome: outcome.index)
+        async with restarted(w, api_key) as client, client.pool(requests[2:], ledger=ledger) as again:
+            (known,) = await drain(again)
+    assert str(twice[0].error).startswith("bad_size: no such size")
+    assert str(twice[0].error) == str(twice[1].error)
+    assert known.from_ledger
+    assert (known.status, str(known.error)) == ("lost", str(lost.error))
+
+
 async def test_a_job_left_early_is_finished_by_the_next_run(api_key: str, ledger: Path) -> None:
     async with world(api_key) as w:
         async with w.pool(images(60), ledger=ledger, max_outstanding=20) as pool:
