@@ -388,8 +388,7 @@ app.add_typer(job_app, name="job")
 
 def _ledger_of(path: str) -> str:
     """The folder of a run stands for the ledger in it."""
-    inside = os.path.join(path, "job.db")
-    return inside if os.path.isdir(path) and os.path.exists(inside) else path
+    return os.path.join(path, "job.db") if os.path.isdir(path) else path
 
 
 LedgerPath = Annotated[
