@@ -103,7 +103,8 @@ class GenerationRequest(BaseModel):
             fields.pop("metadata", None)
         model = fields.get("model")
         if not isinstance(model, str):
-            raise InvalidRequestError("a request needs a 'model'", param="model")
+            got = "" if model is None else f" that is a string, got {model!r:.40}"
+            raise InvalidRequestError(f"a request needs a 'model'{got}", param="model")
         return _request_class(fields.pop("kind", None), model)(**fields)
 
 

@@ -63,9 +63,18 @@ def start() -> NoReturn:
     _speak_code_page()
     try:
         app(prog_name="evolink-async")
-    except OSError as error:  # --help on a full disk
-        print(f"cannot write: {error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer says 1; but who reads --help may have had enough
+            sys.exit(0)
+        raise
+    except OSError as error:  # --help on a full disk, or a usage error that nobody can read
+        from evolink_async.cli.outputs import silence
+
+        try:
+            print(f"cannot write: {error.strerror or error}", file=sys.stderr)
+        except OSError:
+            silence(sys.stderr)  # else it is written once more at the end, and fails again
+        sys.exit(getattr(error.__context__, "exit_code", 1))
     finally:
         _flush()
     sys.exit(0)
@@ -379,8 +388,7 @@ app.add_typer(job_app, name="job")
 
 def _ledger_of(path: str) -> str:
     """The folder of a run stands for the ledger in it."""
-    inside = os.path.join(path, "job.db")
-    return inside if os.path.isdir(path) and os.path.exists(inside) else path
+    return os.path.join(path, "job.db") if os.path.isdir(path) else path
 
 
 LedgerPath = Annotated[

@@ -108,10 +108,12 @@ def _may_be_path(text: str) -> bool:
 
 def _with_defaults(fields: Mapping[str, Any], defaults: Defaults) -> dict[str, Any]:
     data = dict(fields)
+    if data.get("model") is None:
+        data.pop("model", None)
     body = data.get("body")
     if "model" not in data and isinstance(body, Mapping):  # OpenAI's batch lines; their url says the kind
-        if "model" not in body and defaults.model is not None:
-            data["body"] = {"model": defaults.model} | dict(body)
+        if body.get("model") is None and defaults.model is not None:
+            data["body"] = dict(body) | {"model": defaults.model}
         return data
     if "model" not in data:
         if defaults.model is None:

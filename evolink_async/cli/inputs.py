@@ -201,6 +201,10 @@ def _parsed(line: bytes) -> dict[str, Any]:
     try:
         data = from_json(line, allow_inf_nan=False)
     except ValueError as error:
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            raise BadLine("not UTF-8; save the file as UTF-8 and try again") from None
         whole = "; a request must stand whole on one line" if str(error).startswith("EOF") else ""
         raise BadLine(f"not JSON: {_of_line(str(error))}{whole}") from None
     if isinstance(data, list):
@@ -225,6 +229,8 @@ def _checked(data: Mapping[str, Any], defaults: Defaults) -> tuple[GenerationReq
         if error["status"] in UNSETTLED and not defaults.resend_unsettled:
             raise BadLine(_unsettled(error))
         data = {name: value for name, value in data.items() if name not in ("error", "line")}
+        if data.keys() <= {"text"} and error.get("code") == "bad_line":
+            raise BadLine(f"was no request, and still is none: {error.get('message')}")
     return request_from(data, defaults)
 
 

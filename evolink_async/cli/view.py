@@ -45,11 +45,18 @@ STATUS_STYLES = {
 }
 
 
+class _Console(Console):
+    """Rich ends the program when a pipe is broken; here that is an error as any other."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError that is being handled
+
+
 class Screen:
     """Standard error. Foreign text goes through `clean` and never through markup."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+        self.console = _Console(stderr=True, markup=False, emoji=False, highlight=False)
         self.log = LogLines(self)
         self.is_live = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
 

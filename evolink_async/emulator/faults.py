@@ -144,7 +144,7 @@ class Fault:
             raise ValueError(f"a fault is an object, not {data!r}")
         values = {name: value for name, value in data.items() if name not in ("matched", "hit")}  # told, not chosen
         for name in ("raw_body", "garbage"):
-            if f"{name}_base64" in values:
+            if isinstance(values.get(f"{name}_base64"), str):
                 values[name] = base64.b64decode(values.pop(f"{name}_base64"))
         known = {spec.name for spec in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
@@ -189,6 +189,12 @@ def _check(fault: Fault) -> None:
         value = getattr(fault, name)
         if not isinstance(value, str) and not (value is None and name in ("method", "model")):
             raise ValueError(f"{name} must be text, not {value!r}")
+    for name in ("raw_body", "garbage"):
+        if not isinstance(getattr(fault, name), bytes | None):
+            raise ValueError(f"{name} must be text (or {name}_base64), not {getattr(fault, name)!r}")
+    for name in ("accept", "reset"):
+        if not isinstance(getattr(fault, name), bool):
+            raise ValueError(f"{name} must be true or false, not {getattr(fault, name)!r}")
     for name in ("headers", "request_headers", "patch"):
         if not isinstance(getattr(fault, name), Mapping):
             raise ValueError(f"{name} must be an object, not {getattr(fault, name)!r}")
@@ -202,10 +208,14 @@ def _check(fault: Fault) -> None:
             raise ValueError(f"{name} must be {' or '.join(map(repr, words))}, not {getattr(fault, name)!r}")
     if fault.nth and fault.probability is not None:
         raise ValueError("a fault has nth or probability, not both")
-    for name, low, high in _RANGES:
+    for name, whole, low, high in _RANGES:
         value = getattr(fault, name)
-        if value is not None and not (isinstance(value, (int, float)) and low <= value <= high):
-            raise ValueError(f"{name} must be between {low:g} and {high:g}, not {value!r}")
+        if value is None and name not in ("delay", "size", "repeat"):
+            continue
+        is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high:
+            noun = "a whole number" if whole else "a number"
+            raise ValueError(f"{name} must be {noun} between {low:g} and {high:g}, not {value!r}")
     if fault.status is None and (fault.body is not None or fault.raw_body is not None):
         raise ValueError("a fault with a body needs a status")
     if fault.younger_than is not None and fault.method not in (None, "GET", "POST"):
@@ -219,23 +229,23 @@ def _check(fault: Fault) -> None:
         raise ValueError("repeat is for callbacks: method CALLBACK")
 
 
-_RANGES: tuple[tuple[str, float, float], ...] = (
-    ("probability", 0, 1),
-    ("status", 200, 599),
-    ("delay", 0, 1e9),
-    ("younger_than", 0, 1e9),
-    ("size", 0, 10**10),
-    ("cut", 0, 10**12),
-    ("stall", 0, 10**12),
-    ("drip", 1e-3, 1e12),
-    ("content_length", 0, 10**15),
-    ("repeat", 0, 1000),
+_RANGES: tuple[tuple[str, bool, float, float], ...] = (  # True: a whole number
+    ("probability", False, 0, 1),
+    ("status", True, 200, 599),
+    ("delay", False, 0, 1e9),
+    ("younger_than", False, 0, 1e9),
+    ("size", True, 0, 10**10),
+    ("cut", True, 0, 10**12),
+    ("stall", True, 0, 10**12),
+    ("drip", False, 1e-3, 1e12),
+    ("content_length", True, 0, 10**15),
+    ("repeat", True, 0, 1000),
 )
 
 
 def _numbers(value: Any) -> tuple[int, ...]:
     numbers = (value,) if isinstance(value, int) else tuple(value)
-    if any(not isinstance(number, int) or number < 1 for number in numbers):
+    if any(not isinstance(number, int) or isinstance(number, bool) or number < 1 for number in numbers):
         raise ValueError(f"nth counts from 1, not {value!r}")
     return numbers
 

@@ -259,10 +259,11 @@ def create(path: Path) -> None:
         connection = sqlite3.connect(fresh, isolation_level=None)
         try:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             with transaction(connection):
                 _bring_up(connection, 0)
+            # Only now: on a full disk a log may not get into the file when it is closed, and nobody is told.
+            connection.execute("PRAGMA journal_mode = WAL")
         finally:
             connection.close()
         _publish(fresh, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import sys
@@ -100,6 +101,20 @@ async def test_a_reader_that_has_had_enough_is_no_error() -> None:
     stdout, stderr = await process.communicate()
     assert len(stdout.splitlines()) == 1
     assert stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--version"], 0), (["--help"], 0), (["nonsense"], 2), (["run"], 2), (["run", "no file", "--dry-run"], 2)],
+)
+async def test_that_nobody_reads_on_changes_no_exit_code(arguments: list[str], code: int) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    full = os.open("/dev/full", os.O_WRONLY)
+    assert (await command(*arguments, stdout=theirs, stderr=theirs)).code == code
+    assert (await command(*arguments, stderr=full)).code == code
+    os.close(full)
+    os.close(theirs)
 
 
 # One generation, tasks, credits

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from evolink_async.cli import inputs
 from evolink_async.cli.entries import BadInput, Defaults, Entry, convert
 from evolink_async.cli.inputs import open_input
-from evolink_async.cli.outputs import request_line
+from evolink_async.cli.outputs import bad_line, encoded, request_line
 
 MODEL = "krea-2-turbo"
 
@@ -73,6 +73,7 @@ def test_each_bad_line_is_named_with_its_reason(jsonl: Path) -> None:
     assert "not an object" in found[5]
     assert "--model" in found[6]
     assert "n: 3 is not accepted" in found[7]
+    assert "not UTF-8" in found[8]
     assert "say its kind" in found[9]
 
 
@@ -83,6 +84,14 @@ def test_the_defaults_of_the_command_line_are_for_lines_that_say_nothing(jsonl: 
     assert second.request is not None
     assert (first.request.model, first.request.kind) == ("unheard-of", "video")
     assert (second.request.model, second.request.kind) == ("gpt-4o-image", "image")
+
+
+def test_a_model_of_null_is_none(jsonl: Path) -> None:
+    batch = b'{"url": "/v1/images/generations", "body": {"model": null, "prompt": "b"}}\n'
+    read = entries(jsonl, b'{"model": null, "prompt": "a"}\n' + batch, model="krea-2-turbo")
+    assert [entry.request and entry.request.model for entry in read] == ["krea-2-turbo"] * 2
+    assert "--model" in reasons(jsonl, b'{"model": null, "prompt": "a"}\n')[1]
+    assert "got 5" in reasons(jsonl, b'{"model": 5, "prompt": "a"}\n')[1]
 
 
 def test_a_key_that_comes_twice_names_both_lines(jsonl: Path) -> None:
@@ -106,6 +115,17 @@ def test_a_line_that_failed_is_sent_again_without_its_error(jsonl: Path) -> None
     (entry,) = entries(jsonl, row)
     assert entry.request is not None
     assert entry.request.params() == {"prompt": "a"}
+
+
+@pytest.mark.parametrize("line", [b"{nonsense", b'{"prompt": "' + b"x" * 50 + b'"}'])
+def test_a_line_that_was_no_request_never_becomes_one_of_the_defaults(
+    jsonl: Path, line: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "LONGEST_LINE", 50)
+    (entry,) = entries(jsonl, line)
+    monkeypatch.undo()
+    again = encoded(bad_line(entry.line, entry.reason, entry.data))
+    assert entry.reason in reasons(jsonl, again, model="unheard-of", kind="image")[1]
 
 
 @pytest.mark.parametrize(

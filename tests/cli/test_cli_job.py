@@ -113,6 +113,8 @@ async def test_a_ledger_that_is_none_is_one_sentence_and_nothing_is_made(tmp_pat
     result = await job(verb, tmp_path / "typo.db", *more)
     assert (result.code, result.stdout) == (2, "")
     assert result.stderr == f"there is no ledger '{tmp_path / 'typo.db'}'\n"
+    of_folder = await job(verb, tmp_path, *more)
+    assert (of_folder.code, of_folder.stderr) == (2, f"there is no ledger '{tmp_path / 'job.db'}'\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -376,6 +376,19 @@ async def test_a_full_disk_under_standard_error_does_not_end_the_run(api_key: st
     assert len(lines_of(tmp_path / "out/results.jsonl")) == 5
 
 
+async def test_a_reader_of_standard_error_that_goes_away_does_not_end_the_run(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(6))
+    refused = {"method": "POST", "nth": [1], "status": 400, "body": {"error": {"code": "no"}}}
+    ours, theirs = os.pipe()
+    os.close(ours)
+    async with service(api_key, faults=[refused]) as server:
+        result = await command("run", file, "--out", tmp_path / "out", *FAST, "--json", server=server, stderr=theirs)
+    os.close(theirs)
+    assert result.code == 1
+    assert len(lines_of(tmp_path / "out/results.jsonl")) == 5
+    assert len(result.stdout.splitlines()) == 6
+
+
 async def test_a_terminal_that_goes_away_does_not_end_the_run(api_key: str, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "in.jsonl", *images(12))
     ours, theirs = pty.openpty()

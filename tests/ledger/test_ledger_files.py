@@ -225,6 +225,30 @@ async def test_a_new_ledger_appears_whole_or_not_at_all(tmp_path: Path, monkeypa
     assert [other.name for other in tmp_path.iterdir()] == ["job.db"]
 
 
+async def test_a_new_ledger_is_whole_though_its_log_cannot_be_written_back_when_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "job.db"
+    readers: list[sqlite3.Connection] = []
+    real_connect = sqlite3.connect
+
+    class KeepsItsLog(sqlite3.Connection):
+        """As on a full disk: closing leaves the log as it is, and says nothing."""
+
+        def close(self) -> None:
+            for file in tmp_path.glob(".*.new"):
+                readers.append(reader := real_connect(file, check_same_thread=False))
+                reader.execute("SELECT * FROM sqlite_schema").fetchall()
+            super().close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", functools.partial(real_connect, factory=KeepsItsLog))
+        await (await open_job(path)).aclose()
+    assert len(readers) == 1
+    readers[0].close()
+    await a_ledger(path)
+
+
 async def test_two_that_make_the_same_ledger_in_the_same_moment_share_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
