@@ -216,6 +216,8 @@ class CannedTransport(SlotTransport):
     async def call(self, call: Call) -> Any:
         if call.on_slot is not None and call.on_bytes is not None:
             call.on_slot()
+            if call.clear is not None:
+                await call.clear()
             call.on_bytes()
         assert isinstance(call.body, bytes)
         kept = self.kept[_kind_of(call)]
@@ -226,7 +228,7 @@ class CannedTransport(SlotTransport):
     async def own_cost(self) -> dict[bytes, float]:
         """CPU seconds of one call, by method and kind of target: the calls made again by nobody but us."""
         kinds = {
-            kind: [replace(call, on_slot=_nothing, on_bytes=_nothing) for call in calls]
+            kind: [replace(call, on_slot=_nothing, clear=None, on_bytes=_nothing) for call in calls]
             for kind, calls in self.kept.items()
         }
         self.kept.clear()
