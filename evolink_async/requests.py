@@ -197,13 +197,16 @@ def _copied(value: Any, param: str, depth: int = 0) -> Any:
 
     Raises `InvalidRequestError` for what is nested too deeply to be sent, or in itself.
     """
-    if type(value) in _PLAIN or not isinstance(value, Mapping | list | tuple):
+    if type(value) in _PLAIN:
         return value
-    _check_depth(depth, param)
+    if isinstance(value, list | tuple):
+        _check_depth(depth, param)
+        items = [_copied(item, param, depth + 1) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     if isinstance(value, Mapping):
+        _check_depth(depth, param)
         return {name: _copied(item, param, depth + 1) for name, item in value.items()}
-    items = [_copied(item, param, depth + 1) for item in value]
-    return items if isinstance(value, list) else tuple(items)
+    return value
 
 
 def has_local_files(request: GenerationRequest) -> bool:
