@@ -28,7 +28,7 @@ from evolink_async.own_tasks import own_task
 logger = logging.getLogger("evolink_async.pace")
 
 LONG_COOL_DOWN = 60.0  # seconds; somebody may want to know
-LONGEST_COOL_DOWN = 3600.5  # no pool waits for a longer one: an hour, and what we wait longer than we were told
+LONGEST_COOL_DOWN = 3600.0  # no pool waits for the end of a longer one
 
 # A task of whose end we are not told counts for so many times its estimate, and so many seconds at least.
 _BELIEVED, _LEAST_BELIEVED = 3.0, 60.0

@@ -72,6 +72,9 @@ def checked_prices(prices: Prices | None) -> Callable[[GenerationRequest], Decim
     if prices is None:
         return lambda request: None
     if isinstance(prices, Mapping):
+        for model in prices:
+            if not isinstance(model, str) or not model:
+                raise ConfigurationError(f"prices must map the names of models to credits, got the name {model!r}")
         by_model = {model: _checked_price(price, f"prices[{model!r}]") for model, price in prices.items()}
         return lambda request: by_model.get(request.model)
     if not callable(prices):

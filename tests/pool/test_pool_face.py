@@ -51,6 +51,8 @@ pytestmark = pytest.mark.looptime
         {"max_credits": float("nan")},
         {"prices": 3},
         {"prices": {"gpt-4o-image": -1}},
+        {"prices": {5: 1}},
+        {"prices": {"": 1}},
         {"save_to": 3},
         {"save_to": "ftp://host/out"},
         {"retry_failed": -1},
