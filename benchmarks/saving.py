@@ -101,7 +101,7 @@ async def _save_all(links: list[str], folder: str) -> dict[str, float]:
     from evolink_async.saving import Saver
 
     async with AsyncEvoLink("sk-benchmark", base_url="http://127.0.0.1:9", allow_private_hosts=True) as client:
-        saver = Saver(client, folder)
+        saver = Saver(client._core, folder)
         await saver.prepare()
         tasks = [
             Task(id=f"task-unified-1-{n:08x}", status="completed", kind="image", results=(link,))
