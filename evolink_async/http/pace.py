@@ -147,6 +147,7 @@ class Pace:
         self._limit = limit
         self._ceiling = _Ceiling(limit) if limit is not None else None
         self._wire = _Ceiling(limit) if limit is not None else None
+        self._line = asyncio.Lock()  # held by the first of those who wait for the wire
         self._parallel = parallel
         self._under_way = 0
         self._retry = retry
@@ -179,22 +180,30 @@ class Pace:
         else:
             self._notice()
 
-    async def clearance(self, model: str) -> bool:
-        """Right before a request that was let go is written: whether it may be, after a wait that the limit asks for.
+    async def clearance(self, model: str) -> bool | None:
+        """Right before a request that was let go is written: whether it may be, now. Only True comes without a wait.
 
         Time has passed since it was let go, more for one request than for another, and may have brought several of them
-        together. False: its model was given a cool-down meanwhile, so it has to be queued again.
+        together. False: the limit asked for a wait, which is over; ask again. None: its model was given a cool-down
+        meanwhile, so it has to be queued again.
         """
-        loop, wire = self._loop, self._wire
-        while wire is not None and not wire.is_open():
-            now = loop.time()
-            await asyncio.sleep(wire.opens_at(now) - now)
-        now = loop.time()
+        now, wire = self._loop.time(), self._wire
         if self._lanes[model].pace.cool_until > now + TICK:
-            return False
-        if wire is not None:
+            return None
+        if wire is None:
+            return True
+        if wire.is_open() and not self._line.locked():
             await wire.take(now)
-        return True
+            return True
+        try:
+            async with self._line:
+                now = self._loop.time()
+                while not wire.is_open():
+                    await asyncio.sleep(wire.opens_at(now) - now)
+                    now = self._loop.time()
+        finally:
+            self._notice()
+        return False
 
     def withdraw(self, ticket: Ticket) -> None:
         """Take a ticket back; its `go` will not be called."""
@@ -412,9 +421,9 @@ class Pace:
                 await self._until(ready)
             elif self._under_way >= self._places():
                 await self._until(math.inf)
-            elif self._ceiling is not None and not self._ceiling.is_open():
+            elif (opens_at := self._limit_opens_at(now)) > now:
                 # Not a wait in the limiter: meanwhile somebody more urgent may come, or everybody go.
-                await self._until(self._ceiling.opens_at(now))
+                await self._until(opens_at)
             else:
                 if self._ceiling is not None:
                     await self._ceiling.take(now)
@@ -433,6 +442,14 @@ class Pace:
     def _places(self) -> int:
         """How many may be under way: while the service can't be reached, one finds out for all."""
         return 1 if self._failures else self._parallel
+
+    def _limit_opens_at(self, now: float) -> float:
+        """From when on the user's limit lets another one go: not while the wire is behind, or each would wait there."""
+        if self._ceiling is None or self._wire is None:
+            return now
+        if self._line.locked():
+            return math.inf
+        return max(bucket.opens_at(now) if not bucket.is_open() else now for bucket in (self._ceiling, self._wire))
 
     def _let_go(self, lane: _Lane, now: float) -> None:
         self._lanes.move_to_end(lane.model)

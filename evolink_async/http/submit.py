@@ -506,11 +506,14 @@ class Submitter:
             submission.last_error = error
             self._finish(submission, self._refused(submission, error, fatal=error))
 
-    async def _clear(self, submission: Submission) -> None:
+    async def _clear(self, submission: Submission) -> bool:
         """Time has passed since its turn came."""
-        clear = await self._pace.clearance(submission.model)
-        if not clear or (submission._in_doubt and not may_send_again(self._history(submission))):
+        if submission._in_doubt and not may_send_again(self._history(submission)):
             raise HeldBack
+        clear = await self._pace.clearance(submission.model)
+        if clear is None:
+            raise HeldBack
+        return clear
 
     def _not_intended(self, submission: Submission, end: Settled) -> None:
         """The end of one whose POST must not be made."""
