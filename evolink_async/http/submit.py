@@ -215,6 +215,7 @@ class Submitter:
         *,
         hold: bool,
         request_timeout: float,
+        pauses: dict[str, EvoLinkError] | None = None,
         observation: Observation | None = None,
     ) -> None:
         self._observation = observation or Observation()
@@ -229,7 +230,7 @@ class Submitter:
         self._posts: set[asyncio.Task[None]] = set()
         self._parked: dict[Submission, asyncio.TimerHandle] = {}
         self._live: set[Submission] = set()
-        self._pauses: dict[str, EvoLinkError] = {}  # by model, what asked for the last one of over an hour
+        self._pauses = {} if pauses is None else pauses  # by model, what asked for the last one of over an hour
         self._closed: ClosedError | None = None
         self._last_key = self._last_print = ""
         # What an earlier loop has sent again is not answered any more.
