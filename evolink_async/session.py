@@ -19,7 +19,7 @@ from evolink_async.http.gate import Gate
 from evolink_async.http.keys import ApiKey
 from evolink_async.http.media import MediaSource, place_of
 from evolink_async.http.observer import Observation
-from evolink_async.http.pace import Pace
+from evolink_async.http.pace import Holds, Pace
 from evolink_async.http.rates import RateLimit
 from evolink_async.http.reads import Reader
 from evolink_async.http.retry import Replays, RetryPolicy
@@ -78,6 +78,8 @@ class Memory:
     rates: dict[str, float] = field(default_factory=dict)  # submissions per second, by model
     refused: dict[str, float] = field(default_factory=dict)  # the same, that were too many
     caps: dict[str, float] = field(default_factory=dict)  # tasks that may run at once, by model
+    holds: Holds = field(default_factory=Holds)
+    pauses: dict[str, EvoLinkError] = field(default_factory=dict)  # by model, what asked for one of over an hour
     reads: Learned = field(default_factory=Learned)
     replays: Replays = field(default_factory=Replays)
     schedule: Schedule = field(default_factory=Schedule)
@@ -123,6 +125,7 @@ class Session:
             memory.rates,
             refused=memory.refused,
             caps=memory.caps,
+            holds=memory.holds,
             observation=observation,
         )
         self.submitter = Submitter(
@@ -133,6 +136,7 @@ class Session:
             memory.replays,
             hold=options.on_lost_response == "hold",
             request_timeout=options.request_timeout or SUBMIT_TIMEOUT,
+            pauses=memory.pauses,
             observation=observation,
         )
         self.reader = Reader(

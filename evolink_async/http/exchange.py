@@ -142,13 +142,13 @@ class Exchange:
         content: bytes | AsyncIterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
         flight: Flight | None = None,
-        clear: Callable[[], Awaitable[None]] | None = None,
+        clear: Callable[[], Awaitable[bool]] | None = None,
     ) -> Answer:
         """Send one request and read its whole answer, within `seconds` from the moment it has a connection slot.
 
         Content that is no bytes needs its Content-Length among the headers. `clear` is awaited right before the first
-        byte, and may raise `HeldBack`. Else raises `NotSent` or `AnswerLost`, and `ConfigurationError` if nothing can
-        be sent at all. Cancelling it closes its connection.
+        byte until it says True, and may raise `HeldBack`. Else raises `NotSent` or `AnswerLost`, and
+        `ConfigurationError` if nothing can be sent at all. Cancelling it closes its connection.
         """
         flight = flight or Flight()
         trouble: BaseException

@@ -24,9 +24,9 @@ class ForeignTransport(httpx.AsyncBaseTransport):
     transport, proxies, certificates and event hooks apply. Any client of httpx's shape will do: one of another
     family (httpx2) gets a request of its own family, and its exceptions come through untranslated.
 
-    The request extensions are those of `SlotTransport`, with one difference: nobody but that client knows when
+    The request extensions are those of `SlotTransport`, with two differences: nobody but that client knows when
     the first byte is written, so "on_bytes" is called before the client is. Called may mean unsent; not called
-    never means sent.
+    never means sent. And "clear", see `Call`.
     """
 
     def __init__(self, client: httpx.AsyncClient, gate: Gate) -> None:
@@ -50,6 +50,9 @@ class ForeignTransport(httpx.AsyncBaseTransport):
         if not self._gate.try_acquire(lane):
             await wait_at_gate(self._gate, lane, timeouts.get("pool"))
         try:
+            if (clear := extensions.get("clear")) is not None:
+                while not await clear():  # when the connection will be ready nobody can know
+                    pass
             if is_closed(self._client):
                 raise ConfigurationError("nothing was sent: http_client was closed before this client was")
             for name in ("on_slot", "on_bytes"):
@@ -114,8 +117,6 @@ class HttpxCaller:
         """
         loop = asyncio.get_running_loop()
         whole = asyncio.timeout(None)
-        if call.clear is not None:
-            await call.clear()  # when the connection will be ready nobody can know
 
         def begin() -> None:
             if call.seconds is not None:
@@ -139,6 +140,7 @@ class HttpxCaller:
                     "pool": call.pool_timeout,
                 },
                 "lane": call.lane,
+                "clear": call.clear,
                 "on_slot": begin,
                 "on_bytes": call.on_bytes,
             },

@@ -13,8 +13,10 @@ import itertools
 import logging
 import math
 import random
+import time
 from collections import OrderedDict
 from collections.abc import Hashable
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
@@ -64,6 +66,21 @@ class Ticket(Protocol):
 
     def turn_failed(self, error: BaseException) -> None:
         """Called if the pace itself failed and it never will be."""
+
+
+@dataclass(slots=True)
+class Holds:
+    """Until when nothing may be sent, by `time.monotonic`: it outlives a loop, whose clock is its own.
+
+    limit: by the user's limit, all that was sent counted. models: because of cool-downs.
+    """
+
+    limit: float = -math.inf
+    models: dict[str, float] = field(default_factory=dict)
+
+    def left(self, model: str) -> float:
+        """Seconds for which this model has a cool-down."""
+        return max(0.0, self.models.get(model, -math.inf) - time.monotonic())
 
 
 class _Lane:
@@ -126,8 +143,8 @@ class Pace:
 
     `parallel` bounds the requests under way, so that none waits behind others for a connection after it was let go.
     `rates`, `refused` and `caps` hold what was learned of each model: submissions per second, the same that were too
-    many, and tasks that may run at once. They outlive the loop. The dispatcher's task exists only while there is a
-    ticket.
+    many, and tasks that may run at once. They and `holds` outlive the loop. The dispatcher's task exists only while
+    there is a ticket.
     """
 
     def __init__(
@@ -140,13 +157,17 @@ class Pace:
         *,
         refused: dict[str, float] | None = None,
         caps: dict[str, float] | None = None,
+        holds: Holds | None = None,
         observation: Observation | None = None,
     ) -> None:
         self._observation = observation or Observation()
         self._loop = asyncio.get_running_loop()
         self._limit = limit
-        self._ceiling = _Ceiling(limit) if limit is not None else None
-        self._wire = _Ceiling(limit) if limit is not None else None
+        self._holds = holds or Holds()
+        opens_at = self._loop.time() + self._holds.limit - time.monotonic()
+        self._ceiling = _Ceiling(limit, opens_at) if limit is not None else None
+        self._wire = _Ceiling(limit, opens_at) if limit is not None else None
+        self._line = asyncio.Lock()  # held by the first of those who wait for the wire
         self._parallel = parallel
         self._under_way = 0
         self._retry = retry
@@ -179,22 +200,30 @@ class Pace:
         else:
             self._notice()
 
-    async def clearance(self, model: str) -> bool:
-        """Right before a request that was let go is written: whether it may be, after a wait that the limit asks for.
+    async def clearance(self, model: str) -> bool | None:
+        """Right before a request that was let go is written: whether it may be, now. Only True comes without a wait.
 
         Time has passed since it was let go, more for one request than for another, and may have brought several of them
-        together. False: its model was given a cool-down meanwhile, so it has to be queued again.
+        together. False: the limit asked for a wait, which is over; ask again. None: its model was given a cool-down
+        meanwhile, so it has to be queued again.
         """
-        loop, wire = self._loop, self._wire
-        while wire is not None and not wire.is_open():
-            now = loop.time()
-            await asyncio.sleep(wire.opens_at(now) - now)
-        now = loop.time()
+        now, wire = self._loop.time(), self._wire
         if self._lanes[model].pace.cool_until > now + TICK:
-            return False
-        if wire is not None:
-            await wire.take(now)
-        return True
+            return None
+        if wire is None:
+            return True
+        if wire.is_open(now) and not self._line.locked():
+            self._holds.limit = time.monotonic() + await wire.take(now)
+            return True
+        try:
+            async with self._line:
+                now = self._loop.time()
+                while not wire.is_open(now):
+                    await asyncio.sleep(wire.opens_at(now) - now)
+                    now = self._loop.time()
+        finally:
+            self._notice()
+        return False
 
     def withdraw(self, ticket: Ticket) -> None:
         """Take a ticket back; its `go` will not be called."""
@@ -235,7 +264,7 @@ class Pace:
         pace = self._lane(model, now).pace
         before = pace.cool_until
         pace.refused(now, sent_at, hint, self._retry, self._random.random())
-        self._tell_cool_down(model, pace, before, now)
+        self._hold(model, pace, before, now)
         self._rates[model], self._refused[model] = pace.rate, pace.refused_rate
         if pace.cap < math.inf:
             self._caps[model] = pace.cap
@@ -247,7 +276,7 @@ class Pace:
         pace = self._lane(model, now).pace
         before = pace.cool_until
         pace.cool(now, until)
-        self._tell_cool_down(model, pace, before, now)
+        self._hold(model, pace, before, now)
         self._notice()
 
     def lost(self, model: str, now: float, sent_at: float) -> None:
@@ -300,7 +329,7 @@ class Pace:
     def cool_down_of(self, model: str, now: float) -> float:
         """Seconds for which this model may not be asked, because of what the service answered or didn't."""
         lane = self._lanes.get(model)
-        return max(0.0, lane.pace.cool_until - now) if lane else 0.0
+        return max(0.0, lane.pace.cool_until - now) if lane else self._holds.left(model)
 
     def rate_of(self, models: set[str]) -> float | None:
         """Submissions per second allowed now for these models together; None while nothing is known."""
@@ -336,12 +365,15 @@ class Pace:
                 pace = ModelPace(math.inf, 1, now, ceiling, cap=cap)
             else:
                 pace = ModelPace(START_RATE, START_BURST, now, cap=cap)
+            if (left := self._holds.left(model)) > 0:
+                pace.cool(now, now + left)
             lane = self._lanes[model] = _Lane(model, pace)
         return lane
 
-    def _tell_cool_down(self, model: str, pace: ModelPace, before: float, now: float) -> None:
-        """Tell of a cool-down that begins; refusals of one volley move its end, and are no news."""
+    def _hold(self, model: str, pace: ModelPace, before: float, now: float) -> None:
+        """Keep a cool-down, and tell of one that begins; refusals of one volley move its end, and are no news."""
         seconds = pace.cool_until - now
+        self._holds.models[model] = time.monotonic() + seconds
         if before > now or seconds <= 0:
             return
         level = logging.INFO if seconds < LONG_COOL_DOWN else logging.WARNING
@@ -412,9 +444,9 @@ class Pace:
                 await self._until(ready)
             elif self._under_way >= self._places():
                 await self._until(math.inf)
-            elif self._ceiling is not None and not self._ceiling.is_open():
+            elif (opens_at := self._limit_opens_at(now)) > now:
                 # Not a wait in the limiter: meanwhile somebody more urgent may come, or everybody go.
-                await self._until(self._ceiling.opens_at(now))
+                await self._until(opens_at)
             else:
                 if self._ceiling is not None:
                     await self._ceiling.take(now)
@@ -433,6 +465,14 @@ class Pace:
     def _places(self) -> int:
         """How many may be under way: while the service can't be reached, one finds out for all."""
         return 1 if self._failures else self._parallel
+
+    def _limit_opens_at(self, now: float) -> float:
+        """From when on the user's limit lets another one go: not while the wire is behind, or each would wait there."""
+        if self._ceiling is None or self._wire is None:
+            return now
+        if self._line.locked():
+            return math.inf
+        return max(now if bucket.is_open(now) else bucket.opens_at(now) for bucket in (self._ceiling, self._wire))
 
     def _let_go(self, lane: _Lane, now: float) -> None:
         self._lanes.move_to_end(lane.model)
@@ -475,20 +515,22 @@ class _Ceiling:
     # A timer that fires a hair early must find the bucket open.
     _ONE = 1 - 1e-6
 
-    def __init__(self, limit: RateLimit) -> None:
+    def __init__(self, limit: RateLimit, opens_at: float) -> None:
         self._capacity = max(1, int(min(limit.per_second * 0.01, limit.rate / 2)))
         self._leak = (limit.rate + (1 - self._capacity)) / limit.per
         self._limiter = AsyncLimiter(self._capacity, self._capacity / self._leak)
+        self._first_at = opens_at
         self._empty_at = -math.inf  # when the bucket will have run dry
 
-    def is_open(self) -> bool:
-        return self._limiter.has_capacity(self._ONE)
+    def is_open(self, now: float) -> bool:
+        return now + TICK >= self._first_at and self._limiter.has_capacity(self._ONE)
 
     def opens_at(self, now: float) -> float:
         """When there will be room, later than now."""
-        return max(self._empty_at - (self._capacity - 1) / self._leak, now + 2e-6)
+        return max(self._first_at, self._empty_at - (self._capacity - 1) / self._leak, now + 2e-6)
 
-    async def take(self, now: float) -> None:
-        """Use the room that there is; returns without suspending."""
+    async def take(self, now: float) -> float:
+        """Use the room that there is; returns without suspending: in how many seconds the bucket will have run dry."""
         await self._limiter.acquire(self._ONE)
         self._empty_at = max(self._empty_at, now) + 1 / self._leak
+        return self._empty_at - now

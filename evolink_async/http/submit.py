@@ -215,6 +215,7 @@ class Submitter:
         *,
         hold: bool,
         request_timeout: float,
+        pauses: dict[str, EvoLinkError] | None = None,
         observation: Observation | None = None,
     ) -> None:
         self._observation = observation or Observation()
@@ -229,7 +230,7 @@ class Submitter:
         self._posts: set[asyncio.Task[None]] = set()
         self._parked: dict[Submission, asyncio.TimerHandle] = {}
         self._live: set[Submission] = set()
-        self._pauses: dict[str, EvoLinkError] = {}  # by model, what asked for the last one of over an hour
+        self._pauses = {} if pauses is None else pauses  # by model, what asked for the last one of over an hour
         self._closed: ClosedError | None = None
         self._last_key = self._last_print = ""
         # What an earlier loop has sent again is not answered any more.
@@ -506,11 +507,14 @@ class Submitter:
             submission.last_error = error
             self._finish(submission, self._refused(submission, error, fatal=error))
 
-    async def _clear(self, submission: Submission) -> None:
+    async def _clear(self, submission: Submission) -> bool:
         """Time has passed since its turn came."""
-        clear = await self._pace.clearance(submission.model)
-        if not clear or (submission._in_doubt and not may_send_again(self._history(submission))):
+        if submission._in_doubt and not may_send_again(self._history(submission)):
             raise HeldBack
+        clear = await self._pace.clearance(submission.model)
+        if clear is None:
+            raise HeldBack
+        return clear
 
     def _not_intended(self, submission: Submission, end: Settled) -> None:
         """The end of one whose POST must not be made."""

@@ -49,7 +49,8 @@ class Call:
     seconds: for the whole exchange, from the gate to the end of the answer: `httpx.ReadTimeout` when they are over.
     pool_timeout bounds the wait at the gate, connect_timeout the whole way to a usable connection: DNS, TCP, proxy and
     TLS together. on_slot: called as soon as the gate is passed: here the exchange begins. clear: awaited once the
-    connection is ready, and not counted in `seconds`; raises if the request must not be written after all. on_bytes:
+    connection is ready, and not counted in `seconds`; False: time has passed, ask again if the connection still stands;
+    raises if the request must not be written after all. on_bytes:
     called right before the first byte of the request is written, and never before the connection is ready; if it wasn't
     called, then nothing of the request left this machine. vet: raises for an address that must not be connected to; it
     is shown all that a new connection is about to choose from, not those of a proxy. The same for all calls to one
@@ -69,7 +70,7 @@ class Call:
     read_timeout: float | None = None
     write_timeout: float | None = None
     on_slot: Callable[[], object] | None = None
-    clear: Callable[[], Awaitable[None]] | None = None
+    clear: Callable[[], Awaitable[bool]] | None = None
     on_bytes: Callable[[], object] | None = None
     server_name: str | None = None  # for TLS, if it isn't the host
     vet: Callable[[str], object] | None = None
@@ -374,10 +375,13 @@ class SlotTransport(httpx.AsyncBaseTransport):
             loop = asyncio.get_running_loop()
             began = loop.time()
             slot = reply.slot = self._reuse(call.origin, began) or await self._open(call)
-            if call.clear is not None:
-                ready = loop.time()
-                await call.clear()
-                began += loop.time() - ready
+            asked = loop.time()
+            while call.clear is not None and not await call.clear():
+                if slot.is_stale():  # no server bears with an idle connection for ever
+                    slot.stream.abort()
+                    slot = reply.slot = self._reuse(call.origin, loop.time()) or await self._open(call)
+                began += loop.time() - asked
+                asked = loop.time()
             if call.seconds is not None:
                 reply.timer = loop.call_at(began + call.seconds, slot.stream.expire, call.seconds)
             reply.status, reply.reason, reply.headers = await slot.send(call)

@@ -80,6 +80,9 @@ class ScriptedTransport:
             await asyncio.sleep(say.after)
             assert say.error is not None
             raise say.error
+        if (clear := request.extensions.get("clear")) is not None:
+            while not await clear():
+                pass
         request.extensions["on_bytes"]()
         self.sent.append(sent)
         try:

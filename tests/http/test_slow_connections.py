@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 from test_transport import Answer, Peer, serving
 
@@ -80,3 +82,76 @@ async def test_waiting_for_its_turn_with_an_open_connection_takes_nothing_from_t
     async with serving(accepting(arrivals)) as server:
         await submit(server.url, 12, key, rate_limit="1/s", request_timeout=3, on_lost_response="hold")
     assert [round(arrival, 1) for arrival in arrivals] == [8.0 + number for number in range(12)]
+
+
+def closing_idle(answer: Answer, seconds: float) -> Answer:
+    """Closes each connection so many seconds after its answer, as servers do."""
+
+    def answer_and_close(peer: Peer, request: bytes) -> None:
+        answer(peer, request)
+        asyncio.get_running_loop().call_later(seconds, peer.close)
+
+    return answer_and_close
+
+
+async def test_after_one_slow_connection_the_others_find_the_wire_open(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    arrivals: list[float] = []
+    slowly(monkeypatch, lambda number: 8 if number == 1 else 0)
+    async with serving(closing_idle(accepting(arrivals), 5)) as server:
+        await submit(server.url, 12, rate_limit="6/min")
+    assert [round(arrival) for arrival in arrivals] == [8 + 10 * number for number in range(12)]
+    assert not caplog.records  # the service was reached each time
+
+
+async def test_a_connection_that_ends_while_its_request_waits_for_the_limit_is_replaced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    arrivals: list[float] = []
+
+    async def key() -> str:
+        await asyncio.sleep(max(0.0, 31 - asyncio.get_running_loop().time()))
+        return "sk-slow-connections"
+
+    async with serving(accepting(arrivals)) as server:
+
+        def close_all() -> None:
+            for peer in server.peers:
+                peer.close()
+
+        asyncio.get_running_loop().call_at(35, close_all)
+        await submit(server.url, 4, key, rate_limit="6/min")
+    assert [round(arrival) for arrival in arrivals] == [31, 41, 51, 61]
+    assert not caplog.records
+
+
+class _Slow(httpx.AsyncBaseTransport):
+    """Bears a long time with each status read, and accepts every request."""
+
+    def __init__(self) -> None:
+        self.arrivals: list[float] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            self.arrivals.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(5)
+        return httpx.Response(200, json={"id": f"task-{len(self.arrivals)}", "status": "pending"})
+
+
+async def test_the_limit_holds_where_requests_wait_behind_status_reads_for_a_client_of_the_users() -> None:
+    transport = _Slow()
+    options: dict[str, Any] = {"base_url": "http://127.0.0.1:1", "max_connections": 4, "rate_limit": "1/s"}
+    async with (
+        httpx.AsyncClient(transport=transport) as mine,
+        AsyncEvoLink("sk-slow-connections", http_client=mine, **options) as client,
+    ):
+        reads = [asyncio.create_task(client.tasks.get(f"task-{number}")) for number in range(3)]
+        await asyncio.sleep(0)
+        posts = (client.submit(ImageRequest(model="gpt-4o-image", prompt=str(number))) for number in range(6))
+        await asyncio.gather(*posts, *reads, return_exceptions=True)
+    arrivals = transport.arrivals
+    assert len(arrivals) == 6
+    assert all(later - earlier > 0.99 for earlier, later in zip(arrivals, arrivals[2:], strict=False))
