@@ -65,7 +65,8 @@ class World:
 
     factor: what the rate is multiplied with half-way. chance: share of refusals by mere chance. places: tasks that may
     run, each for about `lasts` seconds, and their end is known up to `lag` seconds later. requests: the job has so
-    many, None: always more. style: of the hints; chance_hint: what a refusal by chance asks for.
+    many, None: always more. style: of the hints, which ask for `least_hint` seconds at least; chance_hint: what a
+    refusal by chance asks for.
     """
 
     rate: float | None = 50.0
@@ -73,6 +74,7 @@ class World:
     factor: float = 1.0
     seconds: float = 600.0
     style: str | None = "seconds"
+    least_hint: float = field(default=0.0, repr=False)  # no part of the seed
     chance: float = 0.0
     chance_hint: float | None = 1.0
     ceiling: float | None = None
@@ -203,7 +205,7 @@ class Simulation:
             self.at(self.now + way, self._taken, self.now + lasts)
             return
         self.run.refused.append(self.now)
-        told = world.chance_hint if by_chance else self._told(style, hint)
+        told = world.chance_hint if by_chance else self._told(style, max(hint, world.least_hint))
         self.at(self.now + way, self._refused, sent_at, told)
 
     def _told(self, style: str | None, wait: float) -> float | None:
@@ -487,6 +489,18 @@ def hidden_limits(bench: Bench, quick: bool) -> None:
         },
     )
     if not quick:
+        rows = bench.table(
+            "A service that asks for longer pauses than it needs, over two hours",
+            USED,
+            {
+                f"{rate:g}/s, {hint:g} s": Case(World(rate, seconds=7200.0, least_hint=hint))
+                for rate in (5.0, 50.0)
+                for hint in (5.0, 60.0)
+            },
+        )
+        bench.claim(
+            "long pauses: three quarters are used", all(row["whole used"]["mean"] >= 0.75 for row in rows.values())
+        )
         bench.table(
             "A limit that is raised fourfold half-way",
             USED,

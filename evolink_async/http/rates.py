@@ -22,7 +22,8 @@ _GROWTH = 0.5
 _BELOW, _SHORT = 0.99, 0.7
 _CLIMB_SECONDS, _CLIMB_REQUESTS, _LEAST_CLIMB = 8.0, 20.0, 10.0
 _DEEPEST_CUT = 0.5
-# Climbing and probing take at most so long, in seconds and in accepted requests: this sets the share of refusals.
+# Climbing and probing take at most so long, in seconds and in accepted requests, and as many times as long as a hint
+# asks for seconds: this sets the share of refusals, and that of the time which goes into pauses.
 _PATIENCE_SECONDS, _PATIENCE, _LEAST_PATIENCE = 30.0, 300.0, 50.0
 _BOLDNESS = 0.1  # how far above what was refused a probe is after as many accepted as its patience
 # Under a limit as much comes through per second at one rate that is refused as at another. Where less comes through at
@@ -202,6 +203,7 @@ class ModelPace:
         "_due",
         "_ended",
         "_full",
+        "_hint",
         "_idle",
         "_paused",
         "_pressed",
@@ -245,6 +247,7 @@ class ModelPace:
         self._allowed = 0.0  # a rate that was accepted
         self._refusals = 0  # in a row
         self._cut_at = -math.inf
+        self._hint = 0.0  # what the latest refusal that counts asked for
         self._pressed = False  # the last one was sent as soon as it might
         self._probing = False  # after a pause one goes first
         self._probe_at = -math.inf
@@ -366,6 +369,7 @@ class ModelPace:
         if sent_at <= self._cut_at:
             return
         self._cut_at = now
+        self._hint = hint or 0.0
         self._probing = True
         self.burst = 1
         searching = not math.isinf(self._rate.refused)
@@ -416,7 +420,7 @@ class ModelPace:
         self._allowed = allowed
         level = max(SLOWEST, _BELOW * allowed)
         refused = level + _SHORT * max(0.0, refused - level)  # the limit is nearer to what was accepted
-        longest = max(_PATIENCE, _PATIENCE_SECONDS * level)
+        longest = max(1.0, self._hint) * max(_PATIENCE, _PATIENCE_SECONDS * level)
         distance = refused / level - 1
         steps = max(_CLIMB_SECONDS * level, _CLIMB_REQUESTS) / max(distance, 1e-3)
         patience = 2.0 * self._taken

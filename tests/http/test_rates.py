@@ -55,6 +55,13 @@ def test_a_limiter_that_stores_less_or_more_is_no_obstacle(store: float, used: f
     assert found["steady refused"] < 0.003
 
 
+@pytest.mark.parametrize(("hint", "used"), [(5.0, 0.95), (60.0, 0.85)])
+def test_the_longer_the_pauses_that_refusals_cost_the_rarer_they_become(hint: float, used: float) -> None:
+    found = figures(rate=5.0, seconds=7200.0, least_hint=hint)
+    assert found["whole used"] > used
+    assert found["second refused"] < 0.001
+
+
 def test_a_limit_that_was_raised_is_noticed() -> None:
     found = figures(rate=50.0, factor=4.0)
     assert found["second used"] > 0.8
