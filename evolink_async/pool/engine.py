@@ -45,7 +45,7 @@ from evolink_async.pool.journal import Journal
 from evolink_async.pool.outcome import Outcome, OutcomeStatus, PoolStats
 from evolink_async.pool.progress import Progress, Tally, log_outcome
 from evolink_async.pool.record import Record, State
-from evolink_async.pool.savings import Savings
+from evolink_async.pool.savings import Savings, not_saved
 from evolink_async.pool.sources import Sources
 from evolink_async.pool.stages import Stages
 from evolink_async.requests import GenerationRequest, has_local_files, media_links
@@ -711,7 +711,7 @@ class Engine:
             self._finish(record, status, error)
             return
         if self.left:  # nothing is fetched any more
-            self._finish(record, status, _not_saved())
+            self._finish(record, status, not_saved())
             return
         if record.state is State.OUTSTANDING:
             self._note_end(record, clock.now())
@@ -729,6 +729,8 @@ class Engine:
         if record.row is not None and files and tuple(map(str, files)) != record.row.files:
             self.journal.saved(record.row, files)
         self._finish(record, OutcomeStatus.COMPLETED, error)
+        if self.core.closed:
+            self.end_early(_client_closed())
 
     def _try_again(self, record: Record) -> None:
         """Its task failed for a passing reason: back to `pulled`, for a new one."""
@@ -979,7 +981,7 @@ class Engine:
         elif record.state is State.SENDING and record.submission is not None:
             self._finish_as(record, self.session.submitter.known(record.submission), why)
         elif record.state is State.SAVING:
-            unsaved = _not_saved()
+            unsaved = not_saved()
             unsaved.__cause__ = why
             self._finish(record, OutcomeStatus.COMPLETED, unsaved)
         else:
@@ -1104,10 +1106,6 @@ def _not_submitted(reason: BaseException | None) -> NotSubmittedError:
     error = NotSubmittedError(f"nothing was sent for this request: {what}")
     error.__cause__ = reason
     return error
-
-
-def _not_saved() -> DownloadError:
-    return DownloadError("its results were not saved; it is done and paid: fetch them with its links")
 
 
 def _by_id(task_id: str) -> TaskReading:
