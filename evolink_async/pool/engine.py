@@ -758,7 +758,7 @@ class Engine:
             self.journal.lost(record.row, error)
         self._finish(record, OutcomeStatus.LOST if lost else OutcomeStatus.UNFINISHED, error)
         if isinstance(error, ClosedError):
-            self.end_early(error)
+            self.end_early(_client_closed())
         elif is_account_error(error):
             self._no_access(error)
 
