@@ -1034,13 +1034,23 @@ class Engine:
             logger.error("%s", error, extra={"event": "ledger_unwritten"})
             if self.reason is None or isinstance(self.reason, LedgerError):
                 self.reason = error
+        self._tell_differences()
+
+    def _tell_differences(self) -> None:
+        """Warn of requests that are not those of earlier runs; of missing ones only if all there are were read."""
         census = self.census()
-        if census is not None and (census.changed or (census.gone and self.sources.exhausted and not self.reason)):
+        if census is None:
+            return
+        differences = []
+        if census.changed:
+            differences.append(f"{census.changed} changed under their key")
+        if census.gone and self._has_sources and not self.sources.cut_short and self.reason is None:
+            differences.append(f"{census.gone} of earlier runs were not given this time")
+        if differences:
             logger.warning(
-                "job %r: %d requests changed under their key, %d of earlier runs were not given this time",
+                "job %r: of its requests %s",
                 self.journal.job.name,
-                census.changed,
-                census.gone,
+                ", ".join(differences),
                 extra={"event": "job_differs", "changed": census.changed, "gone": census.gone},
             )
 

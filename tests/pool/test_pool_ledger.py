@@ -272,6 +272,27 @@ async def test_another_body_under_a_known_key_is_rejected(api_key: str, ledger: 
         assert (pool.census.changed, pool.census.new, pool.census.gone) == (1, 1, 0)
 
 
+@pytest.mark.parametrize("how", ["read to the end", "left", "stopped", "without sources"])
+async def test_only_who_reads_all_sources_to_the_end_is_told_what_is_missing_in_them(
+    api_key: str, ledger: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    async with world(api_key) as w:
+        await w.client.run_many(images(20), ledger=ledger)
+        requests = images(19) if how == "read to the end" else images(20)
+        caplog.clear()
+        async with w.pool(None if how == "without sources" else requests, ledger=ledger, max_outstanding=5) as pool:
+            if how == "without sources":
+                assert (await pool.run(image(1, key="k1"))).ok
+            async for _ in pool:
+                if how == "left":
+                    break
+                if how == "stopped":
+                    pool.stop()
+    told = [record.getMessage() for record in caplog.records if getattr(record, "event", None) == "job_differs"]
+    expected = ["job 'default': of its requests 1 of earlier runs were not given this time"]
+    assert told == (expected if how == "read to the end" else [])
+
+
 @pytest.mark.parametrize("with_ledger", [True, False])
 async def test_a_key_seen_before_in_the_run_never_pays_again(api_key: str, ledger: Path, with_ledger: bool) -> None:
     requests = [image(1, key="a"), image(1, key="a"), image(2, key="a"), image(3, key="b")]
