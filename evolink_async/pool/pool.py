@@ -98,6 +98,7 @@ class TaskPool:
         self._job_name = job
         self._max_credits = checked_credits(max_credits, "max_credits")
         self._prices = checked_prices(prices)
+        self._prices_by_model = dict(prices) if isinstance(prices, Mapping) else {}
         if stop_after_rejections is not None:
             checked_count(stop_after_rejections, "stop_after_rejections", 1, MOST)
         checked_function(on_progress, "on_progress")
@@ -246,6 +247,8 @@ class TaskPool:
         durable = self._ledger is not None
         journal = Journal(job, session.submitter.replays, self._prices, engine.end_early, durable=durable)
         journal.start_warm(self._core.memory.schedule)
+        if job.probe is not None:  # an earlier run has left it
+            journal.price_probe(checked_credits(self._prices_by_model.get(job.probe.model), "prices"))
         engine.start(session, journal)
         return self
 
