@@ -98,6 +98,7 @@ class Engine:
         self.reason: BaseException | None = None
         self._broken: BaseException | None = None  # a fault of ours
         self._refusals = Refusals(stop_after_rejections)
+        self._accepted_before = 0  # requests that an earlier run has submitted
         self._block = Block()
 
         self._sharing: dict[Row, list[Record]] = {}  # entering, and their request is on its way already
@@ -361,8 +362,11 @@ class Engine:
             except InvalidRequestError as error:
                 self._refuse(record, row, error)
                 return
+            record.accepted_before = self._accepted_before
             self._wait_for_place(record)
-        elif todo in (Todo.FOLLOW, Todo.SETTLE):
+            return
+        self._accepted_before += row.task_id is not None
+        if todo in (Todo.FOLLOW, Todo.SETTLE):
             self._wait_for_place(record)
         else:
             record.from_ledger = True
@@ -585,7 +589,7 @@ class Engine:
             self._no_access(settled.fatal)
         if error is not None:
             if settled.ending == "rejected" and self._refusals.too_many(
-                error, record.model, has_sources=self._has_sources
+                error, record.model, accepted_before=record.accepted_before, has_sources=self._has_sources
             ):
                 self.end_early(error)
             self._mind_long_pause(record)

@@ -20,6 +20,7 @@ from pool_world import Handler, World, drain, image, images, now, turns, world
 
 from evolink_async import (
     AsyncEvoLink,
+    BadRequestError,
     BudgetExceededError,
     InvalidRequestError,
     LedgerError,
@@ -270,6 +271,18 @@ async def test_another_body_under_a_known_key_is_rejected(api_key: str, ledger: 
         assert len(w.book) == 2
         assert pool.census is not None
         assert (pool.census.changed, pool.census.new, pool.census.gone) == (1, 1, 0)
+
+
+async def test_bad_rows_between_good_ones_end_no_later_run_either(api_key: str, ledger: Path) -> None:
+    rows = [image(number, size="17x4") if number % 3 == 0 else image(number) for number in range(90)]
+    async with world(api_key, {"validate": False}) as w:
+        for max_outstanding in (1000, 1000, 10):
+            outcomes = await w.client.run_many(rows, ledger=ledger, max_outstanding=max_outstanding)
+            assert [str(outcome.status) for outcome in outcomes] == ["rejected", "completed", "completed"] * 30
+        assert len(w.book) == 60
+        more = [image(number, size="17x4") for number in range(100, 150)]
+        with pytest.raises(BadRequestError):
+            await w.client.run_many(rows + more, ledger=ledger, max_outstanding=10)
 
 
 @pytest.mark.parametrize("how", ["read to the end", "left", "stopped", "without sources"])
