@@ -159,6 +159,7 @@ class TaskPool:
 
     def stop(self) -> None:
         """Submit nothing more and finish what is outstanding; requests not sent yet come back `not_submitted`."""
+        self._refuse_elsewhere("stop")
         self._engine.stop()
 
     def notify(self, task_id_or_body: str | bytes | Mapping[str, Any] | Task) -> None:
@@ -166,6 +167,7 @@ class TaskPool:
 
         An id, a task, or the body of a callback, parsed or as it came. What names no task of this pool does nothing.
         """
+        self._refuse_elsewhere("notify")
         task_id = _task_id_in(task_id_or_body)
         if isinstance(task_id, str):
             self._engine.notify(task_id)
@@ -284,7 +286,10 @@ class TaskPool:
             raise ClosedError(f"{what}: the pool's block has been left; what was not handed over is in pool.leftovers")
         if stopped:
             raise ClosedError(f"{what}: the pool was stopped")
-        if self._engine.entered and self._engine.session.loop is not _running_loop():
+        self._refuse_elsewhere(what)
+
+    def _refuse_elsewhere(self, what: str) -> None:
+        if self._engine.entered and not self._engine.left and self._engine.session.loop is not _running_loop():
             raise ConfigurationError(
                 f"{what}: a pool belongs to the event loop that its block was entered in; from another thread, use "
                 "loop.call_soon_threadsafe or asyncio.run_coroutine_threadsafe"
