@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from support import assert_nothing_left, transports
 
 from evolink_async import AsyncEvoLink
 from evolink_async.emulator import Emulator
 from evolink_async.http.transport import SlotTransport
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of what is tested
+settings.load_profile("untimed")
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 

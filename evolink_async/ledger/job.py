@@ -575,6 +575,16 @@ class JobLedger:
         if self._turns is not None:
             self._turns.note(row)
 
+    def price_probe(self, told: Decimal) -> asyncio.Future[None]:
+        """The caller tells what the request costs that tries an unknown price: it holds only that."""
+        self._check()
+        probe, account = self._account.probe, self._account
+        if probe is None:
+            return self._ready[None]
+        rules.price_probe(account, max(to_micro(told), account.used.get(account.probe_price or "", 0)))
+        self._note(probe)
+        return self._written(None, None)
+
     def _note_price(self, price: str) -> None:
         account = self._account
         if self._turns is not None and (price in account.prices or price in account.used):

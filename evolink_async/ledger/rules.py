@@ -32,7 +32,7 @@ def intend(
     state = after(row.state, Verb.INTEND, of=row.identity)
     known = account.price_of(price) if told is None else max(told, account.used.get(price or "", 0))
     if known is not None and account.probe is not None and price is not None and account.probe_price == price:
-        _price_probe(account.probe, account, known)
+        price_probe(account, known)
     reservation = known
     free = account.free
     if free is not None:
@@ -57,8 +57,10 @@ def intend(
     return None
 
 
-def _price_probe(row: Row, account: Account, price: int) -> None:
+def price_probe(account: Account, price: int) -> None:
     """The price that a request tries has become known otherwise: it holds only that."""
+    row = account.probe
+    assert row is not None
     if row.state is State.COMPLETED:
         row.fate = row.fate._replace(spent=price)
         account.spent += price

@@ -13,7 +13,8 @@ PROBE_PAUSE = 30.0
 class Refusals:
     """Counts identical refusals that come one after another: the same status, code, param and model.
 
-    A service that cannot be reached refuses every model alike.
+    What an earlier run has submitted is accepted already, and its place is between the requests that were read before
+    and after it. A service that cannot be reached refuses every model alike.
     """
 
     __slots__ = ("_count", "_last", "_most")
@@ -26,11 +27,14 @@ class Refusals:
     def accepted(self) -> None:
         self._last, self._count = None, 0
 
-    def too_many(self, error: EvoLinkError | None, model: str, *, has_sources: bool) -> bool:
-        """Count a refusal; True when it is one too many. A pool without sources outlives that nobody is reached."""
+    def too_many(self, error: EvoLinkError | None, model: str, *, accepted_before: int, has_sources: bool) -> bool:
+        """Count a refusal; True when it is one too many. A pool without sources outlives that nobody is reached.
+
+        accepted_before: how many that an earlier run has submitted were read before the refused one.
+        """
         refusal: tuple[Any, ...]
         if isinstance(error, APIStatusError):
-            refusal = (error.status_code, error.code, error.param, model)
+            refusal = (error.status_code, error.code, error.param, model, accepted_before)
         elif isinstance(error, ConnectionFailedError) and has_sources:
             refusal = (ConnectionFailedError,)
         else:

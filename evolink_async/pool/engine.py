@@ -45,7 +45,7 @@ from evolink_async.pool.journal import Journal
 from evolink_async.pool.outcome import Outcome, OutcomeStatus, PoolStats
 from evolink_async.pool.progress import Progress, Tally, log_outcome
 from evolink_async.pool.record import Record, State
-from evolink_async.pool.savings import Savings
+from evolink_async.pool.savings import Savings, not_saved
 from evolink_async.pool.sources import Sources
 from evolink_async.pool.stages import Stages
 from evolink_async.requests import GenerationRequest, has_local_files, media_links
@@ -98,6 +98,7 @@ class Engine:
         self.reason: BaseException | None = None
         self._broken: BaseException | None = None  # a fault of ours
         self._refusals = Refusals(stop_after_rejections)
+        self._accepted_before = 0  # requests that an earlier run has submitted
         self._block = Block()
 
         self._sharing: dict[Row, list[Record]] = {}  # entering, and their request is on its way already
@@ -361,8 +362,11 @@ class Engine:
             except InvalidRequestError as error:
                 self._refuse(record, row, error)
                 return
+            record.accepted_before = self._accepted_before
             self._wait_for_place(record)
-        elif todo in (Todo.FOLLOW, Todo.SETTLE):
+            return
+        self._accepted_before += row.task_id is not None
+        if todo in (Todo.FOLLOW, Todo.SETTLE):
             self._wait_for_place(record)
         else:
             record.from_ledger = True
@@ -585,7 +589,7 @@ class Engine:
             self._no_access(settled.fatal)
         if error is not None:
             if settled.ending == "rejected" and self._refusals.too_many(
-                error, record.model, has_sources=self._has_sources
+                error, record.model, accepted_before=record.accepted_before, has_sources=self._has_sources
             ):
                 self.end_early(error)
             self._mind_long_pause(record)
@@ -711,7 +715,7 @@ class Engine:
             self._finish(record, status, error)
             return
         if self.left:  # nothing is fetched any more
-            self._finish(record, status, _not_saved())
+            self._finish(record, status, not_saved())
             return
         if record.state is State.OUTSTANDING:
             self._note_end(record, clock.now())
@@ -729,6 +733,8 @@ class Engine:
         if record.row is not None and files and tuple(map(str, files)) != record.row.files:
             self.journal.saved(record.row, files)
         self._finish(record, OutcomeStatus.COMPLETED, error)
+        if self.core.closed:
+            self.end_early(_client_closed())
 
     def _try_again(self, record: Record) -> None:
         """Its task failed for a passing reason: back to `pulled`, for a new one."""
@@ -756,7 +762,7 @@ class Engine:
             self.journal.lost(record.row, error)
         self._finish(record, OutcomeStatus.LOST if lost else OutcomeStatus.UNFINISHED, error)
         if isinstance(error, ClosedError):
-            self.end_early(error)
+            self.end_early(_client_closed())
         elif is_account_error(error):
             self._no_access(error)
 
@@ -979,7 +985,7 @@ class Engine:
         elif record.state is State.SENDING and record.submission is not None:
             self._finish_as(record, self.session.submitter.known(record.submission), why)
         elif record.state is State.SAVING:
-            unsaved = _not_saved()
+            unsaved = not_saved()
             unsaved.__cause__ = why
             self._finish(record, OutcomeStatus.COMPLETED, unsaved)
         else:
@@ -1032,13 +1038,23 @@ class Engine:
             logger.error("%s", error, extra={"event": "ledger_unwritten"})
             if self.reason is None or isinstance(self.reason, LedgerError):
                 self.reason = error
+        self._tell_differences()
+
+    def _tell_differences(self) -> None:
+        """Warn of requests that are not those of earlier runs; of missing ones only if all there are were read."""
         census = self.census()
-        if census is not None and (census.changed or (census.gone and self.sources.exhausted and not self.reason)):
+        if census is None:
+            return
+        differences = []
+        if census.changed:
+            differences.append(f"{census.changed} changed under their key")
+        if census.gone and self._has_sources and not self.sources.cut_short and self.reason is None:
+            differences.append(f"{census.gone} of earlier runs were not given this time")
+        if differences:
             logger.warning(
-                "job %r: %d requests changed under their key, %d of earlier runs were not given this time",
+                "job %r: of its requests %s",
                 self.journal.job.name,
-                census.changed,
-                census.gone,
+                ", ".join(differences),
                 extra={"event": "job_differs", "changed": census.changed, "gone": census.gone},
             )
 
@@ -1104,10 +1120,6 @@ def _not_submitted(reason: BaseException | None) -> NotSubmittedError:
     error = NotSubmittedError(f"nothing was sent for this request: {what}")
     error.__cause__ = reason
     return error
-
-
-def _not_saved() -> DownloadError:
-    return DownloadError("its results were not saved; it is done and paid: fetch them with its links")
 
 
 def _by_id(task_id: str) -> TaskReading:

@@ -6,6 +6,7 @@ A pool without a ledger has a job in memory, and takes the same way.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import logging
@@ -15,7 +16,7 @@ from pathlib import PurePath
 from typing import Any
 
 from evolink_async import clock
-from evolink_async.errors import ClosedError, EvoLinkError, LedgerError, TaskLostError
+from evolink_async.errors import ClosedError, EvoLinkError, InvalidRequestError, LedgerError, TaskLostError
 from evolink_async.http.answers import Judgement
 from evolink_async.http.retry import Replays, Verdict
 from evolink_async.http.submit import Ending, Settled, Submission
@@ -97,7 +98,15 @@ class Journal:
             return
         if self.durable and not self._job.is_closed:
             self._classify(known, request)
+            if self._job.probe is known.row and not known.changed:
+                with contextlib.suppress(InvalidRequestError):  # their function fails: nothing is told
+                    self.price_probe(self._told(request))
         then(known)
+
+    def price_probe(self, told: Decimal | None) -> None:
+        """What the caller says that the request costs which tries an unknown price."""
+        if told is not None:
+            self._tell(self._job.price_probe(told))
 
     def _classify(self, known: Entered, request: GenerationRequest) -> None:
         """One that an earlier run has sent: of what class it is, its request tells."""

@@ -98,6 +98,7 @@ class TaskPool:
         self._job_name = job
         self._max_credits = checked_credits(max_credits, "max_credits")
         self._prices = checked_prices(prices)
+        self._prices_by_model = dict(prices) if isinstance(prices, Mapping) else {}
         if stop_after_rejections is not None:
             checked_count(stop_after_rejections, "stop_after_rejections", 1, MOST)
         checked_function(on_progress, "on_progress")
@@ -158,6 +159,7 @@ class TaskPool:
 
     def stop(self) -> None:
         """Submit nothing more and finish what is outstanding; requests not sent yet come back `not_submitted`."""
+        self._refuse_elsewhere("stop")
         self._engine.stop()
 
     def notify(self, task_id_or_body: str | bytes | Mapping[str, Any] | Task) -> None:
@@ -165,6 +167,7 @@ class TaskPool:
 
         An id, a task, or the body of a callback, parsed or as it came. What names no task of this pool does nothing.
         """
+        self._refuse_elsewhere("notify")
         task_id = _task_id_in(task_id_or_body)
         if isinstance(task_id, str):
             self._engine.notify(task_id)
@@ -246,6 +249,8 @@ class TaskPool:
         durable = self._ledger is not None
         journal = Journal(job, session.submitter.replays, self._prices, engine.end_early, durable=durable)
         journal.start_warm(self._core.memory.schedule)
+        if job.probe is not None:  # an earlier run has left it
+            journal.price_probe(checked_credits(self._prices_by_model.get(job.probe.model), "prices"))
         engine.start(session, journal)
         return self
 
@@ -281,7 +286,10 @@ class TaskPool:
             raise ClosedError(f"{what}: the pool's block has been left; what was not handed over is in pool.leftovers")
         if stopped:
             raise ClosedError(f"{what}: the pool was stopped")
-        if self._engine.entered and self._engine.session.loop is not _running_loop():
+        self._refuse_elsewhere(what)
+
+    def _refuse_elsewhere(self, what: str) -> None:
+        if self._engine.entered and not self._engine.left and self._engine.session.loop is not _running_loop():
             raise ConfigurationError(
                 f"{what}: a pool belongs to the event loop that its block was entered in; from another thread, use "
                 "loop.call_soon_threadsafe or asyncio.run_coroutine_threadsafe"

@@ -119,6 +119,7 @@ class Record:
     progress: int = 0
     files: tuple[PurePath, ...] = ()  # that hold its results
     from_ledger: bool = False  # how it ended was known before this run
+    accepted_before: int = 0  # so many that an earlier run has submitted were read before it
     line: str = ""  # what it waits among: requests of its model, which may wait for the service's sake
     attachment: Attachment | None = None  # its local files, if it has any
 

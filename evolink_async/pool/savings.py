@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import PurePath
 
-from evolink_async.errors import DownloadError
+from evolink_async.errors import ClosedError, DownloadError
 from evolink_async.pool.record import Record
 from evolink_async.saving.crew import Crew
 from evolink_async.saving.folder import lacks_room
@@ -101,7 +101,16 @@ class Savings:
             )
         except DownloadError as error:
             return tuple(error.files), error
+        except ClosedError as error:
+            unsaved = not_saved()
+            unsaved.__cause__ = error
+            return record.files, unsaved
         return files, None
+
+
+def not_saved() -> DownloadError:
+    """Saving has ended before its results were saved."""
+    return DownloadError("its results were not saved; it is done and paid: fetch them with its links")
 
 
 def _lacks_room(problem: DownloadError | None) -> bool:

@@ -65,6 +65,7 @@ class Sources:
         self._wake = asyncio.Event()
         self._started = False
         self.closed = False
+        self.cut_short = False  # closed before all was read
         self.pulled = 0
         self.total: int | None = 0  # requests in all, as far as the sources tell their length
 
@@ -128,6 +129,7 @@ class Sources:
         """
         if self.closed:
             return
+        self.cut_short = not self.exhausted
         self.closed = True
         self._wake.set()
         for reader in self._readers:

@@ -185,5 +185,5 @@ def test_every_verb_of_a_pool_is_a_point() -> None:
         for name, value in vars(JobLedger).items()
         if callable(value) and "Future" in str(getattr(value, "__annotations__", {}).get("return", ""))
     }
-    without_a_move = {"remember", "classify"}
+    without_a_move = {"remember", "classify", "price_probe"}
     assert told - told_by_the_user - without_a_move - {"find", "_written", "_done"} == set(VERBS)

@@ -13,7 +13,7 @@ import pytest
 from loop_executor import in_loop
 from pool_world import answering, drain, images, now, task_json, world
 
-from evolink_async import BudgetExceededError, LedgerError, Outcome, TaskPool
+from evolink_async import BudgetExceededError, ImageRequest, LedgerError, Outcome, TaskPool, open_ledger
 
 pytestmark = pytest.mark.looptime
 
@@ -59,6 +59,32 @@ async def until_the_budget_ends_it(pool: TaskPool) -> list[Outcome]:
         async with pool:
             outcomes = await drain(pool)
     return outcomes
+
+
+@pytest.mark.parametrize("by_function", [False, True])
+async def test_a_told_price_frees_the_budget_whatever_is_sent_next(
+    api_key: str, tmp_path: Path, by_function: bool
+) -> None:
+    ledger = tmp_path / "job.db"
+    others = [ImageRequest(model="nano-banana-beta", prompt=f"other {number}") for number in range(3)]
+    # A mapping says at once what it frees. A function is asked when the request comes that holds the budget.
+    requests = [*images(1), *others] if by_function else [*others, *images(1)]
+    model = images(1)[0].model
+    async with world(api_key) as w:
+        service = Service(None, None)
+        w.wire.tamper = answering(service)
+        await w.client.run_many(images(1), ledger=ledger, max_credits=50)
+        untold = await until_the_budget_ends_it(w.pool(requests, ledger=ledger, max_credits=50))
+        assert len(service.begun) == 1
+        assert {str(outcome.status) for outcome in untold} == {"completed", "not_submitted"}
+        prices: Any = {model: 4, "nano-banana-beta": 5}
+        told = (lambda request: prices[request.model]) if by_function else prices
+        async with w.pool(requests, ledger=ledger, max_credits=50, prices=told) as pool:
+            assert all(outcome.ok for outcome in await drain(pool))
+        assert len(service.begun) == 4
+    async with open_ledger(ledger) as opened:
+        stats = await opened.job("default").stats()
+    assert (stats.credits_spent, stats.credits_reserved) == (4 + 3 * 5, 0)
 
 
 @pytest.mark.parametrize(

@@ -385,6 +385,7 @@ async def test_the_client_closed_under_the_pool_ends_it(api_key: str) -> None:
         pool = w.pool(iter(images(1000)), max_outstanding=30)
         closing = asyncio.get_running_loop().call_later(5.5, lambda: asyncio.ensure_future(w.client.aclose()))
         outcomes = await until_it_ends(pool, ClosedError)
+        assert "closed under the pool" in str(pool.reason)
         assert now() < 12
         accounted(w, pool, outcomes)
         counts = Counter(str(outcome.status) for outcome in outcomes)

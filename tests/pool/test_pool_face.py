@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -374,6 +375,9 @@ async def test_from_another_thread_a_pool_is_refused_and_goes_on(api_key: str) -
         def without_a_loop() -> None:
             with pytest.raises(ConfigurationError, match="another thread"):
                 pool.add(image())
+            for call in (pool.stop, partial(pool.notify, "task-unified-1-abcdefgh")):
+                with pytest.raises(ConfigurationError, match="another thread"):
+                    call()
             asyncio.run(elsewhere())
 
         thread = threading.Thread(target=without_a_loop)

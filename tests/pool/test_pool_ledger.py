@@ -20,6 +20,7 @@ from pool_world import Handler, World, drain, image, images, now, turns, world
 
 from evolink_async import (
     AsyncEvoLink,
+    BadRequestError,
     BudgetExceededError,
     InvalidRequestError,
     LedgerError,
@@ -270,6 +271,39 @@ async def test_another_body_under_a_known_key_is_rejected(api_key: str, ledger: 
         assert len(w.book) == 2
         assert pool.census is not None
         assert (pool.census.changed, pool.census.new, pool.census.gone) == (1, 1, 0)
+
+
+async def test_bad_rows_between_good_ones_end_no_later_run_either(api_key: str, ledger: Path) -> None:
+    rows = [image(number, size="17x4") if number % 3 == 0 else image(number) for number in range(90)]
+    async with world(api_key, {"validate": False}) as w:
+        for max_outstanding in (1000, 1000, 10):
+            outcomes = await w.client.run_many(rows, ledger=ledger, max_outstanding=max_outstanding)
+            assert [str(outcome.status) for outcome in outcomes] == ["rejected", "completed", "completed"] * 30
+        assert len(w.book) == 60
+        more = [image(number, size="17x4") for number in range(100, 150)]
+        with pytest.raises(BadRequestError):
+            await w.client.run_many(rows + more, ledger=ledger, max_outstanding=10)
+
+
+@pytest.mark.parametrize("how", ["read to the end", "left", "stopped", "without sources"])
+async def test_only_who_reads_all_sources_to_the_end_is_told_what_is_missing_in_them(
+    api_key: str, ledger: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    async with world(api_key) as w:
+        await w.client.run_many(images(20), ledger=ledger)
+        requests = images(19) if how == "read to the end" else images(20)
+        caplog.clear()
+        async with w.pool(None if how == "without sources" else requests, ledger=ledger, max_outstanding=5) as pool:
+            if how == "without sources":
+                assert (await pool.run(image(1, key="k1"))).ok
+            async for _ in pool:
+                if how == "left":
+                    break
+                if how == "stopped":
+                    pool.stop()
+    told = [record.getMessage() for record in caplog.records if getattr(record, "event", None) == "job_differs"]
+    expected = ["job 'default': of its requests 1 of earlier runs were not given this time"]
+    assert told == (expected if how == "read to the end" else [])
 
 
 @pytest.mark.parametrize("with_ledger", [True, False])

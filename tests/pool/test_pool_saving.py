@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 from pool_world import drain, images
 
-from evolink_async import AsyncEvoLink, ConfigurationError, DownloadError, ImageRequest, VideoRequest
+from evolink_async import (
+    AsyncEvoLink,
+    ClosedError,
+    ConfigurationError,
+    DownloadError,
+    ImageRequest,
+    TaskPool,
+    VideoRequest,
+)
 from evolink_async.emulator import Emulator
 from evolink_async.pool import savings
 from evolink_async.saving import download, folder
@@ -224,3 +232,27 @@ async def test_a_file_that_never_fits_is_given_up_although_smaller_ones_are_save
                 assert outcome.ok
     assert isinstance(video.error, DownloadError)
     assert "make room" in str(video.error)
+
+
+async def close_when_saving(client: AsyncEvoLink, pool: TaskPool) -> None:
+    while len(pool._engine.stages.saving) < 6:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await client.aclose()
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+async def test_a_client_closed_while_results_are_saved_is_no_fault_of_the_pool(
+    api_key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, earlier: bool
+) -> None:
+    async with Emulator(speed=100, api_key=api_key).serve() as server, client_of(server) as client:
+        if earlier:
+            await client.run_many(images(6), ledger=tmp_path / "job.db")
+        server.emulator.set_faults([{"path": "/results/", "stall": 0}])
+        pool = client.pool(images(6), ledger=tmp_path / "job.db", save_to=tmp_path / "out")
+        closing = asyncio.create_task(close_when_saving(client, pool))
+        with pytest.raises(ClosedError, match="closed under the pool"):
+            async with pool:
+                outcomes = await drain(pool)
+        await closing
+    assert [(str(outcome.status), type(outcome.error)) for outcome in outcomes] == [("completed", DownloadError)] * 6
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []

@@ -412,8 +412,8 @@ class _Failing(ImageRequest):
     "item",
     [
         _Failing(model=MODEL),
-        image(3, option=_endless()),
-        image(3, option=_endless(), image_urls=[b"a local file"]),
+        ImageRequest.model_construct(model=MODEL, option=_endless()),
+        ImageRequest.model_construct(model=MODEL, option=_endless(), image_urls=[b"a local file"]),
         image(3, option=10**5000),
         ImageRequest.model_construct(prompt="no model"),
         ImageRequest.model_construct(model=["no name"], prompt="no model"),
