@@ -94,7 +94,8 @@ class Thresholds:
                 crossings.append(Crossing(name, value, limit, over=False))
         for crossing in crossings:
             _log(crossing)
-            if self._on_crossed is not None:
+        if self._on_crossed is not None:  # which may raise: then all are logged at least
+            for crossing in crossings:
                 self._on_crossed(crossing)
         return crossings
 

@@ -131,6 +131,16 @@ def test_a_crossing_is_told_once_until_the_value_was_well_below(caplog: pytest.L
     assert caplog.records[0].levelno == logging.WARNING
 
 
+def test_a_function_that_raises_takes_no_crossing_from_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    def failing(crossing: Crossing) -> None:
+        raise RuntimeError(crossing.name)
+
+    thresholds = Thresholds(credits=100, latency=60, on_crossed=failing)
+    with pytest.raises(RuntimeError, match="credits"):
+        thresholds.check(moment(0, credits_reserved=Decimal(101), timed=20, task_seconds=2000.0))
+    assert [getattr(record, "threshold", None) for record in caplog.records] == ["credits", "latency"]
+
+
 def test_the_share_of_errors_is_that_of_the_last_outcomes() -> None:
     thresholds = Thresholds(error_share=0.5)
     assert thresholds.check(moment(0, failed=19)) == []  # too few to tell
