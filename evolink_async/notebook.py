@@ -24,8 +24,8 @@ __all__ = ["live_table", "progress_bar"]
 def progress_bar(**options: Any) -> Callable[[PoolStats], None]:
     """A bar for one pool, as its `on_progress`: a widget in notebooks that have ipywidgets, else text (`tqdm.auto`).
 
-    options: for tqdm, e.g. `desc="lighthouses"`, `leave=False`. Works in terminals too. Raises `ConfigurationError`
-    without tqdm. Since 0.1.0.
+    options: for tqdm, e.g. `desc="lighthouses"`, `leave=False`, `total=500` for a generator. Works in terminals too.
+    Raises `ConfigurationError` without tqdm. Since 0.1.0.
     """
     try:
         with warnings.catch_warnings():
@@ -74,10 +74,11 @@ class _Bar:
 
     def __call__(self, stats: PoolStats) -> None:
         if self._bar is None:
-            self._bar = self._tqdm(total=stats.total, **self._options)
+            self._bar = self._tqdm(**{"total": stats.total} | self._options)
         bar = self._bar
-        # A pool that was left knows of no more requests than it has read.
-        bar.total = stats.total if bar.total is None or stats.total is None else max(bar.total, stats.total)
+        if self._options.get("total") is None:
+            # A pool that was left knows of no more requests than it has read.
+            bar.total = stats.total if bar.total is None or stats.total is None else max(bar.total, stats.total)
         bar.n = stats.finished - sum(stats.counts.get(status, 0) for status in _TO_COME)
         bar.set_postfix_str(_summary(stats), refresh=False)
         bar.refresh()

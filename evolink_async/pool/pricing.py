@@ -75,7 +75,7 @@ def checked_prices(prices: Prices | None) -> Callable[[GenerationRequest], Decim
         for model in prices:
             if not isinstance(model, str) or not model:
                 raise ConfigurationError(f"prices must map the names of models to credits, got the name {model!r}")
-        by_model = {model: _checked_price(price, f"prices[{model!r}]") for model, price in prices.items()}
+        by_model = {model: checked_price(price, f"prices[{model!r}]") for model, price in prices.items()}
         return lambda request: by_model.get(request.model)
     if not callable(prices):
         raise ConfigurationError(
@@ -90,7 +90,7 @@ def checked_prices(prices: Prices | None) -> Callable[[GenerationRequest], Decim
         except BaseException as error:  # a cancellation too: nothing is awaited, so it comes from the function itself
             raise InvalidRequestError(f"prices(request) raised {type(error).__name__}: {error}") from error
         try:
-            return None if price is None else _checked_price(price, "what prices(request) gave")
+            return None if price is None else checked_price(price, "what prices(request) gave")
         except ConfigurationError as error:
             raise InvalidRequestError(error.message) from None
 
@@ -99,10 +99,10 @@ def checked_prices(prices: Prices | None) -> Callable[[GenerationRequest], Decim
 
 def checked_credits(value: object, name: str) -> Decimal | None:
     """An amount of credits, or None. Raises `ConfigurationError`."""
-    return None if value is None else _checked_price(value, name)
+    return None if value is None else checked_price(value, name)
 
 
-def _checked_price(value: object, name: str) -> Decimal:
+def checked_price(value: object, name: str) -> Decimal:
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         try:
             price = Decimal(str(value))

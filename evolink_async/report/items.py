@@ -53,8 +53,8 @@ class Item:
 
     @property
     def seconds(self) -> float | None:
-        """From its submission to the end being known here."""
-        if self.submitted_at is None or self.finished_at is None:
+        """From its submission to the end being known here; None if a clock that was set back hides it."""
+        if self.submitted_at is None or self.finished_at is None or self.finished_at < self.submitted_at:
             return None
         return (self.finished_at - self.submitted_at).total_seconds()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ MOST_SECONDS = 5.0  # for making them
 MOST_PIXELS = 50_000_000  # of a picture that is opened, here or by the page
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _AT_ONCE = 32
+_filtering = threading.Lock()  # warnings' filters are the process's: two that put them back in turn leave ours in force
 
 
 def previews(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
@@ -32,8 +34,9 @@ def previews(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
     if not features.check("webp"):
         return {}
     found: dict[str, str | None] = {}
-    size, stop_at = 0, time.monotonic() + MOST_SECONDS
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1), "evolink previews") as pool:
+    threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "evolink previews")
+    with _filtering, warnings.catch_warnings(), threads as pool:
+        size, stop_at = 0, time.monotonic() + MOST_SECONDS
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for some in _portions(names, _AT_ONCE):
             for name, preview in zip(some, pool.map(preview_of, (folder / name for name in some)), strict=True):

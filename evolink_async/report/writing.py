@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def _write(folder: Path, contents: Contents) -> Path:
     from evolink_async.report.previews import previews
 
     page = render(contents, previews(folder, image_files(contents)), datetime.now(UTC))
-    path, temporary = folder / REPORT, folder / f".{REPORT}.{os.getpid()}"
+    path, temporary = folder / REPORT, folder / f".{REPORT}.{os.getpid()}-{threading.get_ident()}"
     try:
         temporary.write_bytes(page.encode("utf-8", "backslashreplace"))
         os.replace(temporary, path)

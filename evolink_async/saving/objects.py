@@ -15,6 +15,7 @@ from contextlib import closing
 from datetime import timedelta
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from evolink_async.errors import ConfigurationError, DownloadError
 from evolink_async.saving.content import content_type_of
@@ -28,6 +29,7 @@ _RESULT = "evolink-result"
 _RETRY: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
 _LIKELY = {"image": ("png", "jpg", "webp"), "video": ("mp4",), "audio": ("mp3", "wav")}
 _ADDRESS = re.compile(r"(?P<scheme>[a-z0-9]+)://(?P<bucket>[^/?#\s]+)(?P<prefix>(?:/[^?#\0]*)?)")
+_AS_A_PATH = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(?=[^/])")
 
 
 class ObjectPath(PurePosixPath):
@@ -42,7 +44,16 @@ def is_object_store(directory: object) -> bool:
     return isinstance(directory, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", directory) is not None
 
 
-def path_of(text: str) -> PurePath:
+def as_written(directory: Any) -> Any:
+    """The address that was made a path, `Path("s3://bucket")` or the parent of a result; anything else as it is.
+
+    A `Path` keeps one of the two slashes, and would be a folder of that name.
+    """
+    found = _AS_A_PATH.match(directory.as_posix()) if isinstance(directory, PurePath) else None
+    return directory if found is None else f"{found[1]}://{found.string[found.end() :]}"
+
+
+def path_of(text: str) -> Path | ObjectPath:
     """The path that was written as this text."""
     return ObjectPath(text) if is_object_store(text) else Path(text)
 
@@ -56,7 +67,7 @@ class Bucket:
 
     def __init__(self, address: str) -> None:
         match = _ADDRESS.fullmatch(address)
-        if match is None or match["scheme"] not in SCHEMES:
+        if match is None or match["scheme"] not in SCHEMES or ".." in match["prefix"].split("/"):
             known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
             raise ConfigurationError(f"results go into folders and to {known} bucket/prefix, not to {address[:80]!r}")
         try:
@@ -73,7 +84,9 @@ class Bucket:
         self.part_folder = self._folder.part_folder
         self.lingers = True
         try:
-            self._store: Any = store.from_url(address.rstrip("/"), retry_config=_RETRY)
+            # As a URL a prefix would be decoded: "50%25" names another place than our paths tell.
+            url = f"{match['scheme']}://{match['bucket']}{quote(match['prefix'].rstrip('/'))}"
+            self._store: Any = store.from_url(url, retry_config=_RETRY)
         except Exception as error:  # noqa: BLE001  (obstore's errors have no other common root; nothing is awaited)
             raise ConfigurationError(f"{address!r} cannot be used: {_first_line(error)}") from None
 

@@ -46,7 +46,7 @@ from evolink_async.polling.endings import conclude
 from evolink_async.saving.download import Download, LinkGone, gone_error, most_bytes
 from evolink_async.saving.folder import Folder, PartFile, in_thread, in_thread_alone, is_full
 from evolink_async.saving.names import request_stem, stem_of_url, unique_stem
-from evolink_async.saving.objects import Bucket, ObjectPath, is_object_store
+from evolink_async.saving.objects import Bucket, ObjectPath, as_written, is_object_store, path_of
 from evolink_async.tasks import Tasks
 from evolink_async.types import Task
 
@@ -130,6 +130,7 @@ class Saver:
 
 def place_at(directory: str | os.PathLike[str]) -> Place:
     """The folder or object store of this name. Raises `ConfigurationError` for what is neither."""
+    directory = as_written(directory)
     if is_object_store(directory):
         return Bucket(str(directory))
     try:
@@ -190,7 +191,7 @@ class _TaskSaving:
 
     def _kept(self) -> dict[int, SavedPath]:
         """What an earlier run has saved and is still there, by number."""
-        kept = ((n, self._place.kept(_as_path(text), _result(self._task, n))) for n, text in enumerate(self._saved, 1))
+        kept = ((n, self._place.kept(path_of(text), _result(self._task, n))) for n, text in enumerate(self._saved, 1))
         return {n: path for n, path in kept if path is not None}
 
     async def _save_one(self, n: int, link: str) -> SavedPath:
@@ -324,10 +325,6 @@ async def _no_fresh_link() -> str | None:
 def _result(task: Task, number: int) -> str:
     """Which result of which task, as marks say it."""
     return f"{task.id}/{number}"
-
-
-def _as_path(text: str) -> SavedPath:
-    return ObjectPath(text) if is_object_store(text) else Path(text)
 
 
 def _reason(error: BaseException) -> str:

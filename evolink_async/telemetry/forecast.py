@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
-from evolink_async.errors import ConfigurationError
 from evolink_async.pool.outcome import ModelStats, PoolStats
+from evolink_async.pool.pricing import checked_price
 
 __all__ = ["Forecast", "forecast"]
 
@@ -57,7 +57,7 @@ def forecast(
             # How much each differs from the mean, and how well the mean is known.
             variance += seen.deviation**2 * rest * (1 + rest / seen.priced)
         elif prices is not None and model is not None and model in prices:
-            likely += rest * _checked(prices[model], model)
+            likely += rest * float(checked_price(prices[model], f"prices[{model!r}]"))
         else:
             return Forecast(seconds=stats.eta)
     spread = _WIDTH * math.sqrt(variance)
@@ -92,12 +92,6 @@ def _together(models: Mapping[str, ModelStats]) -> ModelStats:
     )
     variance = max(0.0, squares / priced - mean * mean) if priced else 0.0
     return ModelStats(priced=priced, credits=credits, deviation=math.sqrt(variance))
-
-
-def _checked(price: Decimal | float, model: str | None) -> float:
-    if isinstance(price, bool) or not isinstance(price, Decimal | int | float) or not 0 <= price < math.inf:
-        raise ConfigurationError(f"prices[{model!r}] must be credits, got {price!r}")
-    return float(price)
 
 
 def _rounded(credits: float) -> Decimal:

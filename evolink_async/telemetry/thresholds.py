@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,7 +94,8 @@ class Thresholds:
                 crossings.append(Crossing(name, value, limit, over=False))
         for crossing in crossings:
             _log(crossing)
-            if self._on_crossed is not None:
+        if self._on_crossed is not None:  # which may raise: then all are logged at least
+            for crossing in crossings:
                 self._on_crossed(crossing)
         return crossings
 
@@ -140,6 +140,7 @@ def _log(crossing: Crossing) -> None:
 
 
 def _checked(limit: Decimal | float, name: str) -> float:
-    if isinstance(limit, bool) or not isinstance(limit, Decimal | int | float) or not 0 < limit < math.inf:
+    known = isinstance(limit, Decimal | int | float) and not isinstance(limit, bool)
+    if not known or not Decimal(str(limit)).is_finite() or limit <= 0:
         raise ConfigurationError(f"{name} must be a positive number, got {limit!r}")
     return float(limit)

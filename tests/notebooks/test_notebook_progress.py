@@ -16,9 +16,9 @@ def stats(finished: int, total: int | None, **more: int) -> PoolStats:
     return PoolStats(total=total, pulled=finished, waiting=0, outstanding=2, untaken=0, counts=counts)
 
 
-def bar_text(*moments: PoolStats) -> str:
+def bar_text(*moments: PoolStats, **options: int | None) -> str:
     screen = io.StringIO()
-    tell = progress_bar(file=screen, mininterval=0)
+    tell = progress_bar(file=screen, mininterval=0, **options)
     for moment in moments:
         tell(moment)
     return screen.getvalue().rpartition("\r")[2] or screen.getvalue()
@@ -35,6 +35,11 @@ async def test_the_bar_follows_a_job_to_its_end(client: AsyncEvoLink) -> None:
 
 def test_a_total_that_becomes_known_late_is_shown_then() -> None:
     assert "3/7" in bar_text(stats(2, None), stats(3, 7))
+
+
+def test_a_total_that_the_caller_knows_stays() -> None:
+    assert "3/7" in bar_text(stats(2, None), stats(3, None), total=7)
+    assert "3/7" in bar_text(stats(2, None), stats(3, 7), total=None)
 
 
 def test_what_a_pool_leaves_unfinished_is_not_shown_as_done() -> None:

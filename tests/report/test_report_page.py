@@ -7,6 +7,8 @@ import hashlib
 import html
 import json
 import re
+import threading
+import warnings
 from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +20,7 @@ from PIL import Image
 from report_folders import BEGUN, MADE, contents, item, png
 
 from evolink_async.report import page as page_room
+from evolink_async.report import previews as previews_room
 from evolink_async.report.page import image_files, render
 from evolink_async.report.previews import MOST_PIXELS, previews
 
@@ -175,6 +178,34 @@ def test_previews_end_where_the_room_ends(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("evolink_async.report.previews.MOST_BYTES", 500)
     made = previews(tmp_path, names)
     assert list(made) == names[:32]
+
+
+def test_two_reports_at_once_leave_the_warnings_of_the_program_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_is_in, second_is_in, first_is_out = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(path: Path) -> None:
+        if path.name == "first.png":
+            first_is_in.set()
+            second_is_in.wait(0.3)
+        else:
+            second_is_in.set()
+            first_is_out.wait(5)
+
+    def first() -> None:
+        previews(tmp_path, ["first.png"])
+        first_is_out.set()
+
+    monkeypatch.setattr(previews_room, "preview_of", slow)
+    before = list(warnings.filters)
+    threads = [threading.Thread(target=first), threading.Thread(target=previews, args=(tmp_path, ["second.png"]))]
+    for thread in threads:
+        thread.start()
+        assert first_is_in.wait(5)
+    for thread in threads:
+        thread.join()
+    assert warnings.filters == before
 
 
 def test_the_first_picture_of_a_request_is_its_preview() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import threading
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from report_folders import BEGUN, MODEL, outcome, png, write_ledger, write_outcomes
+from report_folders import BEGUN, MODEL, item, outcome, png, write_ledger, write_outcomes
 
 from evolink_async.errors import ConfigurationError, DownloadError, LedgerError
 from evolink_async.report import items as items_room
+from evolink_async.report import write_report
 from evolink_async.report.items import Contents, Item
 from evolink_async.report.reading import LONGEST_TEXT, read_folder
 
@@ -249,3 +252,25 @@ def test_what_was_sent_twice_has_no_delay() -> None:
     contents.add(Item(identity="b", status="completed", sent_twice=True, **usual))  # type: ignore[arg-type]
     assert list(contents.totals.delays) == [0.5]
     assert list(contents.totals.took) == [9.0, 9.0]
+
+
+def test_a_clock_that_was_set_back_hides_how_long_a_task_took() -> None:
+    contents = Contents("x")
+    contents.add(item(0, submitted_at=BEGUN, finished_at=BEGUN - timedelta(hours=1), service_seconds=8.5))
+    assert contents.items[0].seconds is None
+    assert list(contents.totals.delays) == list(contents.totals.took) == []
+
+
+async def test_pages_of_one_folder_that_are_written_at_once_do_not_take_each_others_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_outcomes(tmp_path / "out", outcome(0))
+    both_written, replace = threading.Barrier(2, timeout=20), os.replace
+
+    def replace_when_both_are_written(*paths: Path) -> None:
+        both_written.wait()
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", replace_when_both_are_written)
+    assert await asyncio.gather(write_report(folder), write_report(folder)) == [folder / "report.html"] * 2
+    assert not list(folder.glob(".report.html*"))

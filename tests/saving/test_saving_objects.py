@@ -152,6 +152,30 @@ async def test_what_is_there_is_not_fetched_again_and_nothing_else_is_replaced(
     assert content_of(first[0]) == PNG  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("prefix", ["50%25 off", "a%2fb", "é ü/[x]*", "p q ", ""])
+async def test_the_object_is_where_its_path_says(client: AsyncEvoLink, bucket: str, prefix: str) -> None:
+    async with media_host(good) as host:
+        [path] = await client.save(task_with(f"{host.url}/a.png"), f"s3://{bucket}/{prefix}")
+    [name] = objects_in(f"s3://{bucket}")
+    assert str(path) == f"s3://{bucket}/{name}"
+
+
+@pytest.mark.parametrize("as_path", [Path, PurePosixPath, ObjectPath])
+async def test_an_address_that_was_made_a_path_is_an_address(
+    client: AsyncEvoLink, bucket: str, as_path: type[PurePosixPath]
+) -> None:
+    async with media_host(good) as host:
+        [path] = await client.save(task_with(f"{host.url}/a.png"), as_path(f"s3://{bucket}/pre"))
+        assert await client.save(task_with(f"{host.url}/a.png"), path.parent) == [path]
+    assert str(path).startswith(f"s3://{bucket}/pre/")
+    assert len(objects_in(f"s3://{bucket}")) == 1
+
+
+def test_an_address_that_leads_upwards_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="bucket/prefix"):
+        objects.Bucket("s3://bucket/a/../b")
+
+
 async def test_a_large_object_goes_up_in_parts(
     client: AsyncEvoLink, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

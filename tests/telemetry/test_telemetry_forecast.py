@@ -72,8 +72,9 @@ def test_nothing_is_told_of_what_nobody_can_know() -> None:
 def test_a_told_price_stands_in_for_what_was_not_seen_and_may_be_released() -> None:
     told = forecast(stats([outcome("m", 2)] * 10, 20), requests={"m": 10, "new": 10}, prices={"new": Decimal(5)})
     assert (told.credits, told.low, told.high) == (70, 20, 70)
-    with pytest.raises(ConfigurationError, match="prices"):
-        forecast(stats([], 1), requests={"new": 1}, prices={"new": float("nan")})
+    for price in (float("nan"), Decimal("NaN"), Decimal("sNaN"), -1):
+        with pytest.raises(ConfigurationError, match="prices"):
+            forecast(stats([], 1), requests={"new": 1}, prices={"new": price})
 
 
 def test_when_all_is_done_it_is_what_was_spent() -> None:
@@ -130,6 +131,16 @@ def test_a_crossing_is_told_once_until_the_value_was_well_below(caplog: pytest.L
     assert caplog.records[0].levelno == logging.WARNING
 
 
+def test_a_function_that_raises_takes_no_crossing_from_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    def failing(crossing: Crossing) -> None:
+        raise RuntimeError(crossing.name)
+
+    thresholds = Thresholds(credits=100, latency=60, on_crossed=failing)
+    with pytest.raises(RuntimeError, match="credits"):
+        thresholds.check(moment(0, credits_reserved=Decimal(101), timed=20, task_seconds=2000.0))
+    assert [getattr(record, "threshold", None) for record in caplog.records] == ["credits", "latency"]
+
+
 def test_the_share_of_errors_is_that_of_the_last_outcomes() -> None:
     thresholds = Thresholds(error_share=0.5)
     assert thresholds.check(moment(0, failed=19)) == []  # too few to tell
@@ -157,7 +168,13 @@ def test_a_forecast_over_the_threshold_warns_before_the_money_is_gone() -> None:
     assert (crossing.name, crossing.value) == ("forecast", 250)
 
 
-@pytest.mark.parametrize("limits", [{"credits": 0}, {"latency": "x"}, {"error_share": 2}, {"forecast": float("inf")}])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        *({"credits": 0}, {"latency": "x"}, {"error_share": 2}, {"forecast": float("inf")}),
+        *({"credits": Decimal("NaN")}, {"credits": Decimal("sNaN")}, {"forecast": Decimal("Infinity")}),
+    ],
+)
 def test_limits_that_cannot_be_are_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         Thresholds(**limits)
