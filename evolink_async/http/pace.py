@@ -39,6 +39,8 @@ _USUAL = 120.0  # seconds, where the service tells no estimate
 # Of several models each may have so many times the places under way that are still free.
 _MOST_OF_FREE = 3
 
+_LONGEST_AT_THE_WIRE = 1.0  # seconds; a slow disk or resolver brings requests together
+
 # So many answers of a model lost in a row are an outage.
 LOST_IN_A_ROW = 3
 
@@ -168,6 +170,7 @@ class Pace:
         self._ceiling = _Ceiling(limit, opens_at) if limit is not None else None
         self._wire = _Ceiling(limit, opens_at) if limit is not None else None
         self._line = asyncio.Lock()  # held by the first of those who wait for the wire
+        self._in_line = 0
         self._parallel = parallel
         self._under_way = 0
         self._retry = retry
@@ -215,6 +218,7 @@ class Pace:
         if wire.is_open(now) and not self._line.locked():
             self._holds.limit = time.monotonic() + await wire.take(now)
             return True
+        self._in_line += 1
         try:
             async with self._line:
                 now = self._loop.time()
@@ -222,6 +226,7 @@ class Pace:
                     await asyncio.sleep(wire.opens_at(now) - now)
                     now = self._loop.time()
         finally:
+            self._in_line -= 1
             self._notice()
         return False
 
@@ -467,12 +472,15 @@ class Pace:
         return 1 if self._failures else self._parallel
 
     def _limit_opens_at(self, now: float) -> float:
-        """From when on the user's limit lets another one go: not while the wire is behind, or each would wait there."""
-        if self._ceiling is None or self._wire is None:
+        """From when on the user's limit lets another one go.
+
+        Those let go may wait at the wire where several come together. Where it is further behind, as after a slow
+        connection, they wait here: each would hold an idle connection, and none would ever make up for it.
+        """
+        ceiling, wire = self._ceiling, self._wire
+        if ceiling is None or wire is None:
             return now
-        if self._line.locked():
-            return math.inf
-        return max(now if bucket.is_open(now) else bucket.opens_at(now) for bucket in (self._ceiling, self._wire))
+        return max(ceiling.opens_for(0, now), wire.opens_for(self._in_line, now) - _LONGEST_AT_THE_WIRE)
 
     def _let_go(self, lane: _Lane, now: float) -> None:
         self._lanes.move_to_end(lane.model)
@@ -524,6 +532,10 @@ class _Ceiling:
 
     def is_open(self, now: float) -> bool:
         return now + TICK >= self._first_at and self._limiter.has_capacity(self._ONE)
+
+    def opens_for(self, others: int, now: float) -> float:
+        """When there will be room for one more, who comes after so many others; now, if there is."""
+        return (now if self.is_open(now) else self.opens_at(now)) + others / self._leak
 
     def opens_at(self, now: float) -> float:
         """When there will be room, later than now."""
