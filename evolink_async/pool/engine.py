@@ -44,7 +44,7 @@ from evolink_async.pool.identity import content_hash
 from evolink_async.pool.journal import Journal
 from evolink_async.pool.outcome import Outcome, OutcomeStatus, PoolStats
 from evolink_async.pool.progress import Progress, Tally, log_outcome
-from evolink_async.pool.record import Record, State
+from evolink_async.pool.record import AttachedTask, Record, State
 from evolink_async.pool.savings import Savings, not_saved
 from evolink_async.pool.sources import Sources
 from evolink_async.pool.stages import Stages
@@ -154,7 +154,7 @@ class Engine:
     def attach(self, task_id: str) -> None:
         """Follow a task that exists already."""
         if task_id not in self.stages.outstanding:
-            record = Record(self, None, None, attached=task_id)
+            record = AttachedTask(self, None, None, id=task_id)
             self._unfinished += 1
             self._given += 1
             self.stages.hold(record, task_id)

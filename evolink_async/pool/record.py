@@ -101,7 +101,7 @@ class Home(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """One request on its way through a pool, or a task that was attached. Listens to its submission, follows its task.
+    """One request on its way through a pool. Listens to its submission, follows its task.
 
     What outlives the pool is in its `row`.
     """
@@ -110,7 +110,6 @@ class Record:
     index: int | None
     request: GenerationRequest | None
     waiter: asyncio.Future[Outcome] | None = None  # of the `run` that gave it; None: it came from a source
-    attached: str | None = None  # a task's id
     row: Row | None = None  # once the ledger has told
     state: State = State.ENTERING
     submission: Submission | None = None  # while it is sending
@@ -133,7 +132,7 @@ class Record:
         """Its name in the job, as far as it has one."""
         if self.row is not None:
             return self.row.identity
-        key = self.request.key if self.request is not None else self.attached
+        key = self.key
         return key if key is not None else f"item-{self.index}"
 
     @property
@@ -160,12 +159,12 @@ class Record:
     @property
     def key(self) -> str | None:
         """The caller's name for it."""
-        return self.attached if self.request is None else self.request.key
+        return None if self.request is None else self.request.key
 
     @property
     def task_id(self) -> str | None:
         """The id of its task, once that is known."""
-        return self.attached if self.row is None else self.row.task_id
+        return None if self.row is None else self.row.task_id
 
     def known_task(self) -> Task | None:
         """The task as far as it is known: of one that goes on, what its outcome has to tell."""
@@ -312,6 +311,21 @@ class Record:
             code=row.error_code,
         )
         return OutcomeStatus.UNKNOWN, error
+
+
+@dataclass(slots=True, eq=False)
+class AttachedTask(Record):
+    """A task that exists already, and goes by its id."""
+
+    id: str = ""
+
+    @property
+    def key(self) -> str | None:
+        return self.id
+
+    @property
+    def task_id(self) -> str | None:
+        return self.id
 
 
 _NO_ROW = Row(0, "", None, "", "")
