@@ -437,7 +437,7 @@ def test_it(n, evolink_emulator):
     pathlib.Path(f"seed-{n}-{os.environ['PYTEST_XDIST_WORKER']}").write_text(str(evolink_emulator.seed))
 """)
     # On Python 3.12 and later looptime warns when it looks for the loop of a test that has none.
-    result = pytester.runpytest_subprocess("-p", "no:looptime", "-n2", "--dist=each", "--evolink-seed=random")
+    result = pytester.runpytest_subprocess("-p", "no:looptime_plugin", "-n2", "--dist=each", "--evolink-seed=random")
     result.assert_outcomes(passed=12)
     files = list(pytester.path.glob("seed-*"))
     assert {file.name[-3:] for file in files} == {"gw0", "gw1"}
