@@ -322,7 +322,6 @@ def _check_body(body: Mapping[str, Any]) -> None:
 
 
 def _check_json(value: object, param: str, depth: int) -> None:
-    _check_depth(depth, param)
     if isinstance(value, str):
         _check_text(value, param)
     elif value is None or isinstance(value, (bool, int)):
@@ -331,10 +330,12 @@ def _check_json(value: object, param: str, depth: int) -> None:
         if value != value or value in (float("inf"), float("-inf")):
             raise InvalidRequestError(f"{param}: {value} cannot be sent, give a finite number", param=param)
     elif isinstance(value, Mapping):
+        _check_depth(depth, param)
         for name, item in value.items():
             _check_name(name, param)
             _check_json(item, param, depth + 1)
     elif isinstance(value, list | tuple):
+        _check_depth(depth, param)
         for item in value:
             _check_json(item, param, depth + 1)
     else:

@@ -146,9 +146,9 @@ class Exchange:
     ) -> Answer:
         """Send one request and read its whole answer, within `seconds` from the moment it has a connection slot.
 
-        Content that is no bytes needs its Content-Length among the headers. `clear` is awaited right before the first
-        byte until it says True, and may raise `HeldBack`. Else raises `NotSent` or `AnswerLost`, and
-        `ConfigurationError` if nothing can be sent at all. Cancelling it closes its connection.
+        Content that is bytes is JSON; any other needs its Content-Type and Content-Length among the headers. `clear` is
+        awaited right before the first byte until it says True, and may raise `HeldBack`. Else raises `NotSent` or
+        `AnswerLost`, and `ConfigurationError` if nothing can be sent at all. Cancelling it closes its connection.
         """
         flight = flight or Flight()
         trouble: BaseException
@@ -167,7 +167,15 @@ class Exchange:
                 clear=clear,
                 on_bytes=flight.first_byte,
             )
-            answer = await self._exchange(call, key, flight)
+            reply = await self._caller.call(call)
+            try:
+                answer = flight.answer = Answer(reply.status, _headers_of(reply.headers))
+                await _read_body(reply, answer)
+            finally:
+                try:
+                    await reply.aclose()
+                except Exception as error:  # noqa: BLE001  (the answer is here, or its loss is being told already)
+                    logger.debug("closing an answer failed: %s", type(error).__name__)
         except HeldBack:
             raise
         except asyncio.CancelledError as error:
@@ -181,6 +189,8 @@ class Exchange:
             trouble = error
         else:
             logger.debug("%s %s -> %d", method, path, answer.status)
+            if len(key) >= _SHORTEST_SECRET:
+                _hide(key, answer)
             return answer
         reason = _reason(trouble)
         # An exception may quote a header, and so the key: then it is neither shown nor kept.
@@ -188,25 +198,6 @@ class Exchange:
             reason = f"{type(trouble).__name__} (details withheld: they may show a header)"
             raise self._failure(flight, trouble, reason, key)
         raise self._failure(flight, trouble, reason, key) from trouble
-
-    async def _exchange(self, call: Call, key: str, flight: Flight) -> Answer:
-        reply = await self._caller.call(call)
-        try:
-            cap = ERROR_CAP if reply.status >= 300 else TASK_CAP
-            headers = _headers_of(reply.headers)
-            answer = flight.answer = Answer(reply.status, headers)
-            body, problem = await _read_body(reply, headers.get("content-encoding", ""), cap)
-        finally:
-            try:
-                await reply.aclose()
-            except Exception as error:  # noqa: BLE001  (the answer is here, or its loss is being told already)
-                logger.debug("closing an answer failed: %s", type(error).__name__)
-        if len(key) >= _SHORTEST_SECRET:  # a service that quotes the key in its answer doesn't get it into our errors
-            if key in "\n".join(headers.values()):
-                answer.headers = {name: value.replace(key, "[API key]") for name, value in headers.items()}
-            body = body.replace(key.encode("ascii"), b"[API key]")
-        answer.body, answer.problem = body, problem
-        return answer
 
     def _header_lines(self, method: str, key: str, content: object, more: Mapping[str, str] | None) -> bytes:
         if key != self._key:
@@ -221,18 +212,18 @@ class Exchange:
                 ]
             )
             self._key = key
-        lines = self._lines
-        if method == "GET":
-            lines += b"Cache-Control: no-cache\r\n"  # what a task was a minute ago helps nobody
-        elif content is None:
-            lines += b"Content-Length: 0\r\n"
         if isinstance(content, bytes):
-            lines += b"Content-Length: %d\r\n" % len(content)
-        if content is not None and (more is None or "Content-Type" not in more):
-            lines += b"Content-Type: application/json\r\n"
-        if more:
-            lines += header_lines([(name.encode("ascii"), value.encode("ascii")) for name, value in more.items()])
-        return lines
+            own = b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(content)
+        elif content is not None:
+            own = b""  # `more` says what it is
+        elif method == "GET":
+            own = b"Cache-Control: no-cache\r\n"  # what a task was a minute ago helps nobody
+        else:
+            own = b"Content-Length: 0\r\n"
+        if not more:
+            return self._lines + own
+        pairs = [(name.encode("ascii"), value.encode("ascii")) for name, value in more.items()]
+        return self._lines + own + header_lines(pairs)
 
     def _failure(self, flight: Flight, trouble: BaseException, reason: str, key: str) -> NotSent | AnswerLost:
         unsent = not flight.sent
@@ -275,23 +266,37 @@ def _headers_of(pairs: Pairs) -> dict[str, str]:
     return headers
 
 
-async def _read_body(reply: Answered, encoding: str, cap: int) -> tuple[bytes, str | None]:
-    """The decoded body up to `cap` bytes, or why there is none. Never holds more than the cap and one chunk."""
-    encoding = encoding.strip().lower()
-    if encoding not in _PLAIN and encoding not in _DEFLATED:
-        return b"", f"is compressed in a way that was not asked for ({excerpt(encoding.encode())!r})"
-    inflater = zlib.decompressobj(wbits=47) if encoding in _DEFLATED else None  # 47: gzip or zlib, whichever it is
+async def _read_body(reply: Answered, answer: Answer) -> None:
+    """Read the decoded body into its answer, or why there is none. Never holds more than its cap and one chunk."""
+    cap = ERROR_CAP if answer.status >= 300 else TASK_CAP
+    encoding = answer.headers.get("content-encoding", "").strip().lower()
+    inflater = None
+    if encoding not in _PLAIN:
+        if encoding not in _DEFLATED:
+            answer.problem = f"is compressed in a way that was not asked for ({excerpt(encoding.encode())!r})"
+            return
+        inflater = zlib.decompressobj(wbits=47)  # gzip or zlib, whichever it is
     body = bytearray()
     while chunk := await reply.read():
         try:
             body += chunk if inflater is None else inflater.decompress(chunk, cap - len(body) + 1)
         except zlib.error:
-            return b"", f"is not the {encoding} that its headers say"
+            answer.problem = f"is not the {encoding} that its headers say"
+            return
         if len(body) > cap:
-            return b"", f"is larger than the {cap // 1024} KiB that this client reads"
+            answer.problem = f"is larger than the {cap // 1024} KiB that this client reads"
+            return
     if inflater is not None and body and (not inflater.eof or inflater.unused_data):
-        return b"", f"is not one whole {encoding} stream, as its headers say"
-    return bytes(body), None
+        answer.problem = f"is not one whole {encoding} stream, as its headers say"
+        return
+    answer.body = bytes(body)
+
+
+def _hide(key: str, answer: Answer) -> None:
+    """A service that quotes the key in its answer doesn't get it into our errors."""
+    if key in "\n".join(answer.headers.values()):
+        answer.headers = {name: value.replace(key, "[API key]") for name, value in answer.headers.items()}
+    answer.body = answer.body.replace(key.encode("ascii"), b"[API key]")
 
 
 _PLAIN = frozenset({"", "identity"})

@@ -227,7 +227,7 @@ class Submitter:
         self._hold = hold
         self._request_timeout = request_timeout
         self._loop = asyncio.get_running_loop()
-        self._posts: set[asyncio.Task[None]] = set()
+        self._posts: dict[asyncio.Task[None], Submission] = {}
         self._parked: dict[Submission, asyncio.TimerHandle] = {}
         self._live: set[Submission] = set()
         self._pauses = {} if pauses is None else pauses  # by model, what asked for the last one of over an hour
@@ -368,19 +368,19 @@ class Submitter:
         submission.post = post = own_task(
             self._loop, self._attempt(submission, flight), "evolink post", contextvars.Context()
         )
-        self._posts.add(post)
-        post.add_done_callback(functools.partial(self._landed, submission, flight))
+        self._posts[post] = submission
+        post.add_done_callback(self._never_begun)
 
-    def _landed(self, submission: Submission, flight: Flight, post: asyncio.Task[None]) -> None:
-        self._posts.discard(post)
-        if submission.post is post:
-            submission.post = None
+    def _never_begun(self, post: asyncio.Task[None]) -> None:
+        """A task was cancelled before its first step, and so could not tell of its end itself."""
+        submission = self._posts[post]
+        self._landed(submission, post)
+        self._cut(submission, Flight())
+
+    def _landed(self, submission: Submission, post: asyncio.Task[None]) -> None:
+        del self._posts[post]
+        submission.post = None
         self._pace.finished(submission.model)
-        if post.cancelled():
-            self._cut(submission, flight)
-        elif (error := post.exception()) is not None:
-            self._end_replay(submission, marked=False)
-            self._broken(submission, error)
 
     def _cut(self, submission: Submission, flight: Flight) -> None:
         """Its POST was cancelled: it was withdrawn, or by somebody else."""
@@ -414,14 +414,37 @@ class Submitter:
             submission.listener.crashed(error)
 
     async def _attempt(self, submission: Submission, flight: Flight) -> None:
+        """One POST and what follows from it: all that its task does."""
+        post = submission.post
+        assert post is not None
+        post.remove_done_callback(self._never_begun)
         begun = self._loop.time()
+        try:
+            judgement = await self._send(submission, flight, begun)
+            if judgement is not None:
+                await self._take(submission, flight, judgement, begun)
+        except asyncio.CancelledError:
+            self._landed(submission, post)
+            self._cut(submission, flight)
+            raise
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            self._landed(submission, post)
+            self._end_replay(submission, marked=False)
+            self._broken(submission, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._landed(submission, post)
+
+    async def _send(self, submission: Submission, flight: Flight, begun: float) -> Judgement | None:
+        """What a POST came to. None: it was not made, and all is done that follows from that."""
         try:
             key = await self._api_key.get()
         except ConfigurationError as error:
             self._cannot_send(submission, error)
-            return
+            return None
         if submission.end is not None:
-            return  # withdrawn meanwhile
+            return None  # withdrawn meanwhile
         key_print = self._fingerprint(key)
         if submission._in_doubt:
             why = None
@@ -431,12 +454,12 @@ class Submitter:
                 why = "it is too late to send it again"
             if why is not None:
                 self._finish(submission, self._given_up(submission, f"{submission.last_error}; {why}"))
-                return
+                return None
         try:
             end = await submission.listener.intend(submission, key_print)
             if end is not None:
                 self._not_intended(submission, end)
-                return
+                return None
             submission._key_print = key_print
             answer = await self._exchange.send(
                 "POST",
@@ -453,7 +476,7 @@ class Submitter:
             submission.listener.unsent(submission)
             submission.flight = submission.post = None
             self._queue(submission, Urgency.RETURNED, 0.0)
-            return
+            return None
         except asyncio.CancelledError:
             if not flight.sent:
                 submission.listener.unsent(submission)
@@ -461,23 +484,25 @@ class Submitter:
         except ConfigurationError as error:
             submission.listener.unsent(submission)
             self._cannot_send(submission, error)
-            return
+            return None
         except NotSent as error:
             unsent = ConnectionFailedError(str(error))
             unsent.__cause__ = error.__cause__
-            judgement = Judgement(Verdict.UNSENT, error=unsent)
             if self._pace.unreachable(self._loop.time(), begun):
                 host = self._exchange.host
                 logger.warning("%s; trying again", error, extra={"event": "service_unreachable", "host": host})
+            return Judgement(Verdict.UNSENT, error=unsent)
         except AnswerLost as error:
             lost = EvoLinkError(str(error))
             lost.__cause__ = error.__cause__
-            judgement = Judgement(Verdict.LOST, error=lost)
             self._reached()
-        else:
-            flight.sent = True
-            self._reached()
-            judgement = judge_submission(answer)
+            return Judgement(Verdict.LOST, error=lost)
+        flight.sent = True
+        self._reached()
+        return judge_submission(answer)
+
+    async def _take(self, submission: Submission, flight: Flight, judgement: Judgement, begun: float) -> None:
+        """What follows from what a POST came to."""
         if flight.sent:
             submission._replay_sent = submission._replaying
             submission._first_sent = submission._first_sent or flight.sent_at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -639,6 +640,30 @@ async def test_a_post_cut_by_somebody_else_is_unknown_and_its_caller_hears_of_it
     submission.post.cancel()
     await asyncio.wait_for(listener.done.wait(), 1)
     assert listener.ends[0].ending == "unknown"
+
+
+@pytest.mark.parametrize("by", ["its caller", "somebody else"])
+async def test_posts_cut_before_they_began_are_not_sent_and_give_their_places_back(by: str) -> None:
+    room, ends = Room(ScriptedTransport(Say())), list[Settled]()
+
+    def go_and_be_cut(submission: Submission) -> None:
+        room.submitter._post(submission)
+        if by == "its caller":
+            ends.append(room.submitter.withdraw(submission))
+        else:
+            assert submission.post is not None
+            submission.post.cancel()
+
+    listener = Listener(ends=ends)
+    for _ in range(60):  # more than there are places
+        submission = room.start(listener)
+        submission.go = functools.partial(go_and_be_cut, submission)  # type: ignore[method-assign]
+    await asyncio.sleep(1)
+    assert [end.ending for end in ends] == ["not_submitted"] * 60
+    assert listener.posts == 0
+    assert (await room.submit(timeout=10)).id == ID
+    assert len(room.transport.knocks) == 1
+    assert not room.submitter._live
 
 
 # -- Closing, faults ------------------------------------------------------------------------------------
