@@ -187,7 +187,7 @@ class Schedule:
 class Sightings:
     """What was seen of one task. Times are those of one clock, whichever it is.
 
-    They are moments and not ages: so all who are looked at together share one number.
+    They are moments and not ages: so all who are submitted or looked at together may share one number.
     """
 
     __slots__ = ("looked_at", "readings", "shown", "shown_at", "started")

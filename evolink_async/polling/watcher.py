@@ -265,6 +265,7 @@ class Watcher:
         self._heap: list[_Due] = []
         self._dues: dict[float, _Due] = {}  # those in the heap
         self._left_behind = 0  # tasks in the heap that are planned anew or forgotten
+        self._latest_start = -math.inf
         self._hastened: OrderedDict[str, float] = OrderedDict()  # by id, the loop time of the latest hint
         self._look_again: set[str] = set()  # somebody asked for a look while one was under way
         self._strangers: set[str] = set()  # followed ids that only a stranger has told
@@ -308,7 +309,10 @@ class Watcher:
         submitted = self._learned.submitted.get(task.id)
         if submitted is not None and task.created is None:
             task = TaskReading.of(submitted)
-        started = now - (_age_of(task) if age is None else age)
+        started = shared_moment(now - (_age_of(task) if age is None else age), now)
+        if started == self._latest_start:
+            started = self._latest_start  # the same number for all who began together
+        self._latest_start = started
         model = task.model
         known = model is not None or task.estimated_time is not None
         expectation = self._expect(task, model) if known else None
@@ -416,14 +420,16 @@ class Watcher:
         """Once a second: make looks as dear as it takes for all of them to fit into the requests there may be."""
         now = self._loop.time()
         elapsed = now - self._priced_at
-        if elapsed < _REPRICED_EVERY or not self._heap:
+        if elapsed < _REPRICED_EVERY or self._first() is None:
             return
         self._priced_at = now
         learned = self._learned
         if math.isfinite(elapsed):
             learned.requests_per_second *= _REGAINED_SHARE ** min(elapsed, 100.0)
         looks = self._requests_per_second * (BATCH_SIZE if learned.batches else 1)
-        sample = self._random.choices(list(self._watched.values()), k=min(_SAMPLE, len(self._watched)))
+        weights = [len(due.tasks) for due in self._heap]
+        dues = self._random.choices(self._heap, weights, k=min(_SAMPLE, len(self._watched)))
+        sample = map(self._random.choice, (due.tasks for due in dues))
         urgencies = [task.expectation.urgency(task, now) for task in sample if task.expectation is not None]
         price = price_for(urgencies, len(self._watched), _USED_SHARE * looks) if urgencies else 0.0
         least = PRICE * (_BATCH_DISCOUNT if learned.batches else 1.0)
