@@ -49,13 +49,13 @@ def may_be_early(seconds: float, gap: float) -> bool:
 
 
 def shared_moment(moment: float, now: float) -> float:
-    """About that moment, and the same for many tasks: later by at most a 64th of the way there, or of a second.
+    """About that moment, and the same for many tasks: later by at most a 128th of the way there, or of a second.
 
     Never earlier, as a pause stands; but what is due by now is due.
     """
     if moment <= now:
-        return math.floor(64 * moment) / 64
-    step = math.ldexp(1.0, max(math.frexp(moment - now)[1], 1) - 7)
+        return math.floor(128 * moment) / 128
+    step = math.ldexp(1.0, max(math.frexp(moment - now)[1], 1) - 8)
     return math.ceil(moment / step) * step
 
 

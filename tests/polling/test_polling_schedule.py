@@ -453,24 +453,24 @@ def test_of_an_id_alone_the_class_is_unknown() -> None:
 
 
 @given(moment=st.floats(0, 1e7), now=st.floats(0, 1e7))
-def test_a_shared_moment_is_a_64th_of_the_way_later_at_most_and_never_earlier_than_a_pause_allows(
+def test_a_shared_moment_is_a_128th_of_the_way_later_at_most_and_never_earlier_than_a_pause_allows(
     moment: float, now: float
 ) -> None:
     shared = shared_moment(moment, now)
     if moment > now:
-        assert moment <= shared <= moment + max(1.0, moment - now) / 64
+        assert moment <= shared <= moment + max(1.0, moment - now) / 128
     else:
-        assert moment - 1 / 64 <= shared <= moment
+        assert moment - 1 / 128 <= shared <= moment
 
 
-def test_however_many_tasks_there_are_they_share_less_than_a_thousand_moments() -> None:
+def test_however_many_tasks_there_are_they_share_less_than_two_thousand_moments() -> None:
     chance = random.Random(4)
     moments = set()
     for n in range(100_000):
         now = n / 10_000  # submitted over ten seconds, estimated at a minute
         moments.add(shared_moment(now + chance.uniform(10, 20), now))
         moments.add(shared_moment(now + chance.uniform(1, LONGEST), now))
-    assert len(moments) < 1000
+    assert len(moments) < 2000
 
 
 @pytest.mark.parametrize(

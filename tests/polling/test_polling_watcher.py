@@ -552,7 +552,7 @@ async def test_the_first_terminal_status_wins(flap: str) -> None:
         task = await ear.over
     assert task.status == "completed"
     assert ear.told == 1
-    assert looks == pytest.approx([25, 30, 35], abs=0.2)
+    assert looks == pytest.approx([25, 30, 35], abs=0.1)
     assert not any(task.status == "failed" for task in ear.sightings)
 
 
@@ -563,7 +563,7 @@ async def test_completed_without_a_link_is_looked_at_three_times_in_ten_seconds(
         task = await ear.over
     assert task.succeeded
     assert task.urls == ()
-    assert reader.times() == pytest.approx([25, 30, 35], abs=0.2)
+    assert reader.times() == pytest.approx([25, 30, 35], abs=0.1)
 
 
 async def test_hints_do_not_shorten_the_wait_for_links() -> None:
@@ -591,7 +591,7 @@ async def test_who_completed_stays_completed_though_the_next_looks_are_refused(s
     async with watching(reader) as watcher:
         (ear,) = follow(watcher, [fresh()])
         assert (await ear.over).succeeded
-    assert reader.times() == pytest.approx([25, 30, 35], abs=0.2)
+    assert reader.times() == pytest.approx([25, 30, 35], abs=0.1)
 
 
 async def test_a_refusal_between_is_no_reason_to_miss_the_links() -> None:
