@@ -248,6 +248,35 @@ async def test_a_look_that_failed_tells_the_schedule_nothing(failure: Any) -> No
     assert diary.told[1][1] == 25.0
 
 
+CUT = ConnectionFailedError("cut")
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "unreachable"),
+    [
+        (CUT, CUT, True),
+        (running("task-1"), CUT, False),
+        (refusal(500), CUT, False),
+        (refusal(404), CUT, False),
+        (answer(200, ["no task"]), CUT, False),
+        (done("task-1", results=[]), CUT, False),
+        (running("task-1"), running("task-1"), False),
+    ],
+)
+async def test_the_service_is_unreachable_if_looks_failed_and_none_was_ever_answered(
+    first: Any, then: Any, unreachable: bool
+) -> None:
+    reader = FakeReader(lambda id_: first if now() < 26 else then)
+    async with watching(reader, learned=Learned(batches=False)) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        await asyncio.sleep(24)
+        assert not watcher.unreachable("task-1")
+        await asyncio.sleep(40)
+        assert len(reader.calls) >= 2
+        assert watcher.unreachable("task-1") is unreachable
+        watcher.unfollow("task-1", ear)
+
+
 @pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
 async def test_an_end_is_told_once_however_it_was_and_not_again_when_the_links_come(status: str) -> None:
     diary = Diary()
