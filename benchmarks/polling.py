@@ -41,7 +41,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from evolink_async import __version__
 from evolink_async.polling.law import DurationLaw
 from evolink_async.polling.price import price_for
-from evolink_async.polling.schedule import PRICE, SHORTEST, Expectation, Schedule, TaskClass
+from evolink_async.polling.schedule import PRICE, SHORTEST, Schedule, Sightings, TaskClass
 
 ESTIMATE = 100.0
 BIASES, SPREADS = (0.5, 1.0, 2.0), (0.1, 0.2, 0.4, 0.8)
@@ -127,13 +127,13 @@ class Learned:
         self.schedule = Schedule(price)
 
     def follow(self, life: Life, jitter: float) -> tuple[int, float]:
-        expectation = self.schedule.expect(MODEL, ESTIMATE)
+        expectation, task = self.schedule.expect(MODEL, ESTIMATE), Sightings(0.0)
         for looks in itertools.count(1):
-            age = expectation.next_look(jitter)
+            age = expectation.next_look(task, jitter)
             if age >= life.ends:
-                expectation.over(age)
+                expectation.over(task, age)
                 return looks, age - life.ends
-            expectation.unfinished(age, life.progress(age))
+            task.unfinished(age, life.progress(age))
         raise AssertionError
 
 
@@ -482,19 +482,19 @@ def mean(some: Sequence[Figures]) -> Figures:
 
 def all_at_once(schedule: Schedule, tasks: Sequence[Life], dice: random.Random) -> Figures:
     """Tasks that were submitted at the same moment: nothing is known before the first of them ends."""
-    expectations = [schedule.expect(MODEL, ESTIMATE) for _ in tasks]
-    due = [(expectation.next_look(dice.random()), n) for n, expectation in enumerate(expectations)]
+    expectation, seen = schedule.expect(MODEL, ESTIMATE), [Sightings(0.0) for _ in tasks]
+    due = [(expectation.next_look(task, dice.random()), n) for n, task in enumerate(seen)]
     heapq.heapify(due)
     looks, delays = 0, []
     while due:
         now, n = heapq.heappop(due)
         looks += 1
         if now >= tasks[n].ends:
-            expectations[n].over(now)
+            expectation.over(seen[n], now)
             delays.append(now - tasks[n].ends)
         else:
-            expectations[n].unfinished(now, tasks[n].progress(now))
-            heapq.heappush(due, (expectations[n].next_look(dice.random()), n))
+            seen[n].unfinished(now, tasks[n].progress(now))
+            heapq.heappush(due, (expectation.next_look(seen[n], dice.random()), n))
     return Figures(looks / len(tasks), statistics.fmean(delays))
 
 
@@ -550,31 +550,32 @@ def under_budget(outstanding: int, per_second: float, seconds: float, seed: int)
     ours = Learned(PRICE)
     measure(ours, itertools.islice(stream, 500), dice)
     schedule = ours.schedule
-    tasks: list[tuple[float, Life, Expectation]] = []
+    expectation = schedule.expect(MODEL, ESTIMATE)
+    tasks: list[tuple[Life, Sightings]] = []
     due: list[tuple[float, int]] = []
     for n in range(outstanding):
-        tasks.append((dice.uniform(0, ESTIMATE), next(stream), schedule.expect(MODEL, ESTIMATE)))
-        due.append((tasks[n][0] + tasks[n][2].next_look(dice.random()), n))
+        tasks.append((next(stream), Sightings(dice.uniform(0, ESTIMATE))))
+        due.append((expectation.next_look(tasks[n][1], dice.random()), n))
     heapq.heapify(due)
     looks, delays, adjust_at = 0, [], ESTIMATE
     while due[0][0] < ESTIMATE + seconds:
         now, n = heapq.heappop(due)
         while adjust_at <= now:
             sample = dice.sample(tasks, min(300, outstanding))
-            urgencies = [expectation.urgency(max(0.0, now - began)) for began, _, expectation in sample]
+            urgencies = [expectation.urgency(task, now) for _, task in sample]
             schedule.price += 0.3 * (max(0.01, price_for(urgencies, outstanding, per_second)) - schedule.price)
             adjust_at += 1
-        began, life, expectation = tasks[n]
+        life, task = tasks[n]
         counts = now > ESTIMATE + seconds / 2
         looks += counts
-        if now - began >= life.ends:
-            expectation.over(now - began)
+        if now - task.started >= life.ends:
+            expectation.over(task, now)
             if counts:
-                delays.append(now - began - life.ends)
-            began, life, expectation = tasks[n] = (now, next(stream), schedule.expect(MODEL, ESTIMATE))
+                delays.append(now - task.started - life.ends)
+            life, task = tasks[n] = (next(stream), Sightings(now))
         else:
-            expectation.unfinished(now - began)
-        heapq.heappush(due, (began + expectation.next_look(dice.random()), n))
+            task.unfinished(now)
+        heapq.heappush(due, (expectation.next_look(task, dice.random()), n))
     return looks / (seconds / 2), schedule.price, statistics.fmean(delays)
 
 
@@ -589,34 +590,34 @@ def cost(size: Size, report: Report) -> None:
         tasks = list(itertools.islice(stream, size.tasks))
         watched = []
         for life in tasks:
-            expectation, ages = ours.schedule.expect(MODEL, ESTIMATE), []
-            while (age := expectation.next_look(0.5)) < life.ends:
+            expectation, task, ages = ours.schedule.expect(MODEL, ESTIMATE), Sightings(0.0), []
+            while (age := expectation.next_look(task, 0.5)) < life.ends:
                 ages.append((age, life.progress(age)))
-                expectation.unfinished(*ages[-1])
-            watched.append((expectation, ages, age))
+                task.unfinished(*ages[-1])
+            watched.append((task, ages, age))
         began, looks = time.process_time(), 0
         for _, ages, _ in watched:
-            expectation = ours.schedule.expect(MODEL, ESTIMATE)
-            expectation.next_look(0.5)
+            expectation, task = ours.schedule.expect(MODEL, ESTIMATE), Sightings(0.0)
+            expectation.next_look(task, 0.5)
             for seen in ages:
-                expectation.unfinished(*seen)
-                expectation.next_look(0.5)
+                task.unfinished(*seen)
+                expectation.next_look(task, 0.5)
             looks += len(ages) + 1
         decided = time.process_time()
-        for expectation, _, age in watched:
-            expectation.over(age)
+        for task, _, age in watched:
+            expectation.over(task, age)
         figures[f"us per look{title}"] = (decided - began) / looks * 1e6
         figures[f"us to learn from a task{title}"] = (time.process_time() - decided) / len(tasks) * 1e6
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     laws = [DurationLaw() for _ in range(100)]
     figures["bytes per class (a law)"] = (tracemalloc.get_traced_memory()[0] - before) / len(laws)
-    schedule, before = Schedule(), tracemalloc.get_traced_memory()[0]
-    outstanding = [schedule.expect(MODEL, ESTIMATE) for _ in range(1000)]
+    expectation, before = Schedule().expect(MODEL, ESTIMATE), tracemalloc.get_traced_memory()[0]
+    outstanding = [Sightings(0.0) for _ in range(1000)]
     for title, readings in ((" outstanding task", (0,)), (" one with progress", range(5, 100, 10))):
-        for expectation in outstanding:
+        for task in outstanding:
             for reading in readings:
-                expectation.unfinished(expectation.next_look(0.5), reading)
+                task.unfinished(expectation.next_look(task, 0.5), reading)
         figures[f"bytes per{title}"] = (tracemalloc.get_traced_memory()[0] - before) / len(outstanding)
     tracemalloc.stop()
     report.figures["cost"] = figures

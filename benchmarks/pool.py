@@ -56,6 +56,7 @@ import psutil
 from evolink_async import AsyncEvoLink, ImageRequest, TaskPool, __version__
 from evolink_async import session as session_module
 from evolink_async.http.transport import Call, SlotTransport
+from evolink_async.polling.schedule import Sightings
 from evolink_async.polling.watcher import Watcher
 
 MODEL = "gpt-4o-image"
@@ -380,7 +381,10 @@ async def constant(job: Job) -> dict[str, Any]:
 
 
 class EveryTask:
-    """A schedule that looks at each of so many tasks in turn, so many of them a second, whatever it costs."""
+    """A schedule that looks at each of so many tasks in turn, so many of them a second, whatever it costs.
+
+    The first look is anywhere in the interval, the others are an interval apart.
+    """
 
     price = 1.0
 
@@ -388,42 +392,29 @@ class EveryTask:
         self.interval = job.outstanding / job.looks
         self.random = random.Random(job.seed)
 
-    def expect(self, task_class: object, estimate: object, started: float) -> InTurn:
-        return InTurn(self, started)
+    def expect(self, task_class: object, estimate: object) -> EveryTask:
+        return self
 
+    def next_look(self, task: Sightings, dice: float) -> float:
+        first = task.looked_at == task.started
+        return task.looked_at + self.interval * (dice if first else 0.95 + dice / 10)
 
-class InTurn:
-    """What that schedule expects of one task: the first look anywhere in the interval, the others an interval apart."""
-
-    __slots__ = ("_schedule", "looked_at", "started")
-
-    def __init__(self, schedule: EveryTask, started: float) -> None:
-        self._schedule = schedule
-        self.started = self.looked_at = started
-
-    def next_look(self, dice: float) -> float:
-        interval, first = self._schedule.interval, self.looked_at == self.started
-        return self.looked_at + (interval * dice if first else interval * (0.95 + dice / 10))
-
-    def unfinished(self, asked_at: float, progress: int = 0) -> None:
-        self.looked_at = asked_at
-
-    def urgency(self, now: float) -> float:
+    def urgency(self, task: Sightings, now: float) -> float:
         return 1.0
 
 
 async def crowd(job: Job) -> dict[str, Any]:
     """So many tasks outstanding: the share of a core that it takes to look at them, and how late the looks are."""
     late: list[float] = []
-    pop = Watcher._pop
+    take = Watcher._take
 
-    def timed_pop(self: Watcher) -> Any:
+    def timed_take(self: Watcher, due: Any) -> Any:
         if measuring:
-            late.append(self._loop.time() - self._heap[0])
-        return pop(self)
+            late.append(self._loop.time() - due)
+        return take(self, due)
 
     measuring = False
-    Watcher._pop = timed_pop  # type: ignore[method-assign]
+    Watcher._take = timed_take  # type: ignore[method-assign]
     given = list(requests(job))
     process = psutil.Process()
     gc.collect()

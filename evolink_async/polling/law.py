@@ -24,6 +24,7 @@ _PRIOR_WEIGHT, _PRIOR_HALVED = 8.0, 50.0
 _PRIOR_SPREAD, _PRIOR_FAILURES, _PRIOR_FAIL_BEFORE = 0.6, 0.03, 0.3
 
 _MEMORY = 500.0  # observations that count; older ones fade
+_GROWTH = 1 / (1 - 1 / _MEMORY)  # what each counts more than the one before
 # Where few were seen they are spread further. Passes of smoothing below so many observations that count.
 _SMOOTHING = ((30.0, 32), (120.0, 8), (math.inf, 1))
 _REBUILD_SHARE = 1 / 8  # of what was seen, newly seen, and the law is brought up to date
@@ -122,8 +123,10 @@ class DurationLaw:
         share = unfinished - left
         if share > _NO_NEWS:
             return share
-        self._note(share, _value(_PRIOR_SURVIVAL, first, low_part) - _value(_PRIOR_SURVIVAL, last, high_part))
-        self._unit *= 1 / (1 - 1 / _MEMORY)
+        prior_share = _value(_PRIOR_SURVIVAL, first, low_part) - _value(_PRIOR_SURVIVAL, last, high_part)
+        gain = math.log(max(share, _TINY) / max(prior_share, _TINY))
+        self._score += _SCORE_RATE * (max(-_SCORE_BOUND, min(_SCORE_BOUND, gain)) - self._score)
+        self._unit *= _GROWTH
         self._believed += 1 - self._believed / _MEMORY
         self._fresh += 1
         if first == last or share < _UNBELIEVED:
@@ -154,10 +157,6 @@ class DurationLaw:
         masses = map(add, self._learned, map(mul, accumulate(self._spans), shares))
         self._learned = array("d", map(max, masses, repeat(0.0)))  # sums of floats may end below zero
         self._spans = [0.0] * BINS
-
-    def _note(self, share: float, prior_share: float) -> None:
-        gain = math.log(max(share, _TINY) / max(prior_share, _TINY))
-        self._score += _SCORE_RATE * (max(-_SCORE_BOUND, min(_SCORE_BOUND, gain)) - self._score)
 
     def _forget(self) -> None:
         self._unit /= _KEPT

@@ -29,7 +29,7 @@ USUAL_OF_ANY = 60.0
 _EARLIEST = 1 / 3  # of the gap before a look: so much it gives up to share a request
 _DEAREST = 0.25  # of the expected duration: no budget is so small that a task is as good as forgotten
 
-_MOST_MODELS, _MOST_SIZES, _MOST_BASES, _LONGEST_NAME = 128, 16, 64, 256
+_MOST_MODELS, _MOST_SIZES, _MOST_EXPECTATIONS, _LONGEST_NAME = 128, 16, 64, 256
 _ABSURD = 1e15
 _INHERITED = 30.0  # observations that a new size takes over from its model
 _VERSION = 1
@@ -46,6 +46,17 @@ def may_be_early(seconds: float, gap: float) -> bool:
     looks at one task may be two thirds of `SHORTEST` apart.
     """
     return seconds <= _EARLIEST * gap
+
+
+def shared_moment(moment: float, now: float) -> float:
+    """About that moment, and the same for many tasks: later by at most a 128th of the way there, or of a second.
+
+    Never earlier, as a pause stands; but what is due by now is due.
+    """
+    if moment <= now:
+        return math.floor(128 * moment) / 128
+    step = math.ldexp(1.0, max(math.frexp(moment - now)[1], 1) - 8)
+    return math.ceil(moment / step) * step
 
 
 class TaskClass(NamedTuple):
@@ -77,7 +88,7 @@ class _Model:
     estimate: float | None = None
     laws: OrderedDict[str | None, DurationLaw] = field(default_factory=OrderedDict)
     progress: ProgressLaws = field(default_factory=ProgressLaws)
-    bases: OrderedDict[tuple[str | None, float], _Basis] = field(default_factory=OrderedDict)
+    expectations: OrderedDict[tuple[str | None, float], Expectation] = field(default_factory=OrderedDict)
 
     def law(self, size: str | None) -> DurationLaw:
         """The law of this size; a new size starts from what the model has shown lately."""
@@ -100,7 +111,7 @@ class Schedule:
         self.price = price
         self._models: OrderedDict[tuple[str | None, str | None], _Model] = OrderedDict()
         self._asked: tuple[TaskClass, float | None] | None = None  # of the latest expectation
-        self._basis: _Basis
+        self._expectation: Expectation
 
     @property
     def price(self) -> float:
@@ -113,17 +124,14 @@ class Schedule:
             raise ValueError(f"price must be positive and finite, got {price!r}")
         self._price = price
 
-    def expect(self, task_class: TaskClass, estimate: float | None, started: float = 0.0) -> Expectation:
-        """What to expect of a task that nobody has looked at. estimate: seconds; without a plausible one the latest.
-
-        started: when it was submitted, on the clock that is used for it from now on.
-        """
+    def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
+        """What to expect of such tasks. estimate: seconds; without a plausible one the latest of their model."""
         asked = task_class, estimate
         if asked != self._asked:  # most often it is as it was the time before
-            self._asked, self._basis = asked, self._basis_of(task_class, estimate)
-        return Expectation(self._basis, started)
+            self._asked, self._expectation = asked, self._expectation_of(task_class, estimate)
+        return self._expectation
 
-    def _basis_of(self, task_class: TaskClass, estimate: float | None) -> _Basis:
+    def _expectation_of(self, task_class: TaskClass, estimate: float | None) -> Expectation:
         kind, name, size = task_class
         model = self._models.get((kind, name)) or _Model()
         _remember(self._models, (kind, name), model, _MOST_MODELS)
@@ -132,11 +140,11 @@ class Schedule:
         else:
             estimate = model.estimate or USUAL.get(kind or "", USUAL_OF_ANY)
         law = model.law(size)
-        basis = model.bases.get((size, estimate))
-        if basis is None or basis.law is not law:
-            basis = _Basis(self, law, model.progress, estimate)
-        _remember(model.bases, (size, estimate), basis, _MOST_BASES)
-        return basis
+        expectation = model.expectations.get((size, estimate))
+        if expectation is None or expectation.law is not law:
+            expectation = Expectation(self, law, model.progress, estimate)
+        _remember(model.expectations, (size, estimate), expectation, _MOST_EXPECTATIONS)
+        return expectation
 
     @property
     def has_learned(self) -> bool:
@@ -176,91 +184,91 @@ class Schedule:
         self._asked = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Basis:
-    """What tasks of one class and estimate are expected by; shared, as there may be many of them at once."""
+class Sightings:
+    """What was seen of one task. Times are those of one clock, whichever it is.
 
-    schedule: Schedule
-    law: DurationLaw
-    progress: ProgressLaws
-    estimate: float
-
-
-class Expectation:
-    """What is expected of one task, and what was seen of it. Times are those of one clock, whichever it is.
-
-    They are moments and not ages: so all who are looked at together share one number.
+    They are moments and not ages: so all who are submitted or looked at together may share one number.
     """
 
-    __slots__ = ("_basis", "_readings", "_shown", "_shown_at", "looked_at", "started")
+    __slots__ = ("looked_at", "readings", "shown", "shown_at", "started")
 
-    def __init__(self, basis: _Basis, started: float) -> None:
-        self._basis = basis
+    def __init__(self, started: float) -> None:
         self.started = started  # when it was submitted
         self.looked_at = started  # the latest look; `started`: there was none
-        self._shown = 0  # the latest progress, 0 if it told nothing, and when it first showed
-        self._shown_at = started
-        self._readings: array[float] | None = None  # progress, age, of earlier looks: the first at each tenth
-
-    @property
-    def _deciding(self) -> tuple[DurationLaw, float]:
-        """The law that decides now, and its unit."""
-        basis = self._basis
-        if self._shown:
-            law = basis.progress.trusted(self._shown)
-            if law is not None:
-                return law, predicted_duration(self._shown, self._shown_at - self.started)
-        return basis.law, basis.estimate
-
-    def next_look(self, random: float) -> float:
-        """When to look next, counted from the latest look; may be over for a task never looked at.
-
-        random: uniform in [0, 1), spreads the first looks at tasks of the same age.
-        """
-        started, looked_at, (law, scale) = self.started, self.looked_at, self._deciding
-        age = looked_at - started
-        price = min(self._basis.schedule.price / scale, _DEAREST)
-        age = law.next_look(age / scale, price) if age > 0 else law.first_look(price, random)
-        return min(max(started + scale * age, looked_at + SHORTEST), looked_at + LONGEST)
-
-    def urgency(self, now: float) -> float:
-        """How densely looks are worth their price now, for `price_for`."""
-        law, scale = self._deciding
-        return law.root_hazard(max(0.0, now - self.started) / scale) / math.sqrt(scale)
+        self.shown = 0  # the latest progress, 0 if it told nothing, and when it first showed
+        self.shown_at = started
+        self.readings: array[float] | None = None  # progress, age, of what showed before: the first at each tenth
 
     def unfinished(self, asked_at: float, progress: int = 0) -> None:
         """A look, asked for then, was answered: not over yet. progress: percent, 0 tells nothing."""
         if not asked_at > self.looked_at:
             return
         self.looked_at = asked_at
-        if progress != self._shown:
-            self._keep_reading()
-            self._shown, self._shown_at = progress, asked_at
+        if progress != self.shown:
+            if self.shown:
+                self.keep_reading()
+            self.shown, self.shown_at = progress, asked_at
 
-    def _keep_reading(self) -> None:
+    def keep_reading(self) -> None:
         """Remember what is shown, to learn from it in the end."""
-        progress, readings = self._shown, self._readings
-        if not progress:
-            return
-        age = self._shown_at - self.started
+        age, readings = self.shown_at - self.started, self.readings
         if readings is None:  # small, as there may be many: a millisecond is near enough
-            self._readings = array("f", (progress, age))
-        elif len(readings) < 2 * TENTHS and tenth_of(readings[-2]) != tenth_of(progress):
-            readings.extend((progress, age))
+            self.readings = array("f", (self.shown, age))
+        elif len(readings) < 2 * TENTHS and tenth_of(readings[-2]) != tenth_of(self.shown):
+            readings.extend((self.shown, age))
 
-    def over(self, heard_at: float) -> None:
+
+class Expectation:
+    """What is expected of the tasks of one class and estimate: one for all of them, as there may be many at once."""
+
+    __slots__ = ("_estimate", "_progress", "_schedule", "law")
+
+    def __init__(self, schedule: Schedule, law: DurationLaw, progress: ProgressLaws, estimate: float) -> None:
+        self._schedule = schedule
+        self.law = law
+        self._progress = progress
+        self._estimate = estimate
+
+    def next_look(self, task: Sightings, random: float) -> float:
+        """When to look next, counted from the latest look; may be over for a task never looked at.
+
+        random: uniform in [0, 1), spreads the first looks at tasks of the same age.
+        """
+        law, scale = self._deciding(task) if task.shown else (self.law, self._estimate)
+        started, looked_at = task.started, task.looked_at
+        price = min(self._schedule._price / scale, _DEAREST)
+        age = looked_at - started
+        age = law.next_look(age / scale, price) if age > 0 else law.first_look(price, random)
+        return min(max(started + scale * age, looked_at + SHORTEST), looked_at + LONGEST)
+
+    def urgency(self, task: Sightings, now: float) -> float:
+        """How densely looks at it are worth their price now, for `price_for`."""
+        law, scale = self._deciding(task)
+        return law.root_hazard(max(0.0, now - task.started) / scale) / math.sqrt(scale)
+
+    def _deciding(self, task: Sightings) -> tuple[DurationLaw, float]:
+        """The law that decides now, and its unit."""
+        if task.shown:
+            law = self._progress.trusted(task.shown)
+            if law is not None:
+                return law, predicted_duration(task.shown, task.shown_at - task.started)
+        return self.law, self._estimate
+
+    def over(self, task: Sightings, heard_at: float) -> None:
         """The answer that the task is over, however it ended, came then: learn from it, once."""
-        low = max(0.0, self.looked_at - self.started)
-        high = max(heard_at - self.started, low)
-        estimate, clock = self._basis.estimate, self._basis.law
-        self._keep_reading()
-        numbers = iter(self._readings or ())
-        readings = [
-            (progress, at, clock.survival(at / estimate)) for progress, at in zip(numbers, numbers, strict=True)
-        ]
-        share = clock.observe(low / estimate, high / estimate)
+        started, estimate, law = task.started, self._estimate, self.law
+        low = max(0.0, task.looked_at - started)
+        high = max(heard_at - started, low)
+        if not task.shown and task.readings is None:
+            law.observe(low / estimate, high / estimate)
+            return
+        if task.shown:
+            task.keep_reading()
+        numbers = iter(task.readings or ())
+        readings = [(progress, at, law.survival(at / estimate)) for progress, at in zip(numbers, numbers, strict=True)]
+        share = law.observe(low / estimate, high / estimate)
         for progress, shown_at, unfinished in readings:
-            self._basis.progress.learn(progress, shown_at, low, high, chance(share, unfinished))
+            self._progress.learn(progress, shown_at, low, high, chance(share, unfinished))
 
 
 def _remember(memory: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None:

@@ -1,4 +1,4 @@
-"""The one watcher of a client on a loop: a heap of due looks, one timer as its scheduler, a few looks at once.
+"""The one watcher of a client on a loop: a heap of moments with looks due, one timer as scheduler, a few looks at once.
 
 Every wait and every pool follows its tasks here, so one look serves all who follow a task. Timer and asyncio tasks
 exist only while something is followed.
@@ -40,7 +40,16 @@ from evolink_async.http.retry import RetryPolicy
 from evolink_async.own_tasks import own_task
 from evolink_async.polling.endings import has_result
 from evolink_async.polling.price import price_for
-from evolink_async.polling.schedule import PRICE, SHORTEST, Expectation, Schedule, class_of, may_be_early
+from evolink_async.polling.schedule import (
+    PRICE,
+    SHORTEST,
+    Expectation,
+    Schedule,
+    Sightings,
+    class_of,
+    may_be_early,
+    shared_moment,
+)
 from evolink_async.types import Task, TaskReading, TaskStatus
 
 logger = logging.getLogger("evolink_async.polling")
@@ -163,6 +172,7 @@ class _Trouble:
     """What went wrong with the looks at one task, and what follows for the next. Times are loop times."""
 
     alone: bool = False  # the next look is a single GET
+    answered: bool = False  # the service answered, though perhaps nothing of use
     why: str | None = None  # the last look told nothing
     failures: int = 0
     missing: int = 0
@@ -175,25 +185,26 @@ class _Trouble:
 
 
 class _Due(float):
-    """The loop time at which a task is due, as an entry of the heap: valid while it is the task's `due`."""
+    """A loop time at which tasks are due, an entry of the heap: for those in `tasks` whose `due` it still is."""
 
-    __slots__ = ("watched",)
+    __slots__ = ("tasks",)
 
-    watched: _Watched
+    tasks: list[_Watched]
 
 
-@dataclass(slots=True, eq=False)
-class _Watched:
+class _Watched(Sightings):
     """What the watcher knows of one task: little, as there may be many. Times are loop times."""
 
-    id: str
-    started: float
-    aged: bool  # whether `started` is known: by us who submitted it, or by the service's clock
-    expectation: Expectation | None  # None: of an id alone nothing is known
-    follower: Follower | tuple[Follower, ...] | None  # nearly always the only one; None: nobody follows any more
-    due: _Due | None = None  # None: it is looked at, or forgotten
-    heard: bool = False  # the service answered at least once
-    trouble: _Trouble | None = None
+    __slots__ = ("due", "expectation", "follower", "id", "trouble")
+
+    def __init__(self, task_id: str, started: float, expectation: Expectation | None, follower: Follower) -> None:
+        super().__init__(started)
+        self.id = task_id
+        self.expectation = expectation  # None: of an id alone nothing is known
+        # Nearly always the only one; None: nobody follows any more.
+        self.follower: Follower | tuple[Follower, ...] | None = follower
+        self.due: _Due | None = None  # None: it is looked at, or forgotten
+        self.trouble: _Trouble | None = None
 
     @property
     def followers(self) -> tuple[Follower, ...]:
@@ -219,7 +230,7 @@ class _Watched:
             self.trouble = None
             return None
         trouble.failures = trouble.missing = trouble.denied = 0
-        trouble.alone, trouble.why = False, None
+        trouble.alone, trouble.why, trouble.answered = False, None, True
         return trouble.ended
 
 
@@ -252,9 +263,13 @@ class Watcher:
         self._random = random.Random()
         self._watched: dict[str, _Watched] = {}
         self._heap: list[_Due] = []
+        self._dues: dict[float, _Due] = {}  # those in the heap
+        self._left_behind = 0  # tasks in the heap that are planned anew or forgotten
+        self._latest_start = -math.inf
         self._hastened: OrderedDict[str, float] = OrderedDict()  # by id, the loop time of the latest hint
         self._look_again: set[str] = set()  # somebody asked for a look while one was under way
         self._strangers: set[str] = set()  # followed ids that only a stranger has told
+        self._undated: set[str] = set()  # followed ids of which neither we nor the service's clock have told the age
         self._looks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -294,21 +309,26 @@ class Watcher:
         submitted = self._learned.submitted.get(task.id)
         if submitted is not None and task.created is None:
             task = TaskReading.of(submitted)
-        started = now - (_age_of(task) if age is None else age)
+        started = shared_moment(now - (_age_of(task) if age is None else age), now)
+        if started == self._latest_start:
+            started = self._latest_start  # the same number for all who began together
+        self._latest_start = started
         model = task.model
         known = model is not None or task.estimated_time is not None
-        expectation = self._expect(task, model, started) if known else None
-        watched = _Watched(task.id, started, age is not None, expectation, follower)
+        expectation = self._expect(task, model) if known else None
+        watched = _Watched(task.id, started, expectation, follower)
         # Of an id alone nothing is known, and a task that ended needs only its links: the first look is at once.
         moment = now
         if task.is_terminal:
             watched.in_trouble().ended = task.task
-        elif expectation is not None and (watched.aged or task.created is not None):
-            moment = max(now, expectation.next_look(self._random.random()))
+        elif expectation is not None and (age is not None or task.created is not None):
+            moment = max(now, expectation.next_look(watched, self._random.random()))
         self._watched[task.id] = watched
+        if age is None:
+            self._undated.add(task.id)
         if stranger:
             self._strangers.add(task.id)
-        self._plan(watched, moment)
+        self._plan(watched, moment, now)
 
     def follows(self, task_id: str) -> bool:
         """Whether anybody follows this task."""
@@ -339,14 +359,14 @@ class Watcher:
         else:
             watched.in_trouble().alone = True
             self._unplan(watched)
-            self._plan(watched, now)
+            self._plan(watched, now, now)
 
     def unreachable(self, task_id: str) -> bool:
         """Whether looks were tried and not one of them was answered."""
         watched = self._watched.get(task_id)
-        if watched is None or watched.trouble is None:
+        if watched is None or watched.trouble is None or watched.looked_at != watched.started:
             return False
-        return watched.trouble.failures > 0 and not watched.heard
+        return watched.trouble.failures > 0 and not watched.trouble.answered
 
     def failure(self, task_id: str) -> str | None:
         """What the last look at a task failed with, None if it didn't."""
@@ -366,38 +386,51 @@ class Watcher:
 
     # Planning
 
-    def _expect(self, task: TaskReading, model: str | None, started: float) -> Expectation:
+    def _expect(self, task: TaskReading, model: str | None) -> Expectation:
         price = task.credits_reserved
         task_class = class_of(task.kind, model, None if price is None else float(price), task.video_duration)
-        return self._schedule.expect(task_class, task.estimated_time, started)
+        return self._schedule.expect(task_class, task.estimated_time)
 
-    def _plan(self, watched: _Watched, moment: float) -> None:
+    def _plan(self, watched: _Watched, moment: float, now: float) -> None:
+        moment = shared_moment(moment, now)
+        due = self._dues.get(moment)
+        if due is not None:
+            due.tasks.append(watched)
+            watched.due = due
+            return
         due = watched.due = _Due(moment)
-        due.watched = watched
+        due.tasks = [watched]
+        self._dues[due] = due
         heapq.heappush(self._heap, due)
         if self._heap[0] is due:
             self._set_timer()
 
     def _unplan(self, watched: _Watched) -> None:
-        """Leave its entry in the heap behind. Such entries must not pile up until their time comes."""
+        """Leave it in the heap behind. Such tasks must not pile up until their time comes."""
         watched.due = None
-        if len(self._heap) > 2 * len(self._watched) + BATCH_SIZE:
-            self._heap = [due for due in self._heap if due.watched.due is due]
-            heapq.heapify(self._heap)
+        self._left_behind += 1
+        if self._left_behind > len(self._watched) + BATCH_SIZE:
+            self._left_behind = 0
+            for due in self._heap:
+                due.tasks = [watched for watched in due.tasks if watched.due is due]
+            self._heap = sorted(due for due in self._heap if due.tasks)
+            self._dues = {due: due for due in self._heap}
 
     def _price_looks(self) -> None:
         """Once a second: make looks as dear as it takes for all of them to fit into the requests there may be."""
         now = self._loop.time()
         elapsed = now - self._priced_at
-        if elapsed < _REPRICED_EVERY or not self._heap:
+        if elapsed < _REPRICED_EVERY or self._first() is None:
             return
         self._priced_at = now
         learned = self._learned
         if math.isfinite(elapsed):
             learned.requests_per_second *= _REGAINED_SHARE ** min(elapsed, 100.0)
         looks = self._requests_per_second * (BATCH_SIZE if learned.batches else 1)
-        sample = self._random.choices(self._heap, k=min(_SAMPLE, len(self._heap)))
-        urgencies = [expectation.urgency(now) for due in sample if (expectation := due.watched.expectation) is not None]
+        weights = [len(due.tasks) for due in self._heap]
+        dues = self._random.choices(self._heap, weights, k=min(_SAMPLE, len(self._watched)))
+        sample = map(self._random.choice, (due.tasks for due in dues))
+        urgencies = [task.expectation.urgency(task, now) for task in sample if task.expectation is not None]
         price = price_for(urgencies, len(self._watched), _USED_SHARE * looks) if urgencies else 0.0
         least = PRICE * (_BATCH_DISCOUNT if learned.batches else 1.0)
         share = _NEW_PRICE_SHARE if math.isfinite(elapsed) else 1.0
@@ -412,13 +445,13 @@ class Watcher:
         gap = 1 / self._requests_per_second
         self._next_request_at = max(self._next_request_at, now - _AT_ONCE * gap) + gap
 
-    def _again(self, watched: _Watched, moment: float) -> None:
+    def _again(self, watched: _Watched, moment: float, now: float) -> None:
         """Plan the next look after one."""
         if watched.id in self._look_again:
             self._look_again.discard(watched.id)
             watched.in_trouble().alone = True
-            moment = self._loop.time()
-        self._plan(watched, moment)
+            moment = now
+        self._plan(watched, moment, now)
 
     def _forget(self, watched: _Watched) -> tuple[Follower, ...]:
         """Look at it no more. Returns who followed it: nobody, if it was forgotten before."""
@@ -430,6 +463,7 @@ class Watcher:
                 self._unplan(watched)
             self._look_again.discard(watched.id)
             self._strangers.discard(watched.id)
+            self._undated.discard(watched.id)
             if not self._watched:
                 self._rest()
         return followers
@@ -437,6 +471,8 @@ class Watcher:
     def _rest(self) -> None:
         """Nobody follows anything: no timer, no look under way."""
         self._heap.clear()
+        self._dues.clear()
+        self._left_behind = 0
         self._set_timer()
         if not self._loop.is_closed():  # a forgotten wait may be collected after its loop
             for look in self._looks:
@@ -446,7 +482,7 @@ class Watcher:
         moment = math.inf
         # With as many looks under way as may be, the first that ends sets it.
         if self._heap and len(self._looks) < self._workers:
-            moment = max(float(self._heap[0]), self._paused_until, self._held_until, self._next_request_at)
+            moment = max(self._heap[0], self._paused_until, self._held_until, self._next_request_at)
         if self._timer is not None:
             if self._timer_at == moment:
                 return
@@ -476,9 +512,10 @@ class Watcher:
             self._probe = None
             self._held_until = -math.inf
         if look.cancelled():  # perhaps by somebody who cancels every task that he finds
+            now = self._loop.time()
             for watched in group:
                 if watched.follower is not None and watched.due is None:
-                    self._again(watched, self._loop.time() + SHORTEST)
+                    self._again(watched, now + SHORTEST, now)
         elif (error := look.exception()) is not None:
             self._crash(error)
         self._set_timer()
@@ -495,52 +532,49 @@ class Watcher:
     def _next_group(self) -> list[_Watched]:
         """What is looked at together now: one task, or a batch where the service has them. Empty: nothing is due."""
         now = self._loop.time()
-        paused = now + _TICK < max(self._paused_until, self._held_until, self._next_request_at)
-        first = None if paused else self._take(now + _TICK)
-        if first is None:
+        if now + _TICK < max(self._paused_until, self._held_until, self._next_request_at):
             return []
-        group = [first]
+        due = self._first()
+        if due is None or due > now + _TICK:
+            return []
+        group = [self._take(due)]
         self._count_request(now)
         probing = self._learned.batches is None
-        if not first.looks_alone and (self._learned.batches or (probing and self._probe is None)):
-            while len(group) < BATCH_SIZE and (another := self._take_along(now)):
-                group.append(another)
+        if not group[0].looks_alone and (self._learned.batches or (probing and self._probe is None)):
+            while len(group) < BATCH_SIZE and (due := self._first()) is not None and self._comes_along(due, now):
+                group.append(self._take(due))
             if probing and len(group) > 1:
                 self._probe = group
                 # If batches work, it would be a waste to ask for the others one by one meanwhile.
                 self._held_until = now + _PROBE_PATIENCE
         return group
 
-    def _take(self, now: float) -> _Watched | None:
-        """The first in the heap, if it is due."""
-        first = self._first()
-        return self._pop() if first is not None and first <= now else None
-
-    def _take_along(self, now: float) -> _Watched | None:
-        """The first in the heap, if it may share the batch that is sent now: that request is paid for already."""
-        first = self._first()
-        if first is None:
-            return None
-        watched, early = first.watched, first - now
-        if watched.trouble is not None and (watched.trouble.alone or early > _TICK):
-            return None  # where something went wrong the pause stands
-        if early > _TICK:
-            expectation = watched.expectation  # of an id alone nothing is known
-            if expectation is None or not may_be_early(early, first - expectation.looked_at):
-                return None
-        return self._pop()
-
     def _first(self) -> _Due | None:
-        """Who is looked at next; entries of those planned anew or finished are dropped."""
+        """When the next look is due: at the last of its tasks. Those left behind there are dropped."""
         while self._heap:
-            first = self._heap[0]
-            if first.watched.due is first:
-                return first
-            heapq.heappop(self._heap)
+            due = self._heap[0]
+            tasks = due.tasks
+            while tasks:
+                if tasks[-1].due is due:
+                    return due
+                tasks.pop()
+                self._left_behind -= 1
+            del self._dues[heapq.heappop(self._heap)]
         return None
 
-    def _pop(self) -> _Watched:
-        watched = heapq.heappop(self._heap).watched
+    def _comes_along(self, due: _Due, now: float) -> bool:
+        """Whether the look that is due next may share the batch that is sent now: that request is paid for already."""
+        watched, early = due.tasks[-1], due - now
+        if early <= _TICK:
+            return not watched.looks_alone
+        # Where something went wrong the pause stands; of an id alone nothing is known.
+        return (
+            watched.trouble is None and watched.expectation is not None and may_be_early(early, due - watched.looked_at)
+        )
+
+    def _take(self, due: _Due) -> _Watched:
+        """Who is looked at now."""
+        watched = due.tasks.pop()
         watched.due = None
         return watched
 
@@ -579,27 +613,28 @@ class Watcher:
             if reading.id != watched.id:
                 raise ResponseError(f"asked for task {watched.id}, the answer is about another")
         except ResponseError as error:
-            watched.heard = True
+            watched.in_trouble().answered = True
             self._failed(watched, error, asked_at)
         else:
-            self._saw(watched, reading, answer, asked_at, alone=True)
+            self._saw(watched, reading, answer, asked_at, self._loop.time(), alone=True)
 
     def _take_batch(self, group: list[_Watched], answer: Answer | EvoLinkError, asked_at: float) -> None:
         readings = self._learned.read_batch(answer) if isinstance(answer, Answer) else None
+        now = self._loop.time()
         for watched in group:
             if watched.follower is None:
                 continue
             reading = None if readings is None else readings.get(watched.id)
             if reading is not None:
                 assert isinstance(answer, Answer)
-                self._saw(watched, reading, answer, asked_at, alone=False)
+                self._saw(watched, reading, answer, asked_at, now, alone=False)
             elif readings is None and self._learned.batches is not False:
                 self._batch_failed(watched, answer, asked_at)
             else:
                 # Absent means wrong, expired or foreign, and perhaps only "not yet": one answer of its own tells.
-                watched.heard = watched.heard or isinstance(answer, Answer)
-                watched.in_trouble().alone = True
-                self._again(watched, self._loop.time())
+                trouble = watched.in_trouble()
+                trouble.alone, trouble.answered = True, trouble.answered or isinstance(answer, Answer)
+                self._again(watched, now, now)
 
     def _batch_failed(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         """Perhaps it is only the batch that fails, and for ever: then each task gets a look of its own."""
@@ -610,36 +645,40 @@ class Watcher:
 
     # What was seen
 
-    def _saw(self, watched: _Watched, reading: TaskReading, answer: Answer, asked_at: float, *, alone: bool) -> None:
-        watched.heard = True
-        ended = watched.out_of_trouble()
+    def _saw(
+        self, watched: _Watched, reading: TaskReading, answer: Answer, asked_at: float, now: float, *, alone: bool
+    ) -> None:
+        ended = None if watched.trouble is None else watched.out_of_trouble()
         self._refusals = 0
         if reading.is_terminal or ended is not None:
-            self._saw_end(watched, reading.task, ended, asked_at, alone=alone)
+            self._saw_end(watched, reading.task, ended, asked_at, now, alone=alone)
             return
-        self._learned.note_status(reading.status)
-        now = self._loop.time()
+        if not isinstance(reading.status, TaskStatus):
+            self._learned.note_status(reading.status)
         expectation = watched.expectation
         if expectation is None:
-            expectation = watched.expectation = self._expect(reading, reading.model, watched.started)
-        if not watched.aged and reading.created is not None:
-            watched.aged, watched.started = True, now - _age_of(reading, answer)
-            expectation.started = watched.started
-        expectation.unfinished(asked_at, reading.progress)
-        self._again(watched, max(now + SHORTEST, expectation.next_look(self._random.random())))
+            expectation = watched.expectation = self._expect(reading, reading.model)
+        if watched.id in self._undated and reading.created is not None:
+            self._undated.discard(watched.id)
+            watched.started = now - _age_of(reading, answer)
+        watched.unfinished(asked_at, reading.progress)
+        moment = expectation.next_look(watched, self._random.random())
+        self._again(watched, max(now + SHORTEST, moment), now)
         self._tell_seen(watched, reading)
 
-    def _saw_end(self, watched: _Watched, task: Task, ended: Task | None, asked_at: float, *, alone: bool) -> None:
+    def _saw_end(
+        self, watched: _Watched, task: Task, ended: Task | None, asked_at: float, now: float, *, alone: bool
+    ) -> None:
         """ended: what it was when it ended before, without a result."""
         if ended is None:
-            if watched.expectation is not None and watched.aged:
-                watched.expectation.over(self._loop.time())
+            if watched.expectation is not None and watched.id not in self._undated:
+                watched.expectation.over(watched, now)
         elif not (task.succeeded and has_result(task)):
             task = ended  # the first terminal status stands
         if not has_result(task) and task.succeeded and self._awaits_links(watched, asked_at, alone=alone):
             trouble = watched.in_trouble()
-            trouble.ended, trouble.alone = task, True
-            self._again(watched, self._loop.time() + (_EMPTY_PAUSE if alone else 0.0))
+            trouble.ended, trouble.alone, trouble.answered = task, True, True
+            self._again(watched, now + (_EMPTY_PAUSE if alone else 0.0), now)
             self._tell_seen(watched, TaskReading.of(task))
             return
         followers = self._forget(watched)
@@ -658,19 +697,20 @@ class Watcher:
 
     def _refused(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         """There was no answer, or one with an error status."""
-        watched.heard = watched.heard or isinstance(answer, Answer)
         if isinstance(answer, ConfigurationError):  # the caller's function gives no key
             self._denied(watched, answer)
             return
         if not isinstance(answer, Answer):
             self._failed(watched, answer, asked_at)
             return
+        trouble = watched.in_trouble()
+        trouble.answered = True
         error = status_error(answer)
         denied = answer.status in _NO_ACCESS
         missing = error.code == "invalid_task_id" or (answer.status in _NO_TASK and _is_of_the_service(answer, error))
-        ended = None if watched.trouble is None else watched.trouble.ended
+        ended = trouble.ended
         if ended is not None and (denied or missing):  # a look without links like another
-            self._saw_end(watched, ended, ended, asked_at, alone=True)
+            self._saw_end(watched, ended, ended, asked_at, self._loop.time(), alone=True)
         elif denied:
             self._denied(watched, error)
         elif missing:
@@ -693,7 +733,7 @@ class Watcher:
             self._tell_lost(watched, TaskLostError(message, task=Task(id=watched.id)))
         else:
             trouble.alone = True
-            self._again(watched, now + min(30.0, 2.0**trouble.missing))
+            self._again(watched, now + min(30.0, 2.0**trouble.missing), now)
 
     def _denied(self, watched: _Watched, error: EvoLinkError) -> None:
         now = self._loop.time()
@@ -705,7 +745,7 @@ class Watcher:
         if trouble.denied >= _DENIALS and now - trouble.denied_since >= _ACCESS_PATIENCE - _TICK:
             self._tell_lost(watched, error)
         else:
-            self._again(watched, now + _DENIED_PAUSE)
+            self._again(watched, now + _DENIED_PAUSE, now)
 
     def _failed(self, watched: _Watched, why: Answer | EvoLinkError, asked_at: float) -> None:
         """A look that told nothing: the task is as it was."""
@@ -718,7 +758,8 @@ class Watcher:
         if isinstance(why, Answer) and why.status == 429:
             self._pause(hint, asked_at)
         delay = self._retry.delay(failures, hint, self._random.random())
-        self._again(watched, self._loop.time() + max(SHORTEST, delay))
+        now = self._loop.time()
+        self._again(watched, now + max(SHORTEST, delay), now)
 
     def _pause(self, hint: float | None, asked_at: float) -> None:
         """Nobody looks at anything for a while. Looks under way at the last refusal say nothing new."""

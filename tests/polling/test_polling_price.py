@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evolink_async.polling.price import price_for
-from evolink_async.polling.schedule import SHORTEST, Expectation, Schedule, TaskClass
+from evolink_async.polling.schedule import SHORTEST, Schedule, Sightings, TaskClass
 
 urgencies = st.lists(st.just(0.0) | st.floats(1e-6, 10), min_size=1, max_size=50)
 budgets = st.floats(1e-3, 1e4)
@@ -59,25 +59,27 @@ def test_a_thousand_tasks_at_the_price_of_a_budget_use_that_budget() -> None:
     dice, budget, outstanding = random.Random(5), 40.0, 1000
     schedule, task_class = Schedule(), TaskClass("image", "a-model")
 
-    def fresh(began: float) -> tuple[float, float, Expectation]:
-        return began, 100 * math.exp(0.2 * dice.gauss(0, 1)), schedule.expect(task_class, 100)
+    expectation = schedule.expect(task_class, 100)
+
+    def fresh(began: float) -> tuple[float, Sightings]:
+        return began + 100 * math.exp(0.2 * dice.gauss(0, 1)), Sightings(began)
 
     tasks = [fresh(dice.uniform(-100, 0)) for _ in range(outstanding)]
-    due = [(max(0.0, began + task.next_look(dice.random())), n) for n, (began, _, task) in enumerate(tasks)]
+    due = [(max(0.0, expectation.next_look(task, dice.random())), n) for n, (_, task) in enumerate(tasks)]
     heapq.heapify(due)
     used, second = 0, 0
     while due[0][0] < 400:
         now, n = heapq.heappop(due)
         if now > second:
-            sample = [task.urgency(max(0.0, now - began)) for began, _, task in dice.sample(tasks, 300)]
+            sample = [expectation.urgency(task, now) for _, task in dice.sample(tasks, 300)]
             schedule.price = max(0.01, price_for(sample, outstanding, budget))
             second += 1
         used += now > 200
-        began, ends, task = tasks[n]
-        if now - began >= ends:
-            task.over(now - began)
+        ends, task = tasks[n]
+        if now >= ends:
+            expectation.over(task, now)
             tasks[n] = fresh(now)
         else:
-            task.unfinished(now - began)
-        heapq.heappush(due, (tasks[n][0] + tasks[n][2].next_look(dice.random()), n))
+            task.unfinished(now)
+        heapq.heappush(due, (expectation.next_look(tasks[n][1], dice.random()), n))
     assert used / 200 == pytest.approx(budget, rel=0.15)

@@ -20,9 +20,11 @@ from evolink_async.polling.schedule import (
     SHORTEST,
     Expectation,
     Schedule,
+    Sightings,
     TaskClass,
     class_of,
     may_be_early,
+    shared_moment,
 )
 
 MODEL = TaskClass("image", "some-model")
@@ -41,13 +43,17 @@ def by_the_clock(share: float, age: float) -> int:
 
 def live(expectation: Expectation, duration: float, bar: Bar | None = None, random: float = 0.5) -> list[float]:
     """Look at a task until it is over; the ages of the looks."""
-    looks = []
+    task, looks = Sightings(0.0), []
     while True:
-        looks.append(expectation.next_look(random))
+        looks.append(expectation.next_look(task, random))
         if looks[-1] >= duration:
-            expectation.over(looks[-1])
+            expectation.over(task, looks[-1])
             return looks
-        expectation.unfinished(looks[-1], bar(looks[-1] / duration, looks[-1]) if bar else 0)
+        task.unfinished(looks[-1], bar(looks[-1] / duration, looks[-1]) if bar else 0)
+
+
+def first_look(expectation: Expectation, random: float = 0.5) -> float:
+    return expectation.next_look(Sightings(0.0), random)
 
 
 def experienced(
@@ -80,16 +86,16 @@ def test_the_first_looks_are_for_early_failures_and_most_are_around_the_estimate
 def test_without_a_usable_estimate_the_usual_duration_of_the_kind_counts(
     kind: str | None, usual: float, estimate: float | None
 ) -> None:
-    looks = [Schedule().expect(TaskClass(kind, "m"), seconds).next_look(0.5) for seconds in (estimate, usual)]
+    looks = [first_look(Schedule().expect(TaskClass(kind, "m"), seconds)) for seconds in (estimate, usual)]
     assert looks[0] == looks[1]
 
 
 def test_without_an_estimate_the_latest_of_the_same_model_counts() -> None:
     schedule = Schedule()
     schedule.expect(MODEL, 200)
-    known = schedule.expect(MODEL._replace(size="50 credits"), None).next_look(0.5)
-    assert known == Schedule().expect(MODEL, 200).next_look(0.5)
-    assert schedule.expect(MODEL._replace(model="another"), None).next_look(0.5) < known
+    known = first_look(schedule.expect(MODEL._replace(size="50 credits"), None))
+    assert known == first_look(Schedule().expect(MODEL, 200))
+    assert first_look(schedule.expect(MODEL._replace(model="another"), None)) < known
 
 
 @pytest.mark.parametrize("estimate", [1e9, math.inf, 3600.0])
@@ -106,14 +112,14 @@ def test_a_tiny_estimate_never_makes_it_look_more_than_once_a_second(estimate: f
 
 def test_tasks_that_were_submitted_together_are_looked_at_apart() -> None:
     schedule = Schedule()
-    firsts = sorted(schedule.expect(MODEL, 100).next_look(share / 100) for share in range(100))
+    firsts = sorted(first_look(schedule.expect(MODEL, 100), share / 100) for share in range(100))
     assert len(set(firsts)) == 100
     assert firsts[-1] > 1.08 * firsts[0]
 
 
 def test_a_task_that_nobody_looked_at_in_time_is_due() -> None:
     """The age to look at counts from the submission, not from now."""
-    assert Schedule().expect(MODEL, 100).next_look(0.5) < 60
+    assert first_look(Schedule().expect(MODEL, 100)) < 60
 
 
 # -- Bounds, whatever happens ----------------------------------------------------------------------
@@ -129,27 +135,27 @@ def test_every_look_is_between_a_second_and_five_minutes_after_the_one_before(
 ) -> None:
     schedule = Schedule(price)
     for estimate, looks in lives:
-        expectation, age = schedule.expect(MODEL, estimate), 0.0
+        expectation, task, age = schedule.expect(MODEL, estimate), Sightings(0.0), 0.0
         for late, progress, jitter in looks:
-            due = expectation.next_look(jitter)
+            due = expectation.next_look(task, jitter)
             assert math.isfinite(due)
             assert age + SHORTEST <= due * (1 + 1e-12)
             assert due <= age + LONGEST
             age = due + late
-            assert 0 <= expectation.urgency(age) < math.inf
-            expectation.unfinished(age, progress)
-        expectation.over(age + 1)
+            assert 0 <= expectation.urgency(task, age) < math.inf
+            task.unfinished(age, progress)
+        expectation.over(task, age + 1)
 
 
 @given(age=st.floats(), progress=st.integers(0, 100))
 def test_ages_from_clocks_that_go_wrong_do_no_harm(age: float, progress: int) -> None:
     schedule = Schedule()
-    expectation = schedule.expect(MODEL, 100)
-    expectation.unfinished(50, 40)
-    expectation.unfinished(min(age, 1e9), progress)
-    assert math.isfinite(expectation.next_look(0.5))
-    expectation.over(age)
-    assert math.isfinite(schedule.expect(MODEL, 100).next_look(0.5))
+    expectation, task = schedule.expect(MODEL, 100), Sightings(0.0)
+    task.unfinished(50, 40)
+    task.unfinished(min(age, 1e9), progress)
+    assert math.isfinite(expectation.next_look(task, 0.5))
+    expectation.over(task, age)
+    assert math.isfinite(first_look(expectation))
 
 
 @given(price=st.floats(1e-4, 1e3), more=st.floats(1.5, 1e3))
@@ -169,11 +175,11 @@ def test_a_price_that_is_none_is_refused(price: float) -> None:
 
 def test_a_new_price_counts_from_the_next_look_on() -> None:
     schedule = Schedule(price=0.1)
-    expectation = schedule.expect(MODEL, 100)
-    expectation.unfinished(80)
-    cheap = expectation.next_look(0.5)
+    expectation, task = schedule.expect(MODEL, 100), Sightings(0.0)
+    task.unfinished(80)
+    cheap = expectation.next_look(task, 0.5)
     schedule.price = 1.6
-    assert expectation.next_look(0.5) - 80 == pytest.approx(4 * (cheap - 80), rel=0.3)
+    assert expectation.next_look(task, 0.5) - 80 == pytest.approx(4 * (cheap - 80), rel=0.3)
 
 
 # -- Learning --------------------------------------------------------------------------------------
@@ -275,10 +281,10 @@ def test_progress_of_zero_or_a_bar_that_never_moves_is_no_news() -> None:
 
 
 def test_a_bar_that_jumps_about_for_hours_takes_no_memory() -> None:
-    expectation = Schedule().expect(MODEL, 100)
+    task = Sightings(0.0)
     for second in range(1, 10_000):
-        expectation.unfinished(float(second), 1 + second * 37 % 99)
-    assert len(expectation._readings or ()) <= 2 * TENTHS
+        task.unfinished(float(second), 1 + second * 37 % 99)
+    assert len(task.readings or ()) <= 2 * TENTHS
 
 
 # -- Export and restore ----------------------------------------------------------------------------
@@ -444,6 +450,27 @@ def test_names_of_any_length_make_a_class_of_bounded_length() -> None:
 
 def test_of_an_id_alone_the_class_is_unknown() -> None:
     assert class_of(None, None, None, None) == (None, None, None)
+
+
+@given(moment=st.floats(0, 1e7), now=st.floats(0, 1e7))
+def test_a_shared_moment_is_a_128th_of_the_way_later_at_most_and_never_earlier_than_a_pause_allows(
+    moment: float, now: float
+) -> None:
+    shared = shared_moment(moment, now)
+    if moment > now:
+        assert moment <= shared <= moment + max(1.0, moment - now) / 128
+    else:
+        assert moment - 1 / 128 <= shared <= moment
+
+
+def test_however_many_tasks_there_are_they_share_less_than_two_thousand_moments() -> None:
+    chance = random.Random(4)
+    moments = set()
+    for n in range(100_000):
+        now = n / 10_000  # submitted over ten seconds, estimated at a minute
+        moments.add(shared_moment(now + chance.uniform(10, 20), now))
+        moments.add(shared_moment(now + chance.uniform(1, LONGEST), now))
+    assert len(moments) < 2000
 
 
 @pytest.mark.parametrize(

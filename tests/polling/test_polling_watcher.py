@@ -37,7 +37,7 @@ from evolink_async.errors import (
     TaskLostError,
 )
 from evolink_async.polling import watcher as watcher_module
-from evolink_async.polling.schedule import Expectation, Schedule, TaskClass
+from evolink_async.polling.schedule import Expectation, Schedule, Sightings, TaskClass
 from evolink_async.polling.watcher import Learned
 from evolink_async.types import Task, TaskReading
 
@@ -206,19 +206,20 @@ class Diary(PlainSchedule):
         super().__init__()
         self.told: list[tuple[Any, ...]] = []
 
-    def expect(self, task_class: TaskClass, estimate: float | None, started: float = 0.0) -> Expectation:
+    def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
         diary = self
 
         class DiaryExpectation(PlainExpectation):
-            def unfinished(self, asked_at: float, progress: int = 0) -> None:
-                super().unfinished(asked_at, progress)
-                diary.told.append(("unfinished", round(asked_at - self.started, 1), progress))
+            def next_look(self, task: Sightings, random: float) -> float:
+                if task.looked_at > task.started:
+                    diary.told.append(("unfinished", round(task.looked_at - task.started, 1), task.shown))
+                return super().next_look(task, random)
 
-            def over(self, heard_at: float) -> None:
-                diary.told.append(("over", round(heard_at - self.started, 1)))
+            def over(self, task: Sightings, heard_at: float) -> None:
+                diary.told.append(("over", round(heard_at - task.started, 1)))
 
         self.told.append(("expect", task_class, estimate))
-        return DiaryExpectation(estimate or 30.0, started)
+        return DiaryExpectation(estimate or 30.0)
 
 
 async def test_the_schedule_is_told_when_looks_were_asked_for_and_when_the_end_was_heard() -> None:
@@ -245,6 +246,35 @@ async def test_a_look_that_failed_tells_the_schedule_nothing(failure: Any) -> No
         await ear.over
     assert [what for what, *_ in diary.told] == ["expect", "unfinished", "over"]
     assert diary.told[1][1] == 25.0
+
+
+CUT = ConnectionFailedError("cut")
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "unreachable"),
+    [
+        (CUT, CUT, True),
+        (running("task-1"), CUT, False),
+        (refusal(500), CUT, False),
+        (refusal(404), CUT, False),
+        (answer(200, ["no task"]), CUT, False),
+        (done("task-1", results=[]), CUT, False),
+        (running("task-1"), running("task-1"), False),
+    ],
+)
+async def test_the_service_is_unreachable_if_looks_failed_and_none_was_ever_answered(
+    first: Any, then: Any, unreachable: bool
+) -> None:
+    reader = FakeReader(lambda id_: first if now() < 26 else then)
+    async with watching(reader, learned=Learned(batches=False)) as watcher:
+        (ear,) = follow(watcher, [fresh()])
+        await asyncio.sleep(24)
+        assert not watcher.unreachable("task-1")
+        await asyncio.sleep(40)
+        assert len(reader.calls) >= 2
+        assert watcher.unreachable("task-1") is unreachable
+        watcher.unfollow("task-1", ear)
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
@@ -335,13 +365,13 @@ async def test_where_the_service_answers_for_fifty_it_is_asked_for_fifty() -> No
 
 
 class Every30Seconds(Schedule):
-    def expect(self, task_class: TaskClass, estimate: float | None, started: float = 0.0) -> Expectation:
-        return In30Seconds(30.0, started)
+    def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
+        return In30Seconds(30.0)
 
 
 class In30Seconds(PlainExpectation):
-    def next_look(self, random: float) -> float:
-        return self.looked_at + 30
+    def next_look(self, task: Sightings, random: float) -> float:
+        return task.looked_at + 30
 
 
 async def test_a_batch_takes_along_whoever_has_waited_most_of_the_time_between_two_looks() -> None:
@@ -705,17 +735,17 @@ class Broken(PlainSchedule):
         super().__init__()
         self.good = good
 
-    def expect(self, task_class: TaskClass, estimate: float | None, started: float = 0.0) -> Expectation:
+    def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
         schedule = self
 
         class BrokenExpectation(PlainExpectation):
-            def next_look(self, random: float) -> float:
+            def next_look(self, task: Sightings, random: float) -> float:
                 schedule.good -= 1
                 if schedule.good < 0:
                     raise ZeroDivisionError("a bug")
-                return super().next_look(random)
+                return super().next_look(task, random)
 
-        return BrokenExpectation(estimate or 30.0, started)
+        return BrokenExpectation(estimate or 30.0)
 
 
 async def test_a_fault_in_a_look_reaches_every_follower_and_the_watcher_goes_on_with_the_next() -> None:
@@ -820,6 +850,11 @@ async def test_closing_tells_every_follower_which_task_goes_on() -> None:
 # -- Long lives ------------------------------------------------------------------------------------
 
 
+def planned(watcher: Any) -> int:
+    """Tasks in the heap, those left behind there included."""
+    return sum(len(due.tasks) for due in watcher._heap)
+
+
 async def test_hints_and_comings_and_goings_do_not_pile_up_in_the_heap() -> None:
     async with watching(FakeReader(running)) as watcher:
         (stays,) = follow(watcher, [fresh("stays", 3600.0)])
@@ -827,18 +862,32 @@ async def test_hints_and_comings_and_goings_do_not_pile_up_in_the_heap() -> None
             (ear,) = follow(watcher, [fresh(f"task-{n}", 3600.0)])
             watcher.notify(f"task-{n}")
             watcher.unfollow(f"task-{n}", ear)
-        assert len(watcher._heap) < 100
+        assert planned(watcher) < 100
         for n in range(5000):
             (ear,) = follow(watcher, [fresh(f"task-{n}", 3600.0)])
             watcher.unfollow(f"task-{n}", ear)
-        assert len(watcher._heap) < 100
+        assert planned(watcher) < 100
         (earlier,) = follow(watcher, [fresh("earlier", 3000.0)])
         for _ in range(500):
             watcher.notify("stays")
             await asyncio.sleep(1.01)
-            assert len(watcher._heap) < 100
+            assert planned(watcher) < 100
         watcher.unfollow("stays", stays)
         watcher.unfollow("earlier", earlier)
+
+
+async def test_who_stays_is_looked_at_in_time_though_most_others_leave() -> None:
+    reader = FakeReader(running, whole_batch)
+    async with watching(reader, learned=Learned(batches=True)) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(500)])
+        await asyncio.sleep(20)
+        for n, ear in enumerate(ears):
+            if n % 5:
+                watcher.unfollow(f"task-{n}", ear)
+        assert planned(watcher) < 300
+        await asyncio.sleep(5.5)
+        assert [len(ear.sightings) for ear in ears] == [1, 0, 0, 0, 0] * 100
+        assert [len(ids) for _, _, ids in reader.calls] == [50, 50]
 
 
 class Quiet(Ear):
@@ -872,7 +921,8 @@ async def test_ten_thousand_tasks_and_a_hundred_thousand_looks_leave_no_growth()
 
         before = await looks(30_000)
         after = await looks(70_000)
-        assert len(watcher._heap) <= 10_000 + 10_000 + 50
+        assert planned(watcher) <= 10_000 + 10_000 + 50
+        assert len(watcher._heap) < 300
         assert after - before < 1000
         for n, ear in enumerate(quiet):
             watcher.unfollow(f"task-{n}", ear)

@@ -11,7 +11,7 @@ from typing import Any
 from evolink_async.errors import EvoLinkError
 from evolink_async.http.answers import Answer
 from evolink_async.http.retry import RetryPolicy
-from evolink_async.polling.schedule import SHORTEST, Expectation, Schedule, TaskClass
+from evolink_async.polling.schedule import SHORTEST, Expectation, Schedule, Sightings, TaskClass
 from evolink_async.polling.watcher import Learned, Watcher
 from evolink_async.types import Task, TaskReading
 
@@ -102,28 +102,24 @@ class Ear:
 class PlainSchedule(Schedule):
     """Learns nothing: looks at 25 % and 60 % of the estimate, then every 5 % of it."""
 
-    def expect(self, task_class: TaskClass, estimate: float | None, started: float = 0.0) -> Expectation:
-        return PlainExpectation(estimate or 30.0, started)
+    def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
+        return PlainExpectation(estimate or 30.0)
 
 
 class PlainExpectation(Expectation):
-    def __init__(self, estimate: float, started: float) -> None:
+    def __init__(self, estimate: float) -> None:
         self.estimate = estimate
-        self.started = self.looked_at = started
 
-    def next_look(self, random: float) -> float:
+    def next_look(self, task: Sightings, random: float) -> float:
         for share in (0.25, 0.6):
-            if self.looked_at - self.started < 0.9 * share * self.estimate:
-                return self.started + share * self.estimate * (1 - random / 10)
-        return self.looked_at + max(SHORTEST, self.estimate / 20) * (1 - random / 10)
+            if task.looked_at - task.started < 0.9 * share * self.estimate:
+                return task.started + share * self.estimate * (1 - random / 10)
+        return task.looked_at + max(SHORTEST, self.estimate / 20) * (1 - random / 10)
 
-    def urgency(self, now: float) -> float:
+    def urgency(self, task: Sightings, now: float) -> float:
         return 0.0
 
-    def unfinished(self, asked_at: float, progress: int = 0) -> None:
-        self.looked_at = asked_at
-
-    def over(self, heard_at: float) -> None:
+    def over(self, task: Sightings, heard_at: float) -> None:
         pass
 
 
