@@ -36,6 +36,7 @@ from evolink_async.http.pace import Urgency
 from evolink_async.http.submit import GRACE, Settled, Submission, new_idempotency_key
 from evolink_async.ledger import Census, Entered, Row, Todo, may_try_again, what_to_do
 from evolink_async.ledger import State as Known
+from evolink_async.ledger.values import NumberedKey
 from evolink_async.polling.endings import failure_of, is_over, still_running
 from evolink_async.pool.brakes import Block, Refusals
 from evolink_async.pool.deadlines import Deadlines
@@ -536,7 +537,7 @@ class Engine:
             return row.idempotency_key
         if row.state is Known.FAILED:
             return new_idempotency_key()
-        return f"{self._key_prefix}{record.index:0{_DIGITS}x}"
+        return NumberedKey(self._key_prefix, record.number)
 
     def _go_on_with(self, record: Record, row: Row) -> None:
         """The step into `outstanding` of a task that an earlier run has made."""

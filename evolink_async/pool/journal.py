@@ -73,17 +73,16 @@ class Journal:
         """Credits that were spent in this run."""
         return self._job.spent - self._spent_before
 
-    def enter(self, request: GenerationRequest, then: Callable[[Entered | EvoLinkError], None], content: str) -> None:
+    def enter(self, request: GenerationRequest, then: Callable[[Entered | EvoLinkError], None], content: bytes) -> None:
         """Look a request up, or enter it; `then` hears what is known of it, at once or later.
 
         content: the hash of its content. Raises `InvalidRequestError` for a key that cannot be written down.
         """
-        entry = Entry(request.key, content, request.endpoint, request.model)
-        future = self._job.enter(entry)
-        if future.done():
-            self._entered(request, then, future)
+        entered = self._job.enter(Entry(request.key, content, request.endpoint, request.model))
+        if self.durable:
+            entered.add_done_callback(functools.partial(self._entered, request, then))
         else:
-            future.add_done_callback(functools.partial(self._entered, request, then))
+            then(entered.result())
 
     def _entered(
         self,
@@ -96,7 +95,7 @@ class Journal:
         except EvoLinkError as error:
             then(error)
             return
-        if self.durable and not self._job.is_closed:
+        if not self._job.is_closed:
             self._classify(known, request)
             if self._job.probe is known.row and not known.changed:
                 with contextlib.suppress(InvalidRequestError):  # their function fails: nothing is told
@@ -129,14 +128,17 @@ class Journal:
         if row.state is State.UNSETTLED:
             return await self._replay(row, submission)
         request = submission.request
+        price = told = None
+        if self._priced:
+            price, told = price_class(request), self._told(request)
         asked = self._job.intend(
             row,
             idempotency_key=submission.key,
             body=submission.content,
             fingerprint=fingerprint,
             at=clock.now(),
-            price=price_class(request) if self._priced else None,
-            told=self._told(request) if self._priced else None,
+            price=price,
+            told=told,
         )
         try:
             refusal = await asked
