@@ -133,7 +133,7 @@ class JobLedger:
         self._known = opened.requests
         self._new = self._changed = self._seen_again = 0
         self._rows: MutableMapping[str, Row] = {} if store is None else WeakValueDictionary()
-        self._unnamed: set[Row] = set()  # that nobody asks for again, but whose reservation may have to rise
+        self._unnamed: set[Row] = set()  # under a cap, while they are on their way: their reservation may have to rise
         self._let_go: OrderedDict[str, None] = OrderedDict()  # of a ledger without a store, and still known
         self._counts = Counts()
         if opened.account.probe is not None:
@@ -207,9 +207,9 @@ class JobLedger:
         One without a key is told apart by how many of the same content came before it in this run. What is asked at
         once is looked up and written together. `rerun.what_to_do` says what follows.
         """
-        self._check()
         if self._turns is None:
-            return self._done(self._enter_in_memory(entry))
+            return self._done(self.enter_at_once(entry))
+        self._check()
         future: asyncio.Future[Entered] = self._loop.create_future()
         return self._turns.look_up(
             future,
@@ -217,13 +217,34 @@ class JobLedger:
             functools.partial(self._enter, self._turns, entry, future),
         )
 
+    def enter_at_once(self, entry: Entry) -> Entered:
+        """The same, of a ledger without a store: nothing is waited for."""
+        self._check()
+        assert self._turns is None
+        key, content = entry.key, entry.content
+        if key is None:
+            count = self._counts.get(content) or 0
+            self._counts.set(content, count + 1)
+            row = Row(count, content, shared(entry.endpoint, entry.model))
+            if self._account.cap is not None:
+                self._unnamed.add(row)
+        elif key in self._rows:
+            self._let_go.pop(key, None)
+            row = self._rows[key]
+            return Entered(row, repeated=True, changed=row.content != content)
+        else:
+            self._rows[key] = row = Row(key, content, shared(entry.endpoint, entry.model))
+        self._new += 1
+        return Entered(row)
+
     def let_go(self, row: Row) -> None:
         """Whoever runs this request has no more to say about it."""
         if self._turns is not None:
             return
         key = row.key
         if key is None:
-            self._unnamed.discard(row)
+            if row.state not in rules.ON_ITS_WAY:
+                self._unnamed.discard(row)
             return
         self._let_go[key] = None
         if len(self._let_go) > _KNOWN_LONGER:
@@ -255,6 +276,7 @@ class JobLedger:
         at: datetime,
         price: str | None = None,
         told: Decimal | None = None,
+        key_number: int | None = None,
     ) -> asyncio.Future[Refusal | None]:
         """Before the first byte of a POST: reserve its credits, and remember what will be sent.
 
@@ -262,7 +284,7 @@ class JobLedger:
         requests that cost the same; told: what it costs, if the caller was told, else it is `price_of` its class. Where
         one of the class has used more than was reserved for it, it is no less than that. If nothing is known and there
         is a cap, the request tries it alone: all the rest is reserved for it. Never does this bring what is spent and
-        reserved above the cap.
+        reserved above the cap. key_number: with which the key ends, if it is a `numbered_key`; the row keeps only that.
 
         Whoever stops waiting and sends nothing says `posted_in_vain(row, sent=False)`.
         """
@@ -275,6 +297,7 @@ class JobLedger:
             row,
             account,
             idempotency_key=idempotency_key,
+            key_number=key_number,
             fingerprint=fingerprint,
             price=price,
             told=None if told is None else to_micro(told),
@@ -534,23 +557,6 @@ class JobLedger:
         # Nothing can have come of the former body, so it may be put right.
         row.content = entry.content
         row.common = row.common._replace(endpoint=entry.endpoint, model=entry.model)
-        return Entered(row)
-
-    def _enter_in_memory(self, entry: Entry) -> Entered:
-        key, content = entry.key, entry.content
-        if key is None:
-            count = self._counts.get(content) or 0
-            self._counts.set(content, count + 1)
-            row = Row(count, content, shared(entry.endpoint, entry.model))
-            if self._account.cap is not None:
-                self._unnamed.add(row)
-        elif key in self._rows:
-            self._let_go.pop(key, None)
-            row = self._rows[key]
-            return Entered(row, repeated=True, changed=row.content != content)
-        else:
-            self._rows[key] = row = Row(key, content, shared(entry.endpoint, entry.model))
-        self._new += 1
         return Entered(row)
 
     def _row(self, identity: str, found: Found) -> StoredRow | None:

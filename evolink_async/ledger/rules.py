@@ -12,10 +12,10 @@ from datetime import datetime
 from evolink_async.http.retry import UNPROVEN_REPLAYS
 from evolink_async.ledger.states import State, Verb, after
 from evolink_async.ledger.values import (
+    KEY_DIGITS,
     NOTHING_YET,
     Account,
     Fate,
-    NumberedKey,
     PastTry,
     Refusal,
     Row,
@@ -27,7 +27,7 @@ from evolink_async.ledger.values import (
 )
 from evolink_async.types import Task
 
-_ON_ITS_WAY = frozenset({State.SENDING, State.UNSETTLED, State.REPLAYING, State.ACCEPTED})
+ON_ITS_WAY = frozenset({State.SENDING, State.UNSETTLED, State.REPLAYING, State.ACCEPTED})
 CONFLICT = "idempotency_conflict"  # vendor's client: a task exists for this key, made from another body
 
 
@@ -36,12 +36,13 @@ def intend(
     account: Account,
     *,
     idempotency_key: str,
+    key_number: int | None,
     fingerprint: str,
     price: str | None,
     told: int | None,
     at: datetime,
 ) -> Refusal | None:
-    """Reserve the credits and let a POST be made."""
+    """Reserve the credits and let a POST be made. key_number: None unless it is a `numbered_key`."""
     state = after(row.state, Verb.INTEND, of=row)
     known = account.price_of(price) if told is None else max(told, account.used.get(price or "", 0))
     if known is not None and account.probe is not None and price is not None and account.probe_price == price:
@@ -63,11 +64,11 @@ def intend(
         row.fate = _nothing_yet(row)
     row.state = state
     row.attempts += 1
-    if isinstance(idempotency_key, NumberedKey):
-        row._sent_key, prefix = idempotency_key.number, idempotency_key.prefix
+    prefix, common = "", row.common
+    if key_number is None:
+        row._sent_key = idempotency_key
     else:
-        row._sent_key, prefix = idempotency_key, ""
-    common = row.common
+        row._sent_key, prefix = key_number, idempotency_key[:-KEY_DIGITS]
     row.common = shared(common.endpoint, common.model, price, fingerprint, prefix)
     row._submitted = at.timestamp()
     if reservation is not None:  # else nobody knows, and there is no cap
@@ -104,8 +105,9 @@ def _as_past(row: Row) -> PastTry:
 
 
 def _nothing_yet(row: Row) -> Fate:
-    """Of a try that begins anew."""
-    return Fate(number=row.number, past=row.past)
+    """The fate of the present try as it was when that began."""
+    number, past = row.number, row.past
+    return Fate(number=number, past=past) if number > 1 or past else NOTHING_YET
 
 
 def take_back(row: StoredRow, account: Account, before: tuple[object, ...]) -> None:
@@ -264,7 +266,7 @@ def _learn_price(price: str, used: int, reserved: int | None, account: Account) 
 def raise_reservation(row: Row, account: Account) -> bool:
     """A request on its way keeps reserved what one of its class has used. False: it does already."""
     used = account.used.get(row.price or "", 0)
-    if row.state not in _ON_ITS_WAY or row.reserved is None or row.reserved >= used:
+    if row.state not in ON_ITS_WAY or row.reserved is None or row.reserved >= used:
         return False
     _reserve(row, account, used)
     return True

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from evolink_async.errors import BudgetExceededError, InvalidRequestError
 from evolink_async.ledger.states import State
@@ -15,6 +15,7 @@ from evolink_async.types import Task
 
 MICRO = 1_000_000  # a ledger counts in millionths of a credit
 LONGEST_LEARNED = 256_000  # bytes of what a job remembers for its next run
+KEY_DIGITS = 8  # of the number at the end of a `numbered_key`
 _MOST = 10**9  # credits; no request costs that much, and sums of it still fit into 64 bits
 
 
@@ -124,7 +125,7 @@ NOTHING_YET = Fate()  # shared, as it is that of nearly every request on its way
 class Common(NamedTuple):
     """What a request has in common with many others. Made by `shared`, it is the same object for all of them.
 
-    price: the class of those that cost the same. fingerprint: of the API key. key_prefix: of a `NumberedKey`.
+    price: the class of those that cost the same. fingerprint: of the API key. key_prefix: of a `numbered_key`.
     """
 
     endpoint: str
@@ -137,21 +138,9 @@ class Common(NamedTuple):
 shared = lru_cache(maxsize=1024)(Common)
 
 
-class NumberedKey(str):
-    """An idempotency key that is a prefix and a number: a row keeps these, which others have as well, not the text."""
-
-    __slots__ = ("number", "prefix")
-    prefix: str
-    number: int
-
-    def __new__(cls, prefix: str, number: int) -> Self:
-        """Put it together."""
-        key = str.__new__(cls, f"{prefix}{number:08x}")
-        key.prefix, key.number = prefix, number
-        return key
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        return str, (str(self),)
+def numbered_key(prefix: str, number: int) -> str:
+    """An idempotency key that a row need not keep whole: many have its prefix, and its number is kept elsewhere too."""
+    return f"{prefix}{number:08x}"
 
 
 def counted_identity(content: bytes, count: int) -> str:
@@ -184,7 +173,7 @@ class Row:
         self.common = common
         self.state = state
         self.attempts = 0
-        self._sent_key: str | int | None = None  # the number of a `NumberedKey`
+        self._sent_key: str | int | None = None  # the number of a `numbered_key`
         self._submitted: float | None = None  # seconds since 1970
         self.task_id: str | None = None
         self.reserved: int | None = None
@@ -228,7 +217,7 @@ class Row:
     def idempotency_key(self) -> str | None:
         """Of the last POST."""
         key = self._sent_key
-        return f"{self.common.key_prefix}{key:08x}" if isinstance(key, int) else key
+        return numbered_key(self.common.key_prefix, key) if isinstance(key, int) else key
 
     @property
     def submitted_at(self) -> datetime | None:
@@ -288,10 +277,12 @@ class Row:
     @property
     def credits(self) -> Decimal | None:
         """Spent or still reserved, over all tries; None if nobody has told."""
-        untold = self.reserved is None and self.fate.spent is None
-        if untold and all(past.reserved is None and past.spent is None for past in self.past):
-            return None
-        return to_credits(sum(self.holds))
+        credits = sum(self.holds)
+        return to_credits(credits) if credits or self._is_told() else None
+
+    def _is_told(self) -> bool:
+        tries: tuple[Row | PastTry, ...] = (self, *self.past)
+        return any(one.reserved is not None or one.spent is not None for one in tries)
 
     @property
     def holds(self) -> tuple[int, int]:

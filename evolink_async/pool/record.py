@@ -194,7 +194,7 @@ class Record:
         assert self.row is not None
         if submission is self.submission:
             self.home.posting(self)
-        return self.home.journal.intend(self.row, submission, fingerprint)
+        return self.home.journal.intend(self.row, submission, fingerprint, self.index)
 
     def unsent(self, submission: Submission) -> None:
         assert self.row is not None
