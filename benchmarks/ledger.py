@@ -92,7 +92,7 @@ def completed(number: int) -> Task:
 
 def through(job: JobLedger) -> Callable[[int], Awaitable[float]]:
     async def one(number: int) -> float:
-        known = await job.enter(Entry(None, f"{number:016x}", "/v1/images/generations", "gpt-4o-image"))
+        known = await job.enter(Entry(None, number.to_bytes(8), "/v1/images/generations", "gpt-4o-image"))
         row = known.row
         asked = time.perf_counter()
         await job.intend(

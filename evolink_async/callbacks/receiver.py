@@ -15,6 +15,7 @@ from evolink_async.catalog.urls import callback_remark
 from evolink_async.client import AsyncEvoLink
 from evolink_async.core import ClientCore
 from evolink_async.errors import ConfigurationError, EvoLinkError, InvalidRequestError
+from evolink_async.ledger.values import counted_identity
 from evolink_async.own_tasks import own_task
 from evolink_async.pool.doubts import Doubts
 from evolink_async.pool.identity import content_hash
@@ -95,7 +96,7 @@ class CallbackReceiver:
         if isinstance(request, GenerationRequest):
             if request.key is None and has_local_files(request):
                 raise InvalidRequestError("a request with local files has an address by its key: give it one")
-            identity = request.key if request.key is not None else f"{content_hash(request)}-0"
+            identity = request.key if request.key is not None else counted_identity(content_hash(request), 0)
         elif isinstance(request, str) and request:
             identity = request
         else:

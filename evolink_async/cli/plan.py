@@ -19,6 +19,7 @@ from evolink_async.cli.text import amount, clean, counted, shortened
 from evolink_async.durations import duration
 from evolink_async.http.rates import START_RATE
 from evolink_async.ledger import Entered, LedgerJob, Row, State, Todo, open_ledger, what_to_do
+from evolink_async.ledger.values import counted_identity
 from evolink_async.polling.schedule import USUAL
 from evolink_async.pool.identity import content_hash
 from evolink_async.pool.pricing import price_class
@@ -144,7 +145,7 @@ class Experience:
         return USUAL[kind], "usual"
 
 
-def decide(request: GenerationRequest, content: str, row: Row | None, retry_failed: int) -> Todo:
+def decide(request: GenerationRequest, content: bytes, row: Row | None, retry_failed: int) -> Todo:
     """What a run would do with a request of which the ledger knows this."""
     if row is None:
         return Todo.SUBMIT
@@ -201,7 +202,7 @@ async def _after_ledger(plan: Plan, requests: Iterable[GenerationRequest], path:
         plan.earlier_runs, plan.running = stats.runs, stats.in_use_by
         plan.spent, plan.reserved = stats.credits_spent, stats.credits_reserved
         experience = Experience(await job.prices(), await job.seconds_taken())
-        seen: Counter[str] = Counter()
+        seen: Counter[bytes] = Counter()
         coming = iter(requests)
         while some := list(islice(coming, _AT_ONCE)):
             await _look_up(plan, experience, job, some, seen, retry_failed)
@@ -213,16 +214,16 @@ async def _look_up(
     experience: Experience,
     job: LedgerJob,
     requests: Iterable[GenerationRequest],
-    seen: Counter[str],
+    seen: Counter[bytes],
     retry_failed: int,
 ) -> None:
     """Plan some requests after what the ledger knows. seen: how often each content came without a key so far."""
-    named: list[tuple[str, str, GenerationRequest]] = []
+    named: list[tuple[str, bytes, GenerationRequest]] = []
     for request in requests:
         content = _content(request)
         identity = request.key
         if identity is None:
-            identity = f"{content}-{seen[content]}"
+            identity = counted_identity(content, seen[content])
             seen[content] += 1
         named.append((identity, content, request))
     rows = await job.find_many([identity for identity, _, _ in named])
@@ -231,7 +232,7 @@ async def _look_up(
         note(plan, experience, request, decide(request, content, row, retry_failed), row)
 
 
-def _content(request: GenerationRequest) -> str:
+def _content(request: GenerationRequest) -> bytes:
     """The hash of its content, in which local files count by what is in them."""
     if not has_local_files(request):
         return content_hash(request)

@@ -13,30 +13,35 @@ import functools
 import itertools
 import logging
 import os
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from threading import get_ident
 from typing import Any, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
 from evolink_async.errors import ClosedError, ConfigurationError, LedgerError
 from evolink_async.ledger import rules
+from evolink_async.ledger.counts import Counts
 from evolink_async.ledger.rerun import Entered
 from evolink_async.ledger.states import ENDS
 from evolink_async.ledger.turns import Batch, Found, JobSums, Store, Turns
 from evolink_async.ledger.values import (
     LONGEST_LEARNED,
     Account,
+    Common,
     Entry,
     Refusal,
     Row,
+    StoredRow,
     as_text,
+    counted_identity,
     restore,
     saved_state,
+    shared,
     to_credits,
     to_micro,
     told_micro,
@@ -61,7 +66,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown)
 
 _KNOWN_LONGER = 10_000  # requests with a key that a ledger in memory knows after they were let go
-_COUNTED = 10_000  # contents of which is remembered how often they came in this run; a store knows the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,21 +122,20 @@ class JobLedger:
         self.interrupted = opened.interrupted
         self.learned = opened.learned
         self._loop = asyncio.get_running_loop()
-        self._thread: int | None = threading.get_ident()  # None: it is closed, or in a forked child
+        self._thread: int | None = get_ident()  # None: it is closed, or in a forked child
         _jobs.add(self)
         self._account = opened.account
         self._turns: Turns | None = None
         if store is not None:
             assert executor is not None
             self._turns = Turns(store, executor, self._sums)
-        # By which a store knows its requests.
-        self._ids: Iterator[int] = itertools.repeat(0) if store is None else itertools.count(opened.next_id)
+        self._ids = itertools.count(opened.next_id)  # by which a store knows its requests
         self._known = opened.requests
         self._new = self._changed = self._seen_again = 0
         self._rows: MutableMapping[str, Row] = {} if store is None else WeakValueDictionary()
-        self._unnamed: WeakSet[Row] = WeakSet()  # that nobody asks for again, but whose reservation may have to rise
+        self._unnamed: set[Row] = set()  # under a cap, while they are on their way: their reservation may have to rise
         self._let_go: OrderedDict[str, None] = OrderedDict()  # of a ledger without a store, and still known
-        self._counts: OrderedDict[str, int] = OrderedDict()
+        self._counts = Counts()
         if opened.account.probe is not None:
             self._rows[opened.account.probe.identity] = opened.account.probe
         # Nothing is waited for in memory, so what says so is shared.
@@ -204,9 +207,9 @@ class JobLedger:
         One without a key is told apart by how many of the same content came before it in this run. What is asked at
         once is looked up and written together. `rerun.what_to_do` says what follows.
         """
-        self._check()
         if self._turns is None:
-            return self._done(self._enter_in_memory(entry))
+            return self._done(self.enter_at_once(entry))
+        self._check()
         future: asyncio.Future[Entered] = self._loop.create_future()
         return self._turns.look_up(
             future,
@@ -214,14 +217,39 @@ class JobLedger:
             functools.partial(self._enter, self._turns, entry, future),
         )
 
+    def enter_at_once(self, entry: Entry) -> Entered:
+        """The same, of a ledger without a store: nothing is waited for."""
+        self._check()
+        assert self._turns is None
+        key, content = entry.key, entry.content
+        if key is None:
+            count = self._counts.get(content) or 0
+            self._counts.set(content, count + 1)
+            row = Row(count, content, shared(entry.endpoint, entry.model))
+            if self._account.cap is not None:
+                self._unnamed.add(row)
+        elif key in self._rows:
+            self._let_go.pop(key, None)
+            row = self._rows[key]
+            return Entered(row, repeated=True, changed=row.content != content)
+        else:
+            self._rows[key] = row = Row(key, content, shared(entry.endpoint, entry.model))
+        self._new += 1
+        return Entered(row)
+
     def let_go(self, row: Row) -> None:
         """Whoever runs this request has no more to say about it."""
-        if self._turns is not None or not row.keyed:
+        if self._turns is not None:
             return
-        self._let_go[row.identity] = None
+        key = row.key
+        if key is None:
+            if row.state not in rules.ON_ITS_WAY:
+                self._unnamed.discard(row)
+            return
+        self._let_go[key] = None
         if len(self._let_go) > _KNOWN_LONGER:
-            identity, _ = self._let_go.popitem(last=False)
-            del self._rows[identity]
+            key, _ = self._let_go.popitem(last=False)
+            del self._rows[key]
 
     def find(self, identity: str) -> asyncio.Future[Row | None]:
         """The row of a request, without pulling it; None if the job has none of this identity."""
@@ -248,6 +276,7 @@ class JobLedger:
         at: datetime,
         price: str | None = None,
         told: Decimal | None = None,
+        key_number: int | None = None,
     ) -> asyncio.Future[Refusal | None]:
         """Before the first byte of a POST: reserve its credits, and remember what will be sent.
 
@@ -255,31 +284,37 @@ class JobLedger:
         requests that cost the same; told: what it costs, if the caller was told, else it is `price_of` its class. Where
         one of the class has used more than was reserved for it, it is no less than that. If nothing is known and there
         is a cap, the request tries it alone: all the rest is reserved for it. Never does this bring what is spent and
-        reserved above the cap.
+        reserved above the cap. key_number: with which the key ends, if it is a `numbered_key`; the row keeps only that.
 
         Whoever stops waiting and sends nothing says `posted_in_vain(row, sent=False)`.
         """
         self._check()
         price = price and as_text(price)
-        probe = self._account.probe
-        turns = self._turns
-        before = () if turns is None else saved_state(row)
+        account, turns = self._account, self._turns
+        probe = account.probe
+        before = () if turns is None else saved_state(_stored(row))
         refusal = rules.intend(
             row,
-            self._account,
+            account,
             idempotency_key=idempotency_key,
+            key_number=key_number,
             fingerprint=fingerprint,
             price=price,
             told=None if told is None else to_micro(told),
             at=at,
         )
-        if probe is not None and self._account.probe is not probe:
+        if probe is not None and account.probe is not probe:
             self._note(probe)  # its price was told
             self._written(None, None)  # whatever becomes of this request
         if refusal is not None:
             return self._done(refusal)
         if turns is None:
             return self._ready[None]
+        return self._intended(turns, _stored(row), body, before)
+
+    def _intended(
+        self, turns: Turns, row: StoredRow, body: bytes, before: tuple[object, ...]
+    ) -> asyncio.Future[Refusal | None]:
         if row.body is not body:
             row.body = body
             turns.note_body(row)
@@ -296,14 +331,15 @@ class JobLedger:
         Refused when the request was settled meanwhile, was sent again before, or the job has used up its replays.
         """
         self._check()
-        before, replays = saved_state(row), self._account.replays
+        before = () if self._turns is None else saved_state(_stored(row))
+        replays = self._account.replays
         if not rules.replay(row, self._account):
             return self._ready[False]
         counted = self._account.replays - replays
 
         def undo() -> None:
             reserved = row.reserved
-            restore(row, before)
+            restore(_stored(row), before)
             row.reserved = reserved  # which may have been raised meanwhile
             self._account.replays -= counted
 
@@ -363,6 +399,8 @@ class JobLedger:
                 other,
                 extra={"event": "paid_twice", "identity": row.identity, "task_id": task_id},
             )
+        if self._turns is None:
+            return self._ready[first]
         if row.price is not None:
             self._note_price(row.price)
         return self._written(row, first, accepted=task_id)
@@ -379,23 +417,26 @@ class JobLedger:
         if end is None:
             raise LedgerError(f"request {row.identity!r}: its task {task.id} is {task.status}, so it has not ended")
         used = told_micro(task.usage.credits_used)
-        if used is None and (row.reserved is None or self.probe is row):  # accepted without our hearing of it
+        account = self._account
+        if used is None and (row.reserved is None or account.probe is row):  # accepted without our hearing of it
             used = told_micro(task.usage.credits_reserved)
-        price, most_used = row.price, self._account.used
-        used_before = None if price is None else most_used.get(price)
-        first = rules.ended(row, self._account, end, task, used, at)
-        if first and self._turns is not None:
-            self._turns.note_result(row)
+        price = row.common.price
+        used_before = None if price is None else account.used.get(price)
+        first = rules.ended(row, account, end, task, used, at)
         if price is not None:
             self._note_price(price)
-            if most_used.get(price) != used_before:
+            if account.used.get(price) != used_before:
                 self._raise_reservations()
+        if self._turns is None:
+            return self._ready[first]
+        if first:
+            self._turns.note_result(_stored(row))
         return self._written(row, first)
 
     def classify(self, row: Row, price: str) -> asyncio.Future[None]:
         """Tell the price class of a request that an earlier run has sent: only the run that sends one knows it."""
         self._check()
-        row.price = price
+        row.common = row.common._replace(price=price)
         if not rules.raise_reservation(row, self._account):
             return self._ready[None]
         self._note(row)
@@ -412,7 +453,7 @@ class JobLedger:
         self._check()
         rules.saved(row, tuple(map(as_text, files)))
         if self._turns is not None:
-            self._turns.note_result(row)
+            self._turns.note_result(_stored(row))
         return self._written(row, None)
 
     def remember(self, text: str) -> asyncio.Future[bool]:
@@ -467,27 +508,37 @@ class JobLedger:
             batch.identities.add(entry.key)
             return
         batch.contents[entry.content] = batch.contents.get(entry.content, 0) + 1
-        if entry.content in self._counts:
-            batch.counted[entry.content] = self._counts[entry.content]
+        count = self._counts.get(entry.content)
+        if count is not None:
+            batch.counted[entry.content] = count
 
     def _enter(self, turns: Turns, entry: Entry, future: asyncio.Future[Entered], found: Found) -> None:
         counters = self._new, self._changed, self._seen_again
-        identity = self._identity(entry, found.counts)
+        name: str | int
+        if entry.key is None:
+            name = found.counts.get(entry.content, 0)
+            found.counts[entry.content] = name + 1
+            self._counts.set(entry.content, name + 1)
+            identity = counted_identity(entry.content, name)
+        else:
+            name = identity = entry.key
         row = self._row(identity, found)
         step_back: Callable[[], None] | None = None
         if row is None:
-            row = self._new_row(entry, identity)
+            row = StoredRow(next(self._ids), name, entry.content, shared(entry.endpoint, entry.model), seen=self.run)
+            self._rows[identity] = row
+            self._new += 1
             known = Entered(row)
             step_back = functools.partial(self._forget, turns, row)
         elif row.seen == self.run:
             known = Entered(row, repeated=True, changed=row.content != entry.content)
         else:
-            step_back = functools.partial(_unsee, row, row.seen, row._content, row.endpoint, row.model)
+            step_back = functools.partial(_unsee, row, row.seen, row.content, row.common)
             known = self._see_again(row, entry)
 
         def undo() -> None:
             self._new, self._changed, self._seen_again = counters
-            self._counts.pop(entry.content, None)
+            self._counts.forget(entry.content)
             if step_back is not None:
                 step_back()
 
@@ -495,7 +546,7 @@ class JobLedger:
             turns.note(row)
         turns.durable(future, known, undo)
 
-    def _see_again(self, row: Row, entry: Entry) -> Entered:
+    def _see_again(self, row: StoredRow, entry: Entry) -> Entered:
         row.seen = self.run
         self._seen_again += 1
         if row.content == entry.content:
@@ -504,44 +555,20 @@ class JobLedger:
         if row.paid_for or not row.keyed:  # or the key is the identity of a request without one
             return Entered(row, changed=True)
         # Nothing can have come of the former body, so it may be put right.
-        row._content, row.endpoint, row.model = bytes.fromhex(entry.content), entry.endpoint, entry.model
+        row.content = entry.content
+        row.common = row.common._replace(endpoint=entry.endpoint, model=entry.model)
         return Entered(row)
 
-    def _enter_in_memory(self, entry: Entry) -> Entered:
-        row = None if entry.key is None else self._rows.get(entry.key)
-        if row is not None:
-            self._let_go.pop(row.identity, None)
-            return Entered(row, repeated=True, changed=row.content != entry.content)
-        return Entered(self._new_row(entry, self._identity(entry, self._counts)))
-
-    def _identity(self, entry: Entry, counts: dict[str, int]) -> str:
-        if entry.key is not None:
-            return entry.key
-        count = counts.get(entry.content, 0)
-        self._counts.pop(entry.content, None)
-        self._counts[entry.content] = counts[entry.content] = count + 1
-        if len(self._counts) > _COUNTED:
-            self._counts.popitem(last=False)
-        return f"{entry.content}-{count}"
-
-    def _row(self, identity: str, found: Found) -> Row | None:
+    def _row(self, identity: str, found: Found) -> StoredRow | None:
         """The row that lives, else the one that was found, which lives from now on."""
         row = self._rows.get(identity)
-        if row is None and (row := found.rows.get(identity)) is not None:
-            self._rows[identity] = row
-        return row
+        if row is not None:
+            return _stored(row)
+        if identity in found.rows:
+            self._rows[identity] = found.rows[identity]
+        return found.rows.get(identity)
 
-    def _new_row(self, entry: Entry, identity: str) -> Row:
-        content = None if entry.key is None else bytes.fromhex(entry.content)
-        row = Row(next(self._ids), identity, content, entry.endpoint, entry.model, seen=self.run)
-        self._new += 1
-        if content is not None or self._turns is not None:
-            self._rows[identity] = row
-        elif self._account.cap is not None:
-            self._unnamed.add(row)
-        return row
-
-    def _forget(self, turns: Turns, row: Row) -> None:
+    def _forget(self, turns: Turns, row: StoredRow) -> None:
         turns.forget(row)
         self._rows.pop(row.identity, None)
 
@@ -558,12 +585,15 @@ class JobLedger:
         """
         if self._turns is None:
             return self._ready[value]
+        loss = None
         if row is not None:
+            row = _stored(row)
             row._version += 1
             self._turns.note(row)
             if undo is not None:
                 undo = functools.partial(_undo_unless_changed, row, row._version, undo)
-        loss = f"task {accepted} was accepted for request {row.identity}" if row and accepted else None
+            if accepted is not None:
+                loss = f"task {accepted} was accepted for request {row.identity}"
         return self._turns.durable(self._loop.create_future(), value, undo, loss)
 
     def _done(self, value: T) -> asyncio.Future[T]:
@@ -573,7 +603,7 @@ class JobLedger:
 
     def _note(self, row: Row) -> None:
         if self._turns is not None:
-            self._turns.note(row)
+            self._turns.note(_stored(row))
 
     def price_probe(self, told: Decimal) -> asyncio.Future[None]:
         """The caller tells what the request costs that tries an unknown price: it holds only that."""
@@ -601,7 +631,7 @@ class JobLedger:
         return JobSums(
             reserved=account.reserved,
             spent=account.spent,
-            probe=account.probe.id if account.probe is not None else None,
+            probe=None if account.probe is None else _stored(account.probe).id,
             probe_price=account.probe_price,
             replays=account.replays,
             keys_honoured=account.keys_honoured,
@@ -610,7 +640,7 @@ class JobLedger:
 
     def _check(self) -> None:
         # To ask for the running loop would be a system call each time; where ours runs in this thread, it is that one.
-        if threading.get_ident() == self._thread and self._loop.is_running():
+        if get_ident() == self._thread and self._loop.is_running():
             return
         if self._closed:
             raise ClosedError(f"the ledger of job {self.name!r} is closed")
@@ -623,10 +653,16 @@ class JobLedger:
         return f"<JobLedger {self.name!r} {state}: run {self.run}, {self._known + self._new} requests>"
 
 
-def _undo_unless_changed(row: Row, version: int, undo: Callable[[], None]) -> None:
+def _stored(row: Row) -> StoredRow:
+    """A row of a ledger with a store."""
+    assert isinstance(row, StoredRow)
+    return row
+
+
+def _undo_unless_changed(row: StoredRow, version: int, undo: Callable[[], None]) -> None:
     if row._version == version:
         undo()
 
 
-def _unsee(row: Row, seen: int, content: bytes | None, endpoint: str, model: str) -> None:
-    row.seen, row._content, row.endpoint, row.model = seen, content, endpoint, model
+def _unsee(row: StoredRow, seen: int, content: bytes, common: Common) -> None:
+    row.seen, row.content, row.common = seen, content, common

@@ -14,7 +14,7 @@ from evolink_async.errors import InvalidRequestError, LedgerError
 from evolink_async.ledger.file import job_holder
 from evolink_async.ledger.sqlite import ids_of, read_rows
 from evolink_async.ledger.states import State
-from evolink_async.ledger.values import PastTry, Row, known_price, to_credits
+from evolink_async.ledger.values import PastTry, Row, StoredRow, known_price, to_credits
 
 PAGE = 500
 _IN_ONE_QUERY = 500
@@ -155,7 +155,7 @@ def costs(connection: sqlite3.Connection, name: str) -> list[Cost]:
     ]
 
 
-def page_of_rows(connection: sqlite3.Connection, name: str, after: int, states: Sequence[str]) -> list[Row]:
+def page_of_rows(connection: sqlite3.Connection, name: str, after: int, states: Sequence[str]) -> list[StoredRow]:
     """The next requests of a job, in the order they were first pulled."""
     first, last = ids_of(_job(connection, name))
     chosen = f"AND state IN ({', '.join('?' * len(states))})" if states else ""

@@ -11,10 +11,23 @@ from datetime import datetime
 
 from evolink_async.http.retry import UNPROVEN_REPLAYS
 from evolink_async.ledger.states import State, Verb, after
-from evolink_async.ledger.values import NOTHING_YET, Account, Fate, PastTry, Refusal, Row, as_text, restore, to_credits
+from evolink_async.ledger.values import (
+    KEY_DIGITS,
+    NOTHING_YET,
+    Account,
+    Fate,
+    PastTry,
+    Refusal,
+    Row,
+    StoredRow,
+    as_text,
+    restore,
+    shared,
+    to_credits,
+)
 from evolink_async.types import Task
 
-_ON_ITS_WAY = frozenset({State.SENDING, State.UNSETTLED, State.REPLAYING, State.ACCEPTED})
+ON_ITS_WAY = frozenset({State.SENDING, State.UNSETTLED, State.REPLAYING, State.ACCEPTED})
 CONFLICT = "idempotency_conflict"  # vendor's client: a task exists for this key, made from another body
 
 
@@ -23,13 +36,14 @@ def intend(
     account: Account,
     *,
     idempotency_key: str,
+    key_number: int | None,
     fingerprint: str,
     price: str | None,
     told: int | None,
     at: datetime,
 ) -> Refusal | None:
-    """Reserve the credits and let a POST be made."""
-    state = after(row.state, Verb.INTEND, of=row.identity)
+    """Reserve the credits and let a POST be made. key_number: None unless it is a `numbered_key`."""
+    state = after(row.state, Verb.INTEND, of=row)
     known = account.price_of(price) if told is None else max(told, account.used.get(price or "", 0))
     if known is not None and account.probe is not None and price is not None and account.probe_price == price:
         price_probe(account, known)
@@ -44,14 +58,19 @@ def intend(
         if known is None:
             reservation, account.probe, account.probe_price = free, row, price
     if row.task_id is not None:
-        row.past = (*row.past, _as_past(row))
-        row.number += 1
+        row.fate = Fate(number=row.number + 1, past=(*row.past, _as_past(row)))
         row.reserved = row.task_id = None  # the past try holds it
+    elif row.fate is not NOTHING_YET:
+        row.fate = _nothing_yet(row)
     row.state = state
     row.attempts += 1
-    row.fate = NOTHING_YET
-    row.idempotency_key, row.fingerprint, row.price = idempotency_key, fingerprint, price
-    row.submitted_at = at
+    prefix, common = "", row.common
+    if key_number is None:
+        row._sent_key = idempotency_key
+    else:
+        row._sent_key, prefix = key_number, idempotency_key[:-KEY_DIGITS]
+    row.common = shared(common.endpoint, common.model, price, fingerprint, prefix)
+    row._submitted = at.timestamp()
     if reservation is not None:  # else nobody knows, and there is no cap
         _reserve(row, account, reservation)
     return None
@@ -66,7 +85,7 @@ def price_probe(account: Account, price: int) -> None:
         account.spent += price
         price = 0
     _reserve(row, account, price)
-    _leave_probe(row, account)
+    _leave_probe(account)
 
 
 def _as_past(row: Row) -> PastTry:
@@ -85,14 +104,21 @@ def _as_past(row: Row) -> PastTry:
     )
 
 
-def take_back(row: Row, account: Account, before: tuple[object, ...]) -> None:
+def _nothing_yet(row: Row) -> Fate:
+    """The fate of the present try as it was when that began."""
+    number, past = row.number, row.past
+    return Fate(number=number, past=past) if number > 1 or past else NOTHING_YET
+
+
+def take_back(row: StoredRow, account: Account, before: tuple[object, ...]) -> None:
     """An intent that could not be written has not happened. before: of `saved_state`."""
     reserved, spent = row.holds
     restore(row, before)
     reserved_before, spent_before = row.holds
     account.reserved += reserved_before - reserved
     account.spent += spent_before - spent
-    _leave_probe(row, account)
+    if account.probe is row:
+        _leave_probe(account)
 
 
 def replay(row: Row, account: Account) -> bool:
@@ -103,7 +129,7 @@ def replay(row: Row, account: Account) -> bool:
     """
     if row.task_id is not None:
         return False  # settled meanwhile
-    state = after(row.state, Verb.REPLAY, of=row.identity)
+    state = after(row.state, Verb.REPLAY, of=row)
     if row.losses > 1 or row.error_code == CONFLICT:
         return False
     if row.losses and not row.replayed:
@@ -119,7 +145,7 @@ def replay(row: Row, account: Account) -> bool:
 
 def posted_in_vain(row: Row, account: Account, *, sent: bool) -> None:
     """Nothing can have come of the POST. sent: whether it was written at all."""
-    before, row.state = row.state, after(row.state, Verb.POSTED_IN_VAIN, of=row.identity)
+    before, row.state = row.state, after(row.state, Verb.POSTED_IN_VAIN, of=row)
     if row.state is before:
         return
     if not sent:
@@ -129,18 +155,18 @@ def posted_in_vain(row: Row, account: Account, *, sent: bool) -> None:
             if not account.keys_honoured:
                 account.replays -= 1
     if row.state is State.ENTERED:
-        row.submitted_at = None
+        row._submitted = None
         _release(row, account)
 
 
 def rejected(row: Row, account: Account, code: str | None, error: str) -> None:
     """The request was refused, by the service or before it was sent."""
-    before, row.state = row.state, after(row.state, Verb.REJECTED, of=row.identity)
+    before, row.state = row.state, after(row.state, Verb.REJECTED, of=row)
     if row.state is before:
         return
     row.fate = row.fate._replace(error_code=code, error=error)
     if row.state is State.REJECTED:
-        row.body = None
+        row.drop_body()
         _release(row, account)
     else:
         row.fate = row.fate._replace(losses=row.losses + 1)
@@ -148,7 +174,7 @@ def rejected(row: Row, account: Account, code: str | None, error: str) -> None:
 
 def unsettled(row: Row, code: str | None, error: str, *, lost: bool) -> None:
     """No answer settles the POST. lost: no use in waiting; else the service says that it works on it still."""
-    before, row.state = row.state, after(row.state, Verb.UNSETTLED, of=row.identity)
+    before, row.state = row.state, after(row.state, Verb.UNSETTLED, of=row)
     if row.state is not before or row.state is State.UNSETTLED:
         row.fate = row.fate._replace(error_code=code, error=error)
     if row.state is not before and lost:
@@ -157,7 +183,7 @@ def unsettled(row: Row, code: str | None, error: str, *, lost: bool) -> None:
 
 def left_sending(row: Row) -> None:
     """The process died while the POST may have been on the wire."""
-    row.state = after(row.state, Verb.LEFT_SENDING, of=row.identity)
+    row.state = after(row.state, Verb.LEFT_SENDING, of=row)
     error = "the program ended before an answer came"
     row.fate = row.fate._replace(error_code=None, error=error, losses=row.losses + 1)
 
@@ -167,24 +193,24 @@ def accepted(row: Row, account: Account, task_id: str, reserved: int | None, num
 
     False: it is a second task for this request, and is kept beside the first.
     """
-    told = reserved
-    if reserved is not None and row.price is not None:
-        reserved = max(reserved, account.used.get(row.price, 0))
+    told, price = reserved, row.common.price
+    if reserved is not None and price is not None:
+        reserved = max(reserved, account.used.get(price, 0))
     if number is not None and number < row.number:
         return not _add_extra(row, account, number, task_id, reserved, at)
-    state = after(row.state, Verb.ACCEPTED, of=row.identity)
+    state = after(row.state, Verb.ACCEPTED, of=row)
     if row.task_id is not None and row.task_id != task_id:
         return not _add_extra(row, account, row.number, task_id, reserved, at)
-    if told is not None and row.price is not None:
-        account.prices[row.price] = told
+    if told is not None and price is not None:
+        account.prices[price] = told
     # That nothing was reserved releases nothing before it is known that this is the price.
-    counts = reserved or row.reserved is None or account.price_of(row.price) is not None
+    counts = reserved or row.reserved is None or account.price_of(price) is not None
     if reserved is not None and counts and state is State.ACCEPTED:
-        _reserve(row, account, reserved)
-        _leave_probe(row, account)
+        _release(row, account, reserved)
     if row.task_id is None:
-        row.submitted_at = row.submitted_at or at
-        row.body = None
+        if row._submitted is None:
+            row._submitted = at.timestamp()
+        row.drop_body()
         if row.fate is not NOTHING_YET:
             row.fate = row.fate._replace(error_code=None, error=None)
     row.task_id, row.state = task_id, state
@@ -199,30 +225,32 @@ def _add_extra(row: Row, account: Account, number: int, task_id: str, reserved: 
     mine = [past for past in row.past if past.number == number]
     if mine:
         extra = replace(extra, idempotency_key=mine[0].idempotency_key)
-    row.past = (*row.past, extra)
+    row.fate = row.fate._replace(past=(*row.past, extra))
     account.reserved += reserved or 0
     return True
 
 
 def ended(row: Row, account: Account, end: State, task: Task, used: int | None, at: datetime) -> bool:
     """The service says how the task ended. used: what it cost, None: it did not say. False: the end was known."""
-    state = after(row.state, Verb.ENDED, end, of=row.identity)
+    state = after(row.state, Verb.ENDED, end, of=row)
     if state is row.state:
         return False
     row.state = state
     spent = 0 if state is State.FAILED else None
     if state is State.COMPLETED:
-        if row.price is not None:
-            if used is None and account.prices.get(row.price) == 0 and account.price_of(row.price) is None:
+        price = row.common.price
+        if price is not None:
+            if used is None and account.prices.get(price) == 0 and account.price_of(price) is None:
                 used = 0  # it has told nothing else
             if used is not None:
-                _learn_price(row.price, used, row.reserved, account)
+                _learn_price(price, used, row.reserved, account)
         if used is not None:
             spent = used
         elif account.probe is not row:
             spent = row.reserved
     code, error = (None, None) if task.error is None else (as_text(task.error.code), as_text(task.error.message))
-    row.fate = Fate(row.fate.losses, row.fate.replayed, spent, at, code, error, task)
+    fate = row.fate
+    row.fate = Fate(fate.losses, fate.replayed, spent, at, code, error, task, (), fate.number, fate.past)
     account.spent += spent or 0
     unpriced = spent is None and account.probe is row  # it keeps all until somebody tells what it has cost
     if state is not State.CANCELLED and not unpriced:
@@ -238,7 +266,7 @@ def _learn_price(price: str, used: int, reserved: int | None, account: Account) 
 def raise_reservation(row: Row, account: Account) -> bool:
     """A request on its way keeps reserved what one of its class has used. False: it does already."""
     used = account.used.get(row.price or "", 0)
-    if row.state not in _ON_ITS_WAY or row.reserved is None or row.reserved >= used:
+    if row.state not in ON_ITS_WAY or row.reserved is None or row.reserved >= used:
         return False
     _reserve(row, account, used)
     return True
@@ -246,7 +274,7 @@ def raise_reservation(row: Row, account: Account) -> bool:
 
 def lost(row: Row, error: str, at: datetime) -> bool:
     """The service no longer knows the task. False: how it ended is known."""
-    before, row.state = row.state, after(row.state, Verb.LOST, of=row.identity)
+    before, row.state = row.state, after(row.state, Verb.LOST, of=row)
     if row.state is before:
         return False
     row.fate = row.fate._replace(ended_at=at, error_code=None, error=error)
@@ -255,20 +283,21 @@ def lost(row: Row, error: str, at: datetime) -> bool:
 
 def not_submitted(row: Row, account: Account) -> None:
     """The user says that no task exists for the request."""
-    row.state = after(row.state, Verb.NOT_SUBMITTED, of=row.identity)
-    row.submitted_at = row.body = None
-    row.fate = NOTHING_YET
+    row.state = after(row.state, Verb.NOT_SUBMITTED, of=row)
+    row._submitted = None
+    row.drop_body()
+    row.fate = _nothing_yet(row)
     _release(row, account)
 
 
 def given_up(row: Row) -> None:
     """The user says that nobody will find out."""
-    row.state = after(row.state, Verb.GIVEN_UP, of=row.identity)
+    row.state = after(row.state, Verb.GIVEN_UP, of=row)
 
 
 def saved(row: Row, files: tuple[str, ...]) -> None:
     """The results are in these files."""
-    row.state = after(row.state, Verb.SAVED, of=row.identity)
+    row.state = after(row.state, Verb.SAVED, of=row)
     row.fate = row.fate._replace(files=files)
 
 
@@ -279,11 +308,11 @@ def _reserve(row: Row, account: Account, reserved: int | None) -> None:
 
 
 def _release(row: Row, account: Account, left: int | None = None) -> None:
-    """The present try can cost no more. left: 0 where it is known what it has cost."""
+    """The present try can cost no more than is left. left: 0 where it is known what it has cost."""
     _reserve(row, account, left)
-    _leave_probe(row, account)
-
-
-def _leave_probe(row: Row, account: Account) -> None:
     if account.probe is row:
-        account.probe = account.probe_price = None
+        _leave_probe(account)
+
+
+def _leave_probe(account: Account) -> None:
+    account.probe = account.probe_price = None

@@ -35,7 +35,16 @@ from evolink_async.ledger.job import Opened
 from evolink_async.ledger.locks import FileLock
 from evolink_async.ledger.states import ENDS, State
 from evolink_async.ledger.turns import Batch, Found, JobSums
-from evolink_async.ledger.values import Account, Fate, PastTry, Row, written
+from evolink_async.ledger.values import (
+    Account,
+    Fate,
+    PastTry,
+    StoredRow,
+    counted_identity,
+    shared,
+    split_identity,
+    written,
+)
 from evolink_async.types import Task
 
 logger = logging.getLogger("evolink_async.ledger")
@@ -117,7 +126,7 @@ class SqliteStore:
             uncounted = batch.contents.keys() - batch.counted.keys()
             counts = batch.counted | self._count(connection, uncounted)
             wanted = [
-                f"{content}-{counts[content] + more}"
+                counted_identity(content, counts[content] + more)
                 for content, most in batch.contents.items()
                 for more in range(most)
             ]
@@ -154,7 +163,8 @@ class SqliteStore:
         account = Account(cap, reserved, spent, prices, used, None, probe_price, replays, bool(keys_honoured))
         if probe is not None:
             for row in read_rows(connection, "id = ?", (probe,)):
-                row.price, account.probe = probe_price, row
+                row.common = row.common._replace(price=probe_price)
+                account.probe = row
         return Opened(self._name, run, account, max(first, last or 0) + 1, requests, interrupted, learned)
 
     def _recover(self, connection: sqlite3.Connection) -> int:
@@ -194,24 +204,25 @@ class SqliteStore:
         """The columns of a row, from what `written` gives."""
         submitted_at, ended_at, code, error, past = row[17:]
         times = _micros(submitted_at), _micros(ended_at)
-        return (row[0], self._job, *row[1:3], bytes.fromhex(row[3]), *row[4:17], *times, code, error, len(past))
+        return (row[0], self._job, *row[1:17], *times, code, error, len(past))
 
-    def _count(self, connection: sqlite3.Connection, contents: Iterable[str]) -> dict[str, int]:
+    def _count(self, connection: sqlite3.Connection, contents: Iterable[bytes]) -> dict[bytes, int]:
         """How often each content came in this run: nearly always never, which the first of them tells."""
         counts = dict.fromkeys(contents, 0)
-        for some in _portions([f"{content}-0" for content in counts]):
+        first = {counted_identity(content, 0): content for content in counts}
+        for some in _portions([*first]):
             query = f"SELECT identity FROM request WHERE job = ? AND seen = ? AND identity IN ({_marks(some)})"
             for (identity,) in connection.execute(query, (self._job, self._run, *some)).fetchall():
-                content = identity.removesuffix("-0")
-                [[counts[content]]] = connection.execute(
+                digits = first[identity].hex()
+                [[counts[first[identity]]]] = connection.execute(
                     "SELECT count(*) FROM request WHERE job = ? AND identity >= ? AND identity < ? AND seen = ? "
                     "AND NOT keyed",
-                    (self._job, f"{content}-", f"{content}.", self._run),
+                    (self._job, f"{digits}-", f"{digits}.", self._run),
                 )
         return counts
 
-    def _rows(self, connection: sqlite3.Connection, identities: Sequence[str]) -> dict[str, Row]:
-        rows: dict[str, Row] = {}
+    def _rows(self, connection: sqlite3.Connection, identities: Sequence[str]) -> dict[str, StoredRow]:
+        rows: dict[str, StoredRow] = {}
         for some in _portions(identities):
             where = f"job = ? AND identity IN ({_marks(some)})"
             rows.update((row.identity, row) for row in read_rows(connection, where, (self._job, *some)))
@@ -263,7 +274,7 @@ def ids_of(job: int) -> tuple[int, int]:
 # Rows
 
 
-def read_rows(connection: sqlite3.Connection, where: str, parameters: Sequence[Any]) -> list[Row]:
+def read_rows(connection: sqlite3.Connection, where: str, parameters: Sequence[Any]) -> list[StoredRow]:
     """Requests with all that belongs to them; the body only of those that may be sent again."""
     try:
         return _read_rows(connection, where, parameters)
@@ -271,7 +282,7 @@ def read_rows(connection: sqlite3.Connection, where: str, parameters: Sequence[A
         raise LedgerError("the ledger is damaged: what it says of a request makes no sense") from error
 
 
-def _read_rows(connection: sqlite3.Connection, where: str, parameters: Sequence[Any]) -> list[Row]:
+def _read_rows(connection: sqlite3.Connection, where: str, parameters: Sequence[Any]) -> list[StoredRow]:
     rows = [_row(values) for values in connection.execute(f"{_READ_ROWS} WHERE {where}", parameters).fetchall()]
     for row in rows:
         if row.state in _UNTIL_SETTLED:
@@ -279,42 +290,35 @@ def _read_rows(connection: sqlite3.Connection, where: str, parameters: Sequence[
             row.body = body and body[0]
         if row._past_written:
             past = connection.execute("SELECT * FROM past_try WHERE request = ? ORDER BY id", (row.id,))
-            row.past = tuple(map(_past_try, past))
+            row.fate = row.fate._replace(past=tuple(map(_past_try, past)))
     return rows
 
 
-def _row(values: tuple[Any, ...]) -> Row:
+def _row(values: tuple[Any, ...]) -> StoredRow:
     id, _, identity, keyed, content, endpoint, model, state, seen, number, attempts, losses, replayed = values[:13]
     key, fingerprint, task_id, reserved, spent, submitted_at, ended_at, code, error, past, task, files = values[13:]
     if (state in ENDS.values() and task is None) or (state in _WITH_ID and task_id is None):
         raise ValueError(f"a request that is {state} has no task")
-    return Row(
-        id=id,
-        identity=identity,
-        _content=bytes(content) if keyed else None,
-        endpoint=endpoint,
-        model=model,
-        state=State(state),
-        seen=seen,
-        number=number,
-        attempts=attempts,
-        idempotency_key=key,
-        fingerprint=fingerprint,
-        task_id=task_id,
-        reserved=reserved,
-        submitted_at=_moment(submitted_at),
-        fate=Fate(
-            losses,
-            bool(replayed),
-            spent,
-            _moment(ended_at),
-            code,
-            error,
-            _task(task),
-            tuple(json.loads(files)) if files else (),
-        ),
-        _past_written=past,
+    name: str | int = identity
+    if not keyed:
+        content, name = split_identity(identity)
+    row = StoredRow(id, name, bytes(content), shared(endpoint, model, None, fingerprint), State(state), seen)
+    row.attempts, row.task_id, row.reserved = attempts, task_id, reserved
+    sent = _moment(submitted_at)
+    row._sent_key, row._submitted = key, None if sent is None else sent.timestamp()
+    row.fate = Fate(
+        losses,
+        bool(replayed),
+        spent,
+        _moment(ended_at),
+        code,
+        error,
+        _task(task),
+        tuple(json.loads(files)) if files else (),
+        number,
     )
+    row._past_written = past
+    return row
 
 
 def _past_values(item: tuple[int, PastTry]) -> tuple[Any, ...]:

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from evolink_async.errors import LedgerError
 
@@ -127,19 +128,26 @@ for _move in MOVES:
             _NEXT[_source, _move.verb, _end] = _target
 
 
+class Named(Protocol):
+    """A request, as far as an error names it."""
+
+    @property
+    def identity(self) -> str: ...
+
+
 class IllegalMove(LedgerError):
     """A move that is not in the table: a fault of whoever makes it."""
 
 
-def after(state: State | None, verb: Verb, end: State | None = None, *, of: str | None = None) -> State:
-    """The state that `verb` leads to. `end`: which end, for the verb with several. `of`: the request's identity.
+def after(state: State | None, verb: Verb, end: State | None = None, *, of: Named | None = None) -> State:
+    """The state that `verb` leads to. `end`: which end, for the verb with several. `of`: whose it is.
 
     Raises `IllegalMove`.
     """
     try:
         return _NEXT[state, verb, end]
     except KeyError:
-        whose = "" if of is None else f"request {of!r}: "
+        whose = "" if of is None else f"request {of.identity!r}: "
         what = f"{verb} ({end})" if end else verb
         message = f"{whose}{what} is no move for a request that is {state or 'not in the ledger'}"
         raise IllegalMove(message) from None

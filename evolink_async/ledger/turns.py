@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from evolink_async.errors import LedgerError
 from evolink_async.ledger.states import State
-from evolink_async.ledger.values import PastTry, Row, written
+from evolink_async.ledger.values import PastTry, StoredRow, written
 from evolink_async.types import Task
 
 logger = logging.getLogger("evolink_async.ledger")
@@ -57,16 +57,16 @@ class Batch:
     learned: str | None = None
     job: JobSums | None = None
     identities: set[str] = field(default_factory=set)
-    contents: dict[str, int] = field(default_factory=dict)
-    counted: dict[str, int] = field(default_factory=dict)
+    contents: dict[bytes, int] = field(default_factory=dict)
+    counted: dict[bytes, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Found:
     """Rows by identity, and how often each content came before in this run."""
 
-    rows: dict[str, Row] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, StoredRow] = field(default_factory=dict)
+    counts: dict[bytes, int] = field(default_factory=dict)
 
 
 class Store(Protocol):
@@ -103,8 +103,8 @@ class _Turn:
     """A turn under way: what is in it, to be put back if it fails. rows: with how many past tries each has then."""
 
     batch: Batch
-    rows: dict[Row, int]
-    results: set[Row]
+    rows: dict[StoredRow, int]
+    results: set[StoredRow]
     waiting: list[_Waiting]
     reading: list[_Reading]
 
@@ -119,9 +119,9 @@ class Turns:
         self._executor = executor
         self._sums = sums
         self._sums_changed = False
-        self._rows: dict[Row, None] = {}
+        self._rows: dict[StoredRow, None] = {}
         self._bodies: dict[int, bytes] = {}
-        self._results: set[Row] = set()
+        self._results: set[StoredRow] = set()
         self._prices: dict[str, tuple[int, int | None]] = {}
         self._learned: str | None = None
         self._waiting: list[_Waiting] = []
@@ -135,17 +135,17 @@ class Turns:
 
     # What is to be written: noted first, then asked to become `durable` in the same step
 
-    def note(self, row: Row) -> None:
+    def note(self, row: StoredRow) -> None:
         """A row has changed."""
         self._rows[row] = None
         self._sums_changed = True
 
-    def note_body(self, row: Row) -> None:
+    def note_body(self, row: StoredRow) -> None:
         """A row has another body."""
         if row.body is not None:
             self._bodies[row.id] = row.body
 
-    def note_result(self, row: Row) -> None:
+    def note_result(self, row: StoredRow) -> None:
         """A row has another task or files."""
         self._results.add(row)
 
@@ -157,7 +157,7 @@ class Turns:
         """Something else was learned."""
         self._learned = text
 
-    def forget(self, row: Row) -> None:
+    def forget(self, row: StoredRow) -> None:
         """A row is not to be written after all."""
         self._rows.pop(row, None)
 

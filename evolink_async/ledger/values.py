@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field, fields
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from evolink_async.types import Task
 
 MICRO = 1_000_000  # a ledger counts in millionths of a credit
 LONGEST_LEARNED = 256_000  # bytes of what a job remembers for its next run
+KEY_DIGITS = 8  # of the number at the end of a `numbered_key`
 _MOST = 10**9  # credits; no request costs that much, and sums of it still fit into 64 bits
 
 
@@ -48,22 +49,22 @@ def known_price(reserved: int | None, used: int | None) -> int | None:
 class Entry:
     """A request as it is looked up, and entered if it is new.
 
-    key: the caller's name for it, None: it goes by its content. content: hex digits of the hash over endpoint and
-    canonical body. Raises `InvalidRequestError` for a key that is no text.
+    key: the caller's name for it, None: it goes by its content. content: of the hash over endpoint and canonical body.
+    Raises `InvalidRequestError` for a key that is no text.
     """
 
     key: str | None
-    content: str
+    content: bytes
     endpoint: str
     model: str
 
     def __post_init__(self) -> None:
-        if is_text(f"{self.key}{self.model}"):
+        if self.model.isascii() and (self.key is None or self.key.isascii()):
             return
-        name = "model" if is_text(self.key or "") else "key"
-        raise InvalidRequestError(
-            f"{name}: holds half of a surrogate pair, which is no text; decode it anew", param=name
-        )
+        for name, value in (("key", self.key or ""), ("model", self.model)):
+            if not is_text(value):
+                message = f"{name}: holds half of a surrogate pair, which is no text; decode it anew"
+                raise InvalidRequestError(message, param=name)
 
 
 def is_text(value: str) -> bool:
@@ -98,12 +99,12 @@ class PastTry:
 
 
 class Fate(NamedTuple):
-    """What has become of the present try of a request: nothing, as long as it goes well and has not ended.
+    """What has become of a request: of its present try nothing, as long as that goes well and has not ended.
 
     losses: POSTs of this try without an answer that settles them; none while it is unsettled: the service itself said
     that it works on it. replayed: one of them was sent again. spent: micro-credits, None if nobody has told.
     error_code, error: of the last answer that was no task. task: as the service told of it when it had ended. files:
-    paths that were saved.
+    paths that were saved. number: of the present try, from 1. past: what is known of former ones.
     """
 
     losses: int = 0
@@ -114,58 +115,132 @@ class Fate(NamedTuple):
     error: str | None = None
     task: Task | None = None
     files: tuple[str, ...] = ()
+    number: int = 1
+    past: tuple[PastTry, ...] = ()
 
 
 NOTHING_YET = Fate()  # shared, as it is that of nearly every request on its way
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
+class Common(NamedTuple):
+    """What a request has in common with many others. Made by `shared`, it is the same object for all of them.
+
+    price: the class of those that cost the same. fingerprint: of the API key. key_prefix: of a `numbered_key`.
+    """
+
+    endpoint: str
+    model: str
+    price: str | None = None
+    fingerprint: str | None = None
+    key_prefix: str = ""
+
+
+shared = lru_cache(maxsize=1024)(Common)
+
+
+def numbered_key(prefix: str, number: int) -> str:
+    """An idempotency key that a row need not keep whole: many have its prefix, and its number is kept elsewhere too."""
+    return f"{prefix}{number:08x}"
+
+
+def counted_identity(content: bytes, count: int) -> str:
+    """The name of a request without a key. count: how many of the same content came before it in its run."""
+    return f"{content.hex()}-{count}"
+
+
+def split_identity(identity: str) -> tuple[bytes, int]:
+    """The two of `counted_identity`. Raises `ValueError` for another name."""
+    digits, _, count = identity.rpartition("-")
+    return bytes.fromhex(digits), int(count)
+
+
 class Row:
     """A request in a ledger. It is live: what it says is what is true now. Yours to read, the ledger's to change.
 
-    identity: unique in the job. key: the caller's own, None if it goes by its content.
-    seen: the number of the last run that pulled it. number: of the present try, from 1. attempts: POSTs sent, over all
-    tries.
-    idempotency_key, fingerprint (of the API key), body (the exact bytes): of the last POST; the body is there only
-    while it may be sent again. submitted_at: of this try's first POST that was not provably in vain.
-    reserved: micro-credits of this try, None if nobody has told. fate: what has become of it; its parts are the row's.
+    content: of the hash over endpoint and canonical body. attempts: POSTs sent, over all tries. reserved: micro-credits
+    of this try, None if nobody has told. fate: what has become of it; its parts are the row's.
+
+    A pool may have many of them outstanding, so it holds little of its own.
     """
 
-    id: int
-    identity: str
-    _content: bytes | None  # of a request with a key; that of another one is the beginning of its identity
-    endpoint: str
-    model: str
-    state: State = State.ENTERED
-    seen: int = 0
-    number: int = 1
-    attempts: int = 0
-    idempotency_key: str | None = None
-    fingerprint: str | None = None
-    price: str | None = None
-    task_id: str | None = None
-    reserved: int | None = None
-    submitted_at: datetime | None = None
-    fate: Fate = NOTHING_YET
-    past: tuple[PastTry, ...] = ()
-    body: bytes | None = None
-    _version: int = 0  # raised with every verb whose change is to be written
-    _past_written: int = 0
+    __slots__ = (
+        *("_name", "_sent_key", "_submitted", "attempts", "common", "content", "fate", "reserved", "state", "task_id"),
+    )
+
+    def __init__(self, name: str | int, content: bytes, common: Common, state: State = State.ENTERED) -> None:
+        self._name = name  # the caller's key, else how many of the same content came before
+        self.content = content
+        self.common = common
+        self.state = state
+        self.attempts = 0
+        self._sent_key: str | int | None = None  # the number of a `numbered_key`
+        self._submitted: float | None = None  # seconds since 1970
+        self.task_id: str | None = None
+        self.reserved: int | None = None
+        self.fate = NOTHING_YET
 
     @property
     def keyed(self) -> bool:
         """Whether the caller has given it a name."""
-        return self._content is not None
+        return isinstance(self._name, str)
 
     @property
     def key(self) -> str | None:
-        """The caller's name for it."""
-        return self.identity if self.keyed else None
+        """The caller's name for it, None if it goes by its content."""
+        return self._name if isinstance(self._name, str) else None
 
     @property
-    def content(self) -> str:
-        """Hex digits of the hash over its endpoint and canonical body."""
-        return self.identity.rpartition("-")[0] if self._content is None else self._content.hex()
+    def identity(self) -> str:
+        """Its name, unique in the job."""
+        name = self._name
+        return name if isinstance(name, str) else counted_identity(self.content, name)
+
+    @property
+    def endpoint(self) -> str:
+        return self.common.endpoint
+
+    @property
+    def model(self) -> str:
+        return self.common.model
+
+    @property
+    def price(self) -> str | None:
+        """The class of requests that cost the same, once it is known."""
+        return self.common.price
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the API key of the last POST."""
+        return self.common.fingerprint
+
+    @property
+    def idempotency_key(self) -> str | None:
+        """Of the last POST."""
+        key = self._sent_key
+        return numbered_key(self.common.key_prefix, key) if isinstance(key, int) else key
+
+    @property
+    def submitted_at(self) -> datetime | None:
+        """When this try's first POST was sent that was not provably in vain."""
+        return None if self._submitted is None else datetime.fromtimestamp(self._submitted, UTC)
+
+    @property
+    def number(self) -> int:
+        """Of the present try, from 1."""
+        return self.fate.number
+
+    @property
+    def past(self) -> tuple[PastTry, ...]:
+        """What is known of former tries."""
+        return self.fate.past
+
+    @property
+    def body(self) -> bytes | None:
+        """The exact bytes of the last POST, while a store keeps them: as long as it may be sent again."""
+        return None
+
+    def drop_body(self) -> None:
+        """It is not sent again as it was."""
 
     @property
     def losses(self) -> int:
@@ -202,16 +277,19 @@ class Row:
     @property
     def credits(self) -> Decimal | None:
         """Spent or still reserved, over all tries; None if nobody has told."""
-        untold = self.reserved is None and self.spent is None
-        if untold and all(past.reserved is None and past.spent is None for past in self.past):
-            return None
-        return to_credits(sum(self.holds))
+        credits = sum(self.holds)
+        return to_credits(credits) if credits or self._is_told() else None
+
+    def _is_told(self) -> bool:
+        tries: tuple[Row | PastTry, ...] = (self, *self.past)
+        return any(one.reserved is not None or one.spent is not None for one in tries)
 
     @property
     def holds(self) -> tuple[int, int]:
         """Micro-credits reserved and spent, over all tries."""
-        reserved, spent = self.reserved or 0, self.spent or 0
-        for past in self.past:
+        fate = self.fate
+        reserved, spent = self.reserved or 0, fate.spent or 0
+        for past in fate.past:
             reserved += past.reserved or 0
             spent += past.spent or 0
         return reserved, spent
@@ -225,6 +303,29 @@ class Row:
         return f"<Row {self.identity!r} {self.state}{f' {self.task_id}' if self.task_id else ''}>"
 
 
+class StoredRow(Row):
+    """A request in a ledger that is kept.
+
+    id: by which the store knows it. seen: the number of the last run that pulled it.
+    """
+
+    __slots__ = ("__weakref__", "_past_written", "_version", "body", "id", "seen")
+
+    def __init__(
+        self, id: int, name: str | int, content: bytes, common: Common, state: State = State.ENTERED, seen: int = 0
+    ) -> None:
+        super().__init__(name, content, common, state)
+        self.id = id
+        self.seen = seen
+        self.body: bytes | None = None
+        self._version = 0  # raised with every verb whose change is to be written
+        self._past_written = 0
+
+    def drop_body(self) -> None:
+        """It is not sent again as it was."""
+        self.body = None
+
+
 _WRITTEN = operator.attrgetter(
     *("id", "identity", "keyed", "content", "endpoint", "model", "state", "seen", "number", "attempts"),
     *("fate.losses", "fate.replayed", "idempotency_key", "fingerprint", "task_id", "reserved", "fate.spent"),
@@ -232,24 +333,23 @@ _WRITTEN = operator.attrgetter(
 )
 
 
-def written(row: Row) -> tuple[Any, ...]:
+def written(row: StoredRow) -> tuple[Any, ...]:
     """What is stored of a row in one piece: all but its body, result and past tries, which change seldom."""
     values: tuple[Any, ...] = _WRITTEN(row)
     return values
 
 
-_KEPT_BY_THE_ROW = frozenset({"_version", "_past_written"})
-_CHANGING = tuple(field.name for field in fields(Row) if field.name not in _KEPT_BY_THE_ROW)
+_CHANGING = tuple(name for name in (*Row.__slots__, "seen", "body") if name != "_name")
 _CHANGING_VALUES = operator.attrgetter(*_CHANGING)
 
 
-def saved_state(row: Row) -> tuple[object, ...]:
+def saved_state(row: StoredRow) -> tuple[object, ...]:
     """What `restore` needs to undo all later changes."""
     values: tuple[object, ...] = _CHANGING_VALUES(row)
     return values
 
 
-def restore(row: Row, state: tuple[object, ...]) -> None:
+def restore(row: StoredRow, state: tuple[object, ...]) -> None:
     """Make a row what it was."""
     for name, value in zip(_CHANGING, state, strict=True):
         setattr(row, name, value)

@@ -33,7 +33,7 @@ from evolink_async.errors import (
 )
 from evolink_async.http.answers import is_account_error
 from evolink_async.http.pace import Urgency
-from evolink_async.http.submit import GRACE, Settled, Submission, new_idempotency_key
+from evolink_async.http.submit import GRACE, Settled, Submission
 from evolink_async.ledger import Census, Entered, Row, Todo, may_try_again, what_to_do
 from evolink_async.ledger import State as Known
 from evolink_async.polling.endings import failure_of, is_over, still_running
@@ -61,7 +61,6 @@ logger = logging.getLogger("evolink_async.pool")
 
 WARN_WITHOUT_LEDGER_AT = 100
 _REMEMBERED_EVERY = 250  # outcomes, what was learned of durations is written down
-_DIGITS = 8  # of an idempotency key: the request's number in the pool; 24 are random
 
 
 class Engine:
@@ -113,7 +112,6 @@ class Engine:
         )
         self._overdue: set[Record] = set()  # their time is over, they only get one last look
 
-        self._key_prefix = new_idempotency_key()[:-_DIGITS]
         self._next_index = 0
         self._given = 0  # requests that did not come from the sources: runs and attached tasks
         self._tally = Tally()
@@ -459,7 +457,7 @@ class Engine:
         self.stages.send(record)
         record.submission = submission = Submission(
             request,
-            self._key_of(record, row),
+            self.journal.key_of(row, record.index),
             self,
             Urgency.SOURCE if record.waiter is None else Urgency.CALLER,
             record,
@@ -529,14 +527,6 @@ class Engine:
             error=EvoLinkError(row.error or "no answer came in an earlier run", code=row.error_code),
             lost=row.losses > 0,
         )
-
-    def _key_of(self, record: Record, row: Row) -> str:
-        """The idempotency key of a request: random, but for the last digits."""
-        if row.state is Known.UNSETTLED and row.idempotency_key is not None:
-            return row.idempotency_key
-        if row.state is Known.FAILED:
-            return new_idempotency_key()
-        return f"{self._key_prefix}{record.index:0{_DIGITS}x}"
 
     def _go_on_with(self, record: Record, row: Row) -> None:
         """The step into `outstanding` of a task that an earlier run has made."""

@@ -11,8 +11,8 @@ from evolink_async.requests import GenerationRequest, body_with
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
-def content_hash(request: GenerationRequest, contents: Mapping[str, str] | None = None) -> str:
-    """16 hex digits over the endpoint and the canonical body without `callback_url`.
+def content_hash(request: GenerationRequest, contents: Mapping[str, str] | None = None) -> bytes:
+    """8 bytes over the endpoint and the canonical body without `callback_url`.
 
     contents: what counts in the place of local files, and of links to uploads, by where they stand.
     """
@@ -22,4 +22,4 @@ def content_hash(request: GenerationRequest, contents: Mapping[str, str] | None 
         canonical = _canonical(body)
     except (TypeError, ValueError, RecursionError):
         canonical = repr(sorted(body))  # it cannot be sent and will be rejected; it still wants a name
-    return hashlib.sha256(f"{request.endpoint}\n{canonical}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(f"{request.endpoint}\n{canonical}".encode("utf-8", "surrogatepass")).digest()[:8]

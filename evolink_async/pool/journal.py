@@ -19,9 +19,10 @@ from evolink_async import clock
 from evolink_async.errors import ClosedError, EvoLinkError, InvalidRequestError, LedgerError, TaskLostError
 from evolink_async.http.answers import Judgement
 from evolink_async.http.retry import Replays, Verdict
-from evolink_async.http.submit import Ending, Settled, Submission
+from evolink_async.http.submit import Ending, Settled, Submission, new_idempotency_key
 from evolink_async.ledger import Entered, Entry, JobLedger, Row
 from evolink_async.ledger.states import State
+from evolink_async.ledger.values import KEY_DIGITS, numbered_key
 from evolink_async.polling.schedule import Schedule
 from evolink_async.pool.pricing import price_class
 from evolink_async.requests import GenerationRequest
@@ -56,6 +57,7 @@ class Journal:
         self._capped = job.free is not None
         self._priced = durable or self._capped
         self.durable = durable
+        self._key_prefix = new_idempotency_key()[:-KEY_DIGITS]
         # Without a ledger the client counts what was sent again without proof; with one, the job does.
         self.replays = replays
         if durable:
@@ -73,17 +75,16 @@ class Journal:
         """Credits that were spent in this run."""
         return self._job.spent - self._spent_before
 
-    def enter(self, request: GenerationRequest, then: Callable[[Entered | EvoLinkError], None], content: str) -> None:
+    def enter(self, request: GenerationRequest, then: Callable[[Entered | EvoLinkError], None], content: bytes) -> None:
         """Look a request up, or enter it; `then` hears what is known of it, at once or later.
 
         content: the hash of its content. Raises `InvalidRequestError` for a key that cannot be written down.
         """
         entry = Entry(request.key, content, request.endpoint, request.model)
-        future = self._job.enter(entry)
-        if future.done():
-            self._entered(request, then, future)
+        if self.durable:
+            self._job.enter(entry).add_done_callback(functools.partial(self._entered, request, then))
         else:
-            future.add_done_callback(functools.partial(self._entered, request, then))
+            then(self._job.enter_at_once(entry))
 
     def _entered(
         self,
@@ -96,7 +97,7 @@ class Journal:
         except EvoLinkError as error:
             then(error)
             return
-        if self.durable and not self._job.is_closed:
+        if not self._job.is_closed:
             self._classify(known, request)
             if self._job.probe is known.row and not known.changed:
                 with contextlib.suppress(InvalidRequestError):  # their function fails: nothing is told
@@ -124,19 +125,31 @@ class Journal:
             return True
         return self._job.price_of(price_class(request)) is not None
 
-    async def intend(self, row: Row, submission: Submission, fingerprint: str) -> Settled | None:
-        """Put the POST on record, with its credits: None. Or why it must not be made."""
+    def key_of(self, row: Row, number: int | None) -> str:
+        """The idempotency key for a request: random, but for the last digits."""
+        if row.state is State.UNSETTLED and row.idempotency_key is not None:
+            return row.idempotency_key
+        if row.state is State.FAILED or number is None:
+            return new_idempotency_key()
+        return numbered_key(self._key_prefix, number)
+
+    async def intend(self, row: Row, submission: Submission, fingerprint: str, number: int | None) -> Settled | None:
+        """Put the POST on record, with its credits: None. Or why it must not be made. number: as for `key_of`."""
         if row.state is State.UNSETTLED:
             return await self._replay(row, submission)
         request = submission.request
+        price = told = None
+        if self._priced:
+            price, told = price_class(request), self._told(request)
         asked = self._job.intend(
             row,
             idempotency_key=submission.key,
             body=submission.content,
             fingerprint=fingerprint,
             at=clock.now(),
-            price=price_class(request) if self._priced else None,
-            told=self._told(request) if self._priced else None,
+            price=price,
+            told=told,
+            key_number=number if submission.key.startswith(self._key_prefix) else None,
         )
         try:
             refusal = await asked

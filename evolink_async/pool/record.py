@@ -61,7 +61,7 @@ from evolink_async.http.retry import Verdict
 from evolink_async.http.submit import Settled, Submission
 from evolink_async.ledger import Row
 from evolink_async.ledger import State as Known
-from evolink_async.ledger.values import to_credits
+from evolink_async.ledger.values import shared, to_credits
 from evolink_async.polling.endings import failure_of, still_running
 from evolink_async.pool.journal import Journal
 from evolink_async.pool.outcome import Outcome, OutcomeStatus
@@ -193,7 +193,7 @@ class Record:
         assert self.row is not None
         if submission is self.submission:
             self.home.posting(self)
-        return self.home.journal.intend(self.row, submission, fingerprint)
+        return self.home.journal.intend(self.row, submission, fingerprint, self.index)
 
     def unsent(self, submission: Submission) -> None:
         assert self.row is not None
@@ -328,7 +328,7 @@ class AttachedTask(Record):
         return self.id
 
 
-_NO_ROW = Row(0, "", None, "", "")
+_NO_ROW = Row("", b"", shared("", ""))
 
 
 def _charged(status: OutcomeStatus, usage: Usage) -> Decimal | None:

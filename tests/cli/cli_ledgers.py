@@ -30,7 +30,7 @@ async def put(
 ) -> Row:
     """A request that has come to a state: entered, sending, unsettled, twice, accepted, completed or failed."""
     body = json.dumps({"model": model, "prompt": prompt}).encode()
-    content = hashlib.sha256(body).hexdigest()[:16]
+    content = hashlib.sha256(body).digest()[:8]
     known = await job.enter(Entry(key, content, "/v1/images/generations", model))
     row = known.row
     if state == "entered":

@@ -96,9 +96,9 @@ async def test_each_state_of_the_ledger_is_planned_as_a_run_would_treat_it(tmp_p
     job = await open_job(tmp_path / "job.db")
     rows = {state: await put(job, state, state) for state in todos}
     assert {state: decide(request, row.content, row, 0) for state, row in rows.items()} == todos
-    refused = {state: decide(request, "another body", row, 0) for state, row in rows.items()}
+    refused = {state: decide(request, b"another body", row, 0) for state, row in rows.items()}
     assert refused == dict.fromkeys(todos, Todo.REFUSE) | {"entered": Todo.SUBMIT}
-    assert decide(request, "new", None, 0) is Todo.SUBMIT
+    assert decide(request, b"new", None, 0) is Todo.SUBMIT
     rows["failed"].fate = rows["failed"].fate._replace(error_code="service_error")
     assert decide(request, rows["failed"].content, rows["failed"], 1) is Todo.SUBMIT
     await job.aclose()
@@ -114,7 +114,7 @@ async def test_equal_requests_without_a_key_are_told_apart_by_how_many_came_befo
     job = await open_job(tmp_path / "job.db")
     entry = Entry(None, content_hash(request), request.endpoint, request.model)
     for known in await asyncio.gather(job.enter(entry), job.enter(entry)):
-        assert known.row.identity.startswith(entry.content)
+        assert known.row.identity.startswith(entry.content.hex())
         sent = job.intend(known.row, idempotency_key=f"ea-{known.row.id:032x}", body=b"{}", fingerprint="0", at=_now())
         assert await sent is None
         await job.accepted(known.row, f"task-unified-{known.row.id}", reserved=None, at=_now())

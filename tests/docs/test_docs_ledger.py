@@ -46,7 +46,7 @@ async def test_its_program_runs(tmp_path: Path) -> None:
 
     [program] = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
     job = await open_job(tmp_path / "job.db")
-    known = await job.enter(Entry("page-17", "00", "/v1/images/generations", "gpt-4o-image"))
+    known = await job.enter(Entry("page-17", b"\0", "/v1/images/generations", "gpt-4o-image"))
     now = datetime.now(UTC)
     await job.intend(known.row, idempotency_key="ea-0123456789abcdef", body=b"{}", fingerprint="00", at=now)
     await job.unsettled(known.row, code=None, error="cut")

@@ -27,7 +27,7 @@ NOW = datetime(2026, 11, 20, tzinfo=UTC)
 async def go_through(job: JobLedger, first: int, last: int, use: Callable[..., Coroutine[Any, Any, None]]) -> None:
     for start in range(first, last, BATCH):
         entries = [
-            Entry(None, f"{number:016x}", "/v1/images/generations", "gpt-4o-image")
+            Entry(None, number.to_bytes(8), "/v1/images/generations", "gpt-4o-image")
             for number in range(start, start + BATCH)
         ]
         await use(job, await asyncio.gather(*map(job.enter, entries)), start)

@@ -19,7 +19,7 @@ COUNT = 300
 async def main(path: str) -> None:
     job = await open_job(path)
     known = await asyncio.gather(
-        *(job.enter(Entry(f"k{n}", "00", "/v1/images/generations", "m")) for n in range(COUNT))
+        *(job.enter(Entry(f"k{n}", b"\0", "/v1/images/generations", "m")) for n in range(COUNT))
     )
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
     accepted: dict[str, str] = {}

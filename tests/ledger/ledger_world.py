@@ -27,9 +27,9 @@ PRINT = "0123456789abcdef"  # the fingerprint of an API key
 _tasks = itertools.count(1)
 
 
-def content(body: object) -> str:
-    """Hex digits that stand for a body."""
-    return hashlib.sha256(repr(body).encode()).hexdigest()[:16]
+def content(body: object) -> bytes:
+    """What stands for a body."""
+    return hashlib.sha256(repr(body).encode()).digest()[:8]
 
 
 def entry(key: str | None = None, body: object = 0) -> Entry:
@@ -88,7 +88,7 @@ async def entered(job: JobLedger, key: str | None = None, body: object = 0) -> R
 
 def intend(job: JobLedger, row: Row, **options: Any) -> asyncio.Future[Refusal | None]:
     told = {
-        "idempotency_key": f"ea-{row.id:032x}",
+        "idempotency_key": f"ea-{getattr(row, 'id', 0):032x}",
         "body": b'{"model": "gpt-4o-image"}',
         "fingerprint": PRINT,
         "at": at(),

@@ -179,8 +179,8 @@ class SmallPool:
         raise AssertionError("it never ended")
 
 
-def _hash(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()[:8]
 
 
 class Crash(BaseException):

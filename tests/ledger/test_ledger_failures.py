@@ -363,14 +363,15 @@ async def test_a_file_that_is_damaged_under_a_program_says_so(quick_path: Path) 
 
 
 async def _living(job: JobLedger) -> Any:
-    from evolink_async.ledger.values import Row
+    from evolink_async.ledger.values import StoredRow, shared
 
-    return Row(10**15, "living", b"\0", "/v1/images/generations", "m", State.SENDING)
+    return StoredRow(10**15, "living", b"\0", shared("/v1/images/generations", "m"), State.SENDING)
 
 
 async def test_a_fault_in_one_question_keeps_nobody_else_waiting(tmp_path: Path) -> None:
     wrong: Any = "no entry"
-    odd = Entry("odd", "no hex", "/v1/images/generations", "m")
+    no_text: Any = []
+    odd = Entry("odd", b"\0", no_text, "m")
     async with opened(tmp_path / "job.db") as job:
         asked = [job.enter(wrong), job.enter(entry("k")), job.find("k")]
         fault, known, found = await asyncio.gather(*asked, return_exceptions=True)

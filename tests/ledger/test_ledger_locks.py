@@ -26,7 +26,7 @@ from evolink_async.ledger import Entry, open_job
 
 async def main():
     job = await open_job(sys.argv[1], sys.argv[2])
-    known = await job.enter(Entry("held", "00", "/v1/images/generations", "m"))
+    known = await job.enter(Entry("held", b"0", "/v1/images/generations", "m"))
     {then}
     print("holds it", flush=True)
     await asyncio.sleep(60)

@@ -409,7 +409,7 @@ class Life(RuleBasedStateMachine):
             if row.state in (State.SENDING, State.REPLAYING):
                 rules.left_sending(row)
             if row is not self.twin.probe:
-                row.price = None
+                row.common = row.common._replace(price=None)
         self.twin._account.cap = None if self.naive.cap is None else self.naive.cap
 
     # What holds at every moment

@@ -186,4 +186,4 @@ def test_every_verb_of_a_pool_is_a_point() -> None:
         if callable(value) and "Future" in str(getattr(value, "__annotations__", {}).get("return", ""))
     }
     without_a_move = {"remember", "classify", "price_probe"}
-    assert told - told_by_the_user - without_a_move - {"find", "_written", "_done"} == set(VERBS)
+    assert told - told_by_the_user - without_a_move - {"find", "_written", "_intended", "_done"} == set(VERBS)

@@ -117,7 +117,7 @@ async def test_costs_are_told_by_model_and_day_and_over_all_tries(quick_path: Pa
             [("a", 0, "completed"), ("a", 0, "failed"), ("a", day, "completed"), ("b", day, "cancelled")]
         ):
             row = await entered(job, f"k{number}")
-            row.model = model
+            row.common = row.common._replace(model=model)
             await intend(job, row, at=at(when))
             task = new_task()
             await accept(job, row, task, at=at(when))

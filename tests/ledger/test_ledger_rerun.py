@@ -27,7 +27,7 @@ from loop_executor import in_loop
 from evolink_async import InvalidRequestError
 from evolink_async.ledger import Entered, Entry, State, Todo, may_try_again, open_job, what_to_do
 from evolink_async.ledger.job import Census
-from evolink_async.ledger.values import Fate, Row
+from evolink_async.ledger.values import Fate, Row, counted_identity, shared
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +36,8 @@ def _without_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def row(state: State, *, number: int = 1, **fate: Any) -> Row:
-    made = Row(1, "k", b"\0", "/v1/images/generations", "m", state, number=number)
-    made.fate = Fate(**fate)
+    made = Row("k", b"\0", shared("/v1/images/generations", "m"), state)
+    made.fate = Fate(number=number, **fate)
     return made
 
 
@@ -139,7 +139,9 @@ async def test_without_a_key_equal_bodies_are_told_apart_by_how_many_came_before
     async with opened(path) as job:
         first = await enter_all(job, [entry(None, body) for body in bodies])
         names = [known.row.identity for known in first]
-        assert names == [f"{content(body)}-{count}" for body, count in zip(bodies, [0, 0, 1, 2, 0, 1], strict=True)]
+        assert names == [
+            counted_identity(content(body), count) for body, count in zip(bodies, [0, 0, 1, 2, 0, 1], strict=True)
+        ]
         assert [known.row.key for known in first] == [None] * 6
     async with opened(path) as job:
         # Inserting and reordering rows changes nothing.
@@ -157,7 +159,7 @@ async def test_equal_bodies_are_counted_over_calls_even_when_the_count_is_no_lon
     kind: str, quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kind == "sqlite":
-        monkeypatch.setattr("evolink_async.ledger.job._COUNTED", 2)
+        monkeypatch.setattr("evolink_async.ledger.counts._COUNTED", 2)
     chance = random.Random(5)
     for _ in range(2):
         seen: dict[str, int] = {}
@@ -167,7 +169,7 @@ async def test_equal_bodies_are_counted_over_calls_even_when_the_count_is_no_lon
                 calls = [enter_all(job, [entry(None, body) for body in bodies[half::2]]) for half in (0, 1)]
                 for half, call in enumerate(calls):
                     for body, known in zip(bodies[half::2], await call, strict=True):
-                        assert known.row.identity == f"{content(body)}-{seen.get(body, 0)}"
+                        assert known.row.identity == counted_identity(content(body), seen.get(body, 0))
                         assert not known.repeated
                         seen[body] = seen.get(body, 0) + 1
 
@@ -228,7 +230,7 @@ async def test_a_body_of_which_nothing_came_may_be_put_right_in_a_later_run(quic
 
 async def test_a_key_that_looks_like_an_identity_is_not_taken_for_it(quick_path: Path) -> None:
     async with opened(quick_path / "job.db") as job:
-        await entered(job, f"{content('a')}-0", "b")
+        await entered(job, counted_identity(content("a"), 0), "b")
         unkeyed = await job.enter(entry(None, "a"))
         assert what_to_do(unkeyed) is Todo.REFUSE  # never two requests under one name
 
@@ -258,7 +260,7 @@ async def test_every_name_that_is_a_text_is_kept_as_it_is(quick_path: Path) -> N
         assert job.census == Census(known=len(names), new=0, changed=0, gone=0)
     for key, model in (("\ud800", "m"), ("k", "m\udfff")):
         with pytest.raises(InvalidRequestError, match="surrogate"):
-            Entry(key, "00", "/v1/images/generations", model)
+            Entry(key, b"\0", "/v1/images/generations", model)
 
 
 async def test_a_key_that_is_the_identity_of_a_request_without_one_changes_nothing_of_that(quick_path: Path) -> None:

@@ -21,7 +21,7 @@ from evolink_async import (
     NotSubmittedError,
     VideoRequest,
 )
-from evolink_async.ledger import job
+from evolink_async.ledger import counts
 
 pytestmark = pytest.mark.looptime
 
@@ -133,7 +133,7 @@ async def test_a_source_is_read_only_as_far_as_there_is_room(api_key: str) -> No
 
 async def test_many_items_of_a_generator_cost_constant_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     # The one thing that grows, up to a bound: the bodies that were seen lately.
-    monkeypatch.setattr(job, "_COUNTED", 100)
+    monkeypatch.setattr(counts, "_COUNTED", 100)
 
     async def peak(count: int) -> int:
         async with httpx.AsyncClient(transport=Canned()) as http_client:  # noqa: SIM117

@@ -101,7 +101,7 @@ async def write_ledger(folder: Path, states: Mapping[str, str], *, name: str = "
     for number, (key, state) in enumerate(states.items()):
         sent = BEGUN + timedelta(seconds=number)
         body = json.dumps({"model": MODEL, "prompt": key}).encode()
-        content = hashlib.sha256(body).hexdigest()[:16]
+        content = hashlib.sha256(body).digest()[:8]
         entered = await job.enter(Entry(key, content, "/v1/images/generations", MODEL))
         row = entered.row
         if state == "entered":
