@@ -136,12 +136,12 @@ def costs(connection: sqlite3.Connection, name: str) -> list[Cost]:
     query = f"""
         SELECT model, day, count(*), sum(spent), sum(reserved) FROM (
             SELECT model, {day} AS day, coalesce(spent, 0) AS spent, coalesce(reserved, 0) AS reserved
-            FROM request WHERE job = ?1 AND (spent > 0 OR reserved > 0)
+            FROM request WHERE job = :job AND (spent > 0 OR reserved > 0)
             UNION ALL
             SELECT model, {day.replace("submitted_at", "past_try.submitted_at")},
                 coalesce(past_try.spent, 0), coalesce(past_try.reserved, 0)
             FROM past_try JOIN request ON request.id = past_try.request
-            WHERE job = ?1 AND (past_try.spent > 0 OR past_try.reserved > 0)
+            WHERE job = :job AND (past_try.spent > 0 OR past_try.reserved > 0)
         ) GROUP BY day, model ORDER BY day, model"""
     return [
         Cost(
@@ -151,7 +151,7 @@ def costs(connection: sqlite3.Connection, name: str) -> list[Cost]:
             credits_spent=to_credits(spent),
             credits_reserved=to_credits(reserved),
         )
-        for model, day, tasks, spent, reserved in connection.execute(query, (job,))
+        for model, day, tasks, spent, reserved in connection.execute(query, {"job": job})
     ]
 
 
@@ -216,11 +216,11 @@ def known_tasks(connection: sqlite3.Connection, task_ids: Sequence[str]) -> set[
 def refuse_taken(connection: sqlite3.Connection, name: str, identity: str, task_id: str) -> None:
     """Raise `InvalidRequestError` if a task is another request's, or that of a former try."""
     query = """
-        SELECT job.name, identity, 0 FROM request JOIN job ON job.id = request.job WHERE request.task_id = ?1
+        SELECT job.name, identity, 0 FROM request JOIN job ON job.id = request.job WHERE request.task_id = :task_id
         UNION ALL
         SELECT job.name, identity, 1 FROM past_try JOIN request ON request.id = past_try.request
-        JOIN job ON job.id = request.job WHERE past_try.task_id = ?1"""
-    for job, other, is_past in connection.execute(query, (task_id,)):
+        JOIN job ON job.id = request.job WHERE past_try.task_id = :task_id"""
+    for job, other, is_past in connection.execute(query, {"task_id": task_id}):
         if is_past or (job, other) != (name, identity):
             of_job = "" if job == name else f" of job {job!r}"
             raise InvalidRequestError(f"task {task_id} belongs to the request {other!r}{of_job}", param="task_id")
