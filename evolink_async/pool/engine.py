@@ -44,12 +44,12 @@ from evolink_async.pool.identity import content_hash
 from evolink_async.pool.journal import Journal
 from evolink_async.pool.outcome import Outcome, OutcomeStatus, PoolStats
 from evolink_async.pool.progress import Progress, Tally, log_outcome
-from evolink_async.pool.record import AttachedTask, Record, State
+from evolink_async.pool.record import AttachedTask, AwaitedRecord, Record, State
 from evolink_async.pool.savings import Savings, not_saved
 from evolink_async.pool.sources import Sources
 from evolink_async.pool.stages import Stages
-from evolink_async.requests import GenerationRequest, has_local_files, media_links
-from evolink_async.saving.attachments import attachments_of
+from evolink_async.pool.uploads import Uploads
+from evolink_async.requests import GenerationRequest, has_local_files
 from evolink_async.saving.saver import Saver
 from evolink_async.session import POLL_TIMEOUT, Session
 from evolink_async.types import Task, TaskReading, TaskStatus
@@ -89,6 +89,9 @@ class Engine:
         self._task_timeout = task_timeout
         self._retry_failed = retry_failed
         self.doubts: Doubts | None = None
+        self._uploads = Uploads(
+            core, functools.partial(self._guarded, self._looked_at), functools.partial(self._guarded, self._uploaded)
+        )
         self._savings = None if saver is None else Savings(saver, self._saved, self.crashed)
         has_room = self.stages.has_room
         self.sources = Sources(has_room, self._take, self._source_failed, self._break_down, self._wake_reader)
@@ -263,12 +266,14 @@ class Engine:
                 WARN_WITHOUT_LEDGER_AT,
                 extra={"event": "pool_without_ledger"},
             )
+        request = None
         if isinstance(item, GenerationRequest) and isinstance(getattr(item, "model", None), str):
-            record = Record(self, index, item, waiter, line=item.model)
-        else:
-            record = Record(self, index, None, waiter)
+            request = item
         if waiter is None:
+            record = Record(self, index, request)
             self._unfinished += 1
+        else:
+            record = AwaitedRecord(self, index, request, awaited=waiter)
         try:
             self._begin(record, item)
         except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
@@ -290,9 +295,7 @@ class Engine:
             return
         self.stages.enter(record)
         if has_local_files(record.request):
-            attachments = attachments_of(self.core, self.session)
-            looking = attachments.look(record.request, lambda error: self._guarded(self._looked_at, record, error))
-            record.attach(looking)
+            self._uploads.look(record, self.session)
         else:
             self._enter(record)
 
@@ -309,14 +312,10 @@ class Engine:
             self.end_early(error)
 
     def _enter(self, record: Record) -> None:
-        request, attachment = record.request, record.attachment
+        request = record.request
         assert request is not None
-        names = {} if attachment is None else attachment.names()
-        uploads = self.core.memory.uploads
-        if uploads:
-            names |= {place: uploads[link] for place, link in media_links(request).items() if link in uploads}
         try:
-            content = content_hash(request, names)
+            content = content_hash(request, self._uploads.names(record))
         except Exception as error:  # noqa: BLE001  (a class of the caller's own)
             wrong = InvalidRequestError(f"its body cannot be made: {type(error).__name__}: {error}")
             wrong.__cause__ = error
@@ -429,9 +428,9 @@ class Engine:
         for record in reversed(self.stages.unsent):
             submission = record.submission
             # If it waits no more its POST has begun; without its bytes it is to be uploaded first.
-            if submission is not None and (submission.waiting or self._is_uploading(record)):
+            if submission is not None and (submission.waiting or self._uploads.are_due(record)):
                 self.session.submitter.withdraw(submission)
-                self._release_files(record)
+                self._uploads.release(record)
                 record.submission = None
                 self.stages.pull(record, first=True)
                 return True
@@ -471,8 +470,8 @@ class Engine:
         self._models.add(request.model)
         if not self.journal.has_price(request):
             self._probe = record
-        if self._is_uploading(record):
-            self._upload(record, submission)
+        if self._uploads.are_due(record):
+            self._uploads.upload(record)
         else:
             self._start(record, submission)
 
@@ -483,25 +482,12 @@ class Engine:
             assert record.row is not None
             self._refuse(record, record.row, error)
 
-    def _is_uploading(self, record: Record) -> bool:
-        """Whether its local files have to be uploaded before it can be sent."""
-        return record.attachment is not None and record.submission is not None and not record.submission.content
-
-    def _upload(self, record: Record, submission: Submission) -> None:
-        def uploaded(error: EvoLinkError | None) -> None:
-            self._guarded(self._uploaded, record, error)
-
-        assert record.attachment is not None
-        patience = self.core.options.retry.unreachable_for
-        attachments_of(self.core, self.session).attach(record.attachment, uploaded, patience)
-
     def _uploaded(self, record: Record, error: EvoLinkError | None) -> None:
         """Its local files are at the service; or it cannot be sent without them."""
         submission, row = record.submission, record.row
         assert submission is not None
-        assert record.attachment is not None
         if error is None:
-            submission.content = record.attachment.encoded(submission.callback_url)
+            submission.content = self._uploads.content(record, submission)
             self._start(record, submission)
         elif is_account_error(error) or isinstance(error, ConfigurationError):
             self.settled(record, Settled("not_submitted", error=error, fatal=error))
@@ -511,11 +497,6 @@ class Engine:
             assert row is not None
             self.journal.refused(row, error)
             self.settled(record, Settled("rejected", error=error))
-
-    def _release_files(self, record: Record, *, keep: bool = False) -> None:
-        """Its local files are not needed at the service any more. keep: a task may need them whose end we don't see."""
-        if record.attachment is not None:
-            attachments_of(self.core, self.session).release(record.attachment, keep=keep)
 
     def _resume(self, submission: Submission, row: Row) -> None:
         """An earlier run has sent it."""
@@ -594,7 +575,7 @@ class Engine:
         finder = next((other for other in holders if other.row is probe), None)
         if probe is None or finder is not None:
             self._probe = finder
-            self._release_files(record)
+            self._uploads.release(record)
             record.submission = None
             self._wait_for_place(record, first=True)
         else:
@@ -606,11 +587,12 @@ class Engine:
         """The step into `outstanding`."""
         self._refusals.accepted()
         self._block.end()
+        identity = record.identity
         logger.info(
             "task %s accepted for request %s",
             task.id,
-            record.identity,
-            extra={"event": "task_accepted", "task_id": task.id, "identity": record.identity, "model": record.model},
+            identity,
+            extra={"event": "task_accepted", "task_id": task.id, "identity": identity, "model": record.model},
         )
         self._take_task(record, task if record.task_id == task.id else _by_id(record.task_id or task.id), 0.0)
 
@@ -709,7 +691,7 @@ class Engine:
             return
         if record.state is State.OUTSTANDING:
             self._note_end(record, clock.now())
-        self._release_files(record)
+        self._uploads.release(record)
         self.stages.save(record)
         self._savings.put(record)
         self._fill()
@@ -719,10 +701,9 @@ class Engine:
     def _saved(self, record: Record, files: tuple[PurePath, ...], error: DownloadError | None) -> None:
         if record.state is not State.SAVING:
             return  # it has its outcome already
-        record.files = files
         if record.row is not None and files and tuple(map(str, files)) != record.row.files:
             self.journal.saved(record.row, files)
-        self._finish(record, OutcomeStatus.COMPLETED, error)
+        self._finish(record, OutcomeStatus.COMPLETED, error, files)
         if self.core.closed:
             self.end_early(_client_closed())
 
@@ -740,7 +721,7 @@ class Engine:
             },
         )
         self._no_longer_watched(record)
-        self._release_files(record)
+        self._uploads.release(record)
         record.again()
         self._wait_for_place(record, first=True)
 
@@ -777,11 +758,13 @@ class Engine:
 
     # Ending one
 
-    def _finish(self, record: Record, status: OutcomeStatus, error: EvoLinkError | None) -> None:
-        """Give a request its outcome, and its place to the next one."""
+    def _finish(
+        self, record: Record, status: OutcomeStatus, error: EvoLinkError | None, files: tuple[PurePath, ...] = ()
+    ) -> None:
+        """Give a request its outcome, and its place to the next one. files: that hold its results."""
         if record.state is State.UNTAKEN:
             return
-        self._close(record, status, error)
+        self._close(record, status, error, files)
         self._fill()
         self.sources.notice_room()
         if record.request is not None:
@@ -792,10 +775,12 @@ class Engine:
         error = reason if isinstance(reason, NotSubmittedError) else _not_submitted(reason)
         self._finish(record, OutcomeStatus.NOT_SUBMITTED, error)
 
-    def _close(self, record: Record, status: OutcomeStatus, error: EvoLinkError | None) -> None:
+    def _close(
+        self, record: Record, status: OutcomeStatus, error: EvoLinkError | None, files: tuple[PurePath, ...]
+    ) -> None:
         """The step into `untaken`: for the reader, or the caller of `run`, or who looks at the leftovers."""
         finished_at = clock.now()
-        outcome = record.outcome(status, error, finished_at)
+        outcome = record.outcome(status, error, finished_at, files)
         if record.state is State.OUTSTANDING:
             self._note_end(record, finished_at)
         self.stages.close(record)
@@ -812,14 +797,15 @@ class Engine:
         log_outcome(outcome)
         if self.doubts is not None:
             self.doubts.over(record)
-        if record.attachment is not None:
-            self._release_files(record, keep=status in (OutcomeStatus.UNKNOWN, OutcomeStatus.UNFINISHED))
+        self._uploads.forget(record, keep=status in (OutcomeStatus.UNKNOWN, OutcomeStatus.UNFINISHED))
         if record.row is not None:
             self.journal.let_go(record.row)
             if self._sharing:
-                self._close_sharing(record, status, error)
+                self._close_sharing(record, status, error, files)
 
-    def _close_sharing(self, record: Record, status: OutcomeStatus, error: EvoLinkError | None) -> None:
+    def _close_sharing(
+        self, record: Record, status: OutcomeStatus, error: EvoLinkError | None, files: tuple[PurePath, ...]
+    ) -> None:
         """Those that share its request have its outcome too; unless only its caller wanted it unsent."""
         assert record.row is not None
         sharing = self._sharing.pop(record.row, [])
@@ -830,8 +816,8 @@ class Engine:
                 self._enter(other)
             return
         for other in sharing:
-            other.task, other.files = record.task, record.files
-            self._finish(other, status, error)
+            other.task = record.task
+            self._finish(other, status, error, files)
 
     def _note_end(self, record: Record, at: datetime) -> None:
         """Its task has ended: how long it took, if this run has sent it."""

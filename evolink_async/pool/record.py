@@ -41,7 +41,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -66,7 +66,6 @@ from evolink_async.polling.endings import failure_of, still_running
 from evolink_async.pool.journal import Journal
 from evolink_async.pool.outcome import Outcome, OutcomeStatus
 from evolink_async.requests import GenerationRequest
-from evolink_async.saving.attachments import Attachment
 from evolink_async.saving.objects import path_of
 from evolink_async.types import Task, TaskReading, TaskStatus, Usage
 
@@ -109,23 +108,24 @@ class Record:
     home: Home
     index: int | None
     request: GenerationRequest | None
-    waiter: asyncio.Future[Outcome] | None = None  # of the `run` that gave it; None: it came from a source
     row: Row | None = None  # once the ledger has told
     state: State = State.ENTERING
     submission: Submission | None = None  # while it is sending
     task: Task | None = None  # the whole of it, once it is over: that many are outstanding at once, each a word only
     status: str | None = None  # that a look found, since the task was submitted or attached
     progress: int = 0
-    files: tuple[PurePath, ...] = ()  # that hold its results
     from_ledger: bool = False  # how it ended was known before this run
     accepted_before: int = 0  # so many that an earlier run has submitted were read before it
     line: str = ""  # what it waits among: requests of its model, which may wait for the service's sake
-    attachment: Attachment | None = None  # its local files, if it has any
 
-    def attach(self, attachment: Attachment) -> None:
-        """It has local files: requests with some wait among themselves, for places at the files service."""
-        self.attachment = attachment
-        self.line = f"{self.model} with files"
+    def __post_init__(self) -> None:
+        if self.request is not None:
+            self.line = self.request.model
+
+    @property
+    def waiter(self) -> asyncio.Future[Outcome] | None:
+        """Of the `run` that gave it; None: it came from a source."""
+        return None
 
     @property
     def identity(self) -> str:
@@ -254,8 +254,10 @@ class Record:
 
     # Its end
 
-    def outcome(self, status: OutcomeStatus, error: EvoLinkError | None, finished_at: datetime) -> Outcome:
-        """The outcome, if it ends like this."""
+    def outcome(
+        self, status: OutcomeStatus, error: EvoLinkError | None, finished_at: datetime, files: tuple[PurePath, ...]
+    ) -> Outcome:
+        """The outcome, if it ends like this. files: that were saved just now; else those that its row knows."""
         row, task = self.row, self.known_task()
         if row is None:
             credits = None if task is None else _charged(status, task.usage)
@@ -270,7 +272,7 @@ class Record:
             status=status,
             task=task,
             error=error,
-            files=self.files or (tuple(map(path_of, row.files)) if row.files else ()),
+            files=files or (tuple(map(path_of, row.files)) if row.files else ()),
             credits=credits,
             attempts=row.attempts,
             idempotency_key=row.idempotency_key,
@@ -311,6 +313,17 @@ class Record:
             code=row.error_code,
         )
         return OutcomeStatus.UNKNOWN, error
+
+
+@dataclass(slots=True, eq=False)
+class AwaitedRecord(Record):
+    """One that was given to `run`, whose caller awaits the outcome."""
+
+    awaited: asyncio.Future[Outcome] = field(kw_only=True)
+
+    @property
+    def waiter(self) -> asyncio.Future[Outcome]:
+        return self.awaited
 
 
 @dataclass(slots=True, eq=False)

@@ -104,7 +104,7 @@ class Savings:
         except ClosedError as error:
             unsaved = not_saved()
             unsaved.__cause__ = error
-            return record.files, unsaved
+            return (), unsaved
         return files, None
 
 
