@@ -45,11 +45,12 @@ def is_object_store(directory: object) -> bool:
 
 
 def as_written(directory: Any) -> Any:
-    """The address that was made a path, `Path("s3://bucket")` or the parent of a result; anything else as it is.
+    """The address that was made a path, `Path("s3://bucket")`, its text, or the parent of a result; else as it is.
 
     A `Path` keeps one of the two slashes, and would be a folder of that name.
     """
-    found = _AS_A_PATH.match(directory.as_posix()) if isinstance(directory, PurePath) else None
+    text = directory.as_posix() if isinstance(directory, PurePath) else directory
+    found = _AS_A_PATH.match(text) if isinstance(text, str) else None
     return directory if found is None else f"{found[1]}://{found.string[found.end() :]}"
 
 
