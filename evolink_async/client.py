@@ -237,8 +237,8 @@ class AsyncEvoLink:
         data = value.get("data") if isinstance(value, dict) else None
         if not isinstance(data, dict) or value.get("success") is False:
             reason = value.get("message") or value.get("msg") if isinstance(value, dict) else None
-            said = f": {excerpt(reason.encode('utf-8', 'replace'))}" if isinstance(reason, str) else ""
-            raise ResponseError(f"the answer about credits is not the documented one{said}")
+            told = (reason if isinstance(reason, str) else repr(value)).encode("utf-8", "replace")
+            raise ResponseError(f"the answer about credits is not the documented one: {excerpt(told)}")
         return _credits(data)
 
     async def raw(self, method: str, path: str, *, json: Any = None, timeout: float | None = 60) -> Any:

@@ -162,7 +162,7 @@ class InvalidRequestError(EvoLinkError):
 
 
 class ConnectionFailedError(EvoLinkError):
-    """The service could not be reached: no byte of the request was written, so it cannot have cost anything."""
+    """The service could not be reached, or the answer to a read was lost: it cannot have cost anything."""
 
 
 class ResponseError(EvoLinkError):
