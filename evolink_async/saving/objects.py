@@ -102,7 +102,7 @@ class Bucket:
         except self._exceptions.PermissionDeniedError:
             pass  # may write, may not list
         except Exception as error:  # noqa: BLE001  (as above)
-            raise OSError(_first_line(error)) from None
+            raise OSError(f"{_first_line(error)}; credentials and endpoint come from the environment") from None
 
     def case_matters(self) -> bool:
         """It does in all of them."""
