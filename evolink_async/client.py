@@ -82,7 +82,7 @@ class AsyncEvoLink:
     rate_limit: `RateLimit(5)`, "5/s" or "60/min": never more submissions than that, over all pools and calls of this
         client. None: ten at once, then 5/s and faster until the service refuses.
     max_connections: connections to the service at once; a quarter is kept for polls, a quarter for submissions.
-    request_timeout: seconds for one HTTP exchange; by default 30 for a submission, 15 for a poll.
+    request_timeout: seconds for one HTTP exchange; by default 30 for a submission, 15 for a poll, 120 for an upload.
     retry: how long to back off between attempts.
     on_lost_response: "replay" sends a paid request whose answer was lost once more with the same idempotency key
         (at most three times until the service has proven that it honours keys); "hold" never does.
