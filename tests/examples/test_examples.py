@@ -28,6 +28,8 @@ async def main():
         again = await http.post("/pictures", json={"prompt": "a lighthouse"}, headers=key)
         assert first.status_code == again.status_code == 202, first.text
         assert first.json()["id"] == again.json()["id"]
+        other = await http.post("/pictures", json={"prompt": "a harbour"}, headers=key)
+        assert other.status_code == 409, other.text
         done = await http.get(f"/pictures/{first.json()['id']}", timeout=40)
         assert done.status_code == 200 and done.json()["urls"], done.text
         wrong = await http.post("/pictures", json={"prompt": "x", "size": "7x7"})
