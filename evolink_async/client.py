@@ -82,7 +82,7 @@ class AsyncEvoLink:
     rate_limit: `RateLimit(5)`, "5/s" or "60/min": never more submissions than that, over all pools and calls of this
         client. None: ten at once, then 5/s and faster until the service refuses.
     max_connections: connections to the service at once; a quarter is kept for polls, a quarter for submissions.
-    request_timeout: seconds for one HTTP exchange; by default 30 for a submission, 15 for a poll.
+    request_timeout: seconds for one HTTP exchange; by default 30 for a submission, 15 for a poll, 120 for an upload.
     retry: how long to back off between attempts.
     on_lost_response: "replay" sends a paid request whose answer was lost once more with the same idempotency key
         (at most three times until the service has proven that it honours keys); "hold" never does.
@@ -116,12 +116,9 @@ class AsyncEvoLink:
                     "no API key: set EVOLINK_API_KEY or give api_key=; keys are made at https://evolink.ai/dashboard/keys"
                 )
         options.api_key = ApiKey(api_key)
-        if base_url is None:
-            base_url = os.environ.get("EVOLINK_BASE_URL") or DEFAULT_BASE_URL
-        options.base_url = checked_base_url(base_url, "base_url")
-        if files_url is None:
-            files_url = os.environ.get("EVOLINK_FILES_BASE_URL") or _files_url_beside(options.base_url)
-        options.files_url = checked_base_url(files_url, "files_url")
+        options.base_url = _address(base_url, "base_url", "EVOLINK_BASE_URL") or DEFAULT_BASE_URL
+        beside = _files_url_beside(options.base_url)
+        options.files_url = _address(files_url, "files_url", "EVOLINK_FILES_BASE_URL") or beside
         options.rate_limit = None if rate_limit is None else RateLimit.parse(rate_limit)
         options.max_connections = checked_count(max_connections, "max_connections", 1, MOST_CONNECTIONS)
         options.request_timeout = checked_seconds(request_timeout, "request_timeout")
@@ -133,10 +130,10 @@ class AsyncEvoLink:
         options.http_client = _checked_http_client(http_client)
         options.allow_private_hosts = one_of(allow_private_hosts, "allow_private_hosts", (True, False))
         self._core = ClientCore(options)
-        self.images = Generations(self, ImageRequest)
-        self.videos = Generations(self, VideoRequest)
-        self.audios = Generations(self, AudioRequest)
-        self.tasks = Tasks(self._core)
+        self.images: Generations = Generations(self, ImageRequest)
+        self.videos: Generations = Generations(self, VideoRequest)
+        self.audios: Generations = Generations(self, AudioRequest)
+        self.tasks: Tasks = Tasks(self._core)
         self._files: Files | None = None
 
     @property
@@ -240,8 +237,8 @@ class AsyncEvoLink:
         data = value.get("data") if isinstance(value, dict) else None
         if not isinstance(data, dict) or value.get("success") is False:
             reason = value.get("message") or value.get("msg") if isinstance(value, dict) else None
-            said = f": {excerpt(reason.encode('utf-8', 'replace'))}" if isinstance(reason, str) else ""
-            raise ResponseError(f"the answer about credits is not the documented one{said}")
+            told = (reason if isinstance(reason, str) else repr(value)).encode("utf-8", "replace")
+            raise ResponseError(f"the answer about credits is not the documented one: {excerpt(told)}")
         return _credits(data)
 
     async def raw(self, method: str, path: str, *, json: Any = None, timeout: float | None = 60) -> Any:
@@ -388,6 +385,14 @@ async def _submit_with_files(
         content=attachment.encoded(),
         on_end=partial(attachments.settled, attachment),
     )
+
+
+def _address(given: str | None, option: str, variable: str) -> str | None:
+    """The address of a service, given or in the environment; None if it is in neither."""
+    if given is not None:
+        return checked_base_url(given, option)
+    told = os.environ.get(variable)
+    return checked_base_url(told, variable) if told else None
 
 
 def _files_url_beside(base_url: str) -> str:

@@ -37,6 +37,7 @@ except evolink_async.EvoLinkError as error:
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -107,11 +108,13 @@ def _revive(cls: type[EvoLinkError], args: tuple[Any, ...], state: dict[str, Any
 class EvoLinkError(Exception):
     """Base of every error of this library.
 
-    `message` is the sentence without the code and the ids that `str()` adds.
+    `message` is the sentence without the code and the ids that `str()` adds. `outcomes` is what `run_many` had already
+    when this error ended its pool early.
     """
 
     code: str | None = None
     request_id: str | None = None
+    outcomes: Sequence[Any] = ()  # of `Outcome`, which is a later room
 
     def __init__(self, message: str, *, code: str | None = None, request_id: str | None = None) -> None:
         super().__init__(message)
@@ -162,7 +165,7 @@ class InvalidRequestError(EvoLinkError):
 
 
 class ConnectionFailedError(EvoLinkError):
-    """The service could not be reached: no byte of the request was written, so it cannot have cost anything."""
+    """The service could not be reached, or the answer to a read was lost: it cannot have cost anything."""
 
 
 class ResponseError(EvoLinkError):

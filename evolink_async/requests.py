@@ -45,7 +45,9 @@ class GenerationRequest(BaseModel):
     Raises `InvalidRequestError` if a field has the wrong type.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=(), strict=True, defer_build=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="allow", protected_namespaces=(), strict=True, defer_build=True
+    )
 
     kind: ClassVar[Kind]
     _declared: ClassVar[tuple[str, ...]] = ()  # parameters that a subclass of the caller's makes fields of

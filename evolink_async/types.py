@@ -167,7 +167,9 @@ def invalid(error: ValidationError) -> InvalidRequestError:
 class _Wire(BaseModel):
     """Base of wire values: frozen, unknown fields kept."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=(), defer_build=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="allow", protected_namespaces=(), defer_build=True
+    )
 
     def __init__(self, /, **data: Any) -> None:
         try:
@@ -318,7 +320,7 @@ class UploadedFile(BaseModel):
     Since 0.1.0.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
 
     id: str
     name: str

@@ -2,8 +2,9 @@
 
     EVOLINK_API_KEY=... python examples/bulk_job.py prompts.txt > results.tsv
 
-Its ledger lies beside the prompts, as prompts.db: whatever happens to the program, run it again and it goes on.
-Saving the files is left to you: links die in 24 hours.
+Its ledger lies beside the prompts, as prompts.db: whatever happens to the program, run it again and it goes on. Lines
+may be inserted, moved and changed meanwhile: only what is new is paid for.
+Saving the files is left to you: links die in 24 hours, and `save_to="out/"` of the pool keeps them.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from evolink_async import AsyncEvoLink, EvoLinkError, ImageRequest
 
 
 def requests(prompts: Path) -> Iterator[ImageRequest]:
-    """One request a line; the file is read as the pool has room, so it may be of any length."""
+    """One request a line; the file is read as the pool has room, so it may be of any length.
+
+    It has no `key`: the ledger knows it by its content. A line number would be a bad key, it changes with the file.
+    """
     with prompts.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield ImageRequest(model="gpt-4o-image", prompt=line.strip(), key=f"line-{number}")
+                yield ImageRequest(model="gpt-4o-image", prompt=line.strip(), metadata={"line": number})
 
 
 async def main(prompts: Path) -> int:
@@ -31,15 +35,16 @@ async def main(prompts: Path) -> int:
         try:
             async with pool:
                 async for outcome in pool:
+                    line = outcome.request and outcome.request.metadata["line"]
                     if outcome.ok:
-                        print(outcome.key, outcome.unwrap().id, *outcome.urls, sep="\t", flush=True)
+                        print(line, outcome.unwrap().id, *outcome.urls, sep="\t", flush=True)
                     else:
-                        print(outcome.key, outcome.status, outcome.error, file=sys.stderr)
+                        print(f"line {line}:", outcome.status, outcome.error, file=sys.stderr)
         except EvoLinkError as reason:  # what ended the pool early: no credits, a wrong key, ...
             print(f"ended early: {reason}", file=sys.stderr)
         finally:
             for outcome in pool.leftovers:  # after Ctrl-C: sent and paid for, not handed over
-                print(outcome.key, outcome.status, outcome.task and outcome.task.id, file=sys.stderr)
+                print(outcome.identity, outcome.status, outcome.task and outcome.task.id, file=sys.stderr)
     stats = pool.stats
     print(f"{stats.completed} of {stats.finished} completed, {stats.credits_spent} credits", file=sys.stderr)
     return 0 if stats.completed == stats.finished and pool.reason is None else 1

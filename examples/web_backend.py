@@ -70,7 +70,10 @@ async def submit(
         raise HTTPException(429, "busy, try again", {"Retry-After": str(int(error.retry_after or 30))}) from error
     except QuotaExhaustedError as error:
         raise HTTPException(503, detail="out of credits") from error
-    except SubmitOutcomeUnknownError as error:  # may be running: the same key finds it, a new one could pay twice
+    except SubmitOutcomeUnknownError as error:
+        if error.code == "idempotency_conflict":  # the key belongs to another picture: no repetition will find this one
+            raise HTTPException(409, detail="this Idempotency-Key was used for another picture") from error
+        # It may be running: the same key finds it, a new one could pay twice.
         raise HTTPException(504, detail={"unknown": True, "idempotency_key": error.idempotency_key}) from error
     except EvoLinkError as error:
         raise HTTPException(502, detail=str(error)) from error

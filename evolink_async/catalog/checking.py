@@ -138,7 +138,7 @@ def _unknown_model(model: str) -> str:
 
 
 def _wrong_kind(kind: str, model: Model) -> Finding:
-    where = f"use client.{model.kind}s or {model.kind.capitalize()}Request"
+    where = f"use client.{model.kind}s, {model.kind.capitalize()}Request or the kind {model.kind!r}"
     return Finding("error", "model", f"{model.id!r} makes {_a(model.kind)}, not {shown(kind)}; {where}")
 
 

@@ -523,7 +523,7 @@ def emulator(
     speed: Annotated[float, typer.Option(min=0.001, help="How much faster than EvoLink.", metavar="X")] = 50,
     seed: Annotated[int, typer.Option(help="Another seed, other durations, failures and pictures.", metavar="N")] = 1,
     faults: Annotated[str | None, typer.Option(help="JSON file: what goes wrong.", metavar="FILE")] = None,
-    rate: Annotated[float | None, typer.Option(help="Submissions per second, beyond them 429.", metavar="RATE")] = None,
+    rate: Annotated[float | None, typer.Option(help="Submissions per second, beyond them 429.", metavar="X")] = None,
     burst: Annotated[float | None, typer.Option(help="Submissions at once.", metavar="N")] = None,
     concurrency: Annotated[
         int | None, typer.Option(help="Most unfinished tasks, beyond them 429.", metavar="N")

@@ -289,7 +289,7 @@ def _known_lines(plan: Plan) -> list[str]:
     if todo[Todo.HOLD]:
         lines.append(f"{counted(todo[Todo.HOLD], 'request')} unknown, never sent again by itself")
     if todo[Todo.REFUSE]:
-        lines.append(f"{counted(todo[Todo.REFUSE], 'request')} rejected: their key has another body in the ledger")
+        lines.append(f"{counted(todo[Todo.REFUSE], 'request')} rejected: the ledger has another body under the key")
     return lines
 
 

@@ -42,7 +42,7 @@ def shortened(text: object, most: int) -> str:
 
 def amount(credits: Decimal | float) -> str:
     """Credits with at most two decimals: `12`, `2.5`, `0.11`; grouped by thousands."""
-    text = f"{credits:,.2f}"
+    text = f"{Decimal(str(credits)):,.2f}"  # a float is rounded as what it is written as, or two equal sums differ
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 

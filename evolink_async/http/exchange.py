@@ -100,11 +100,11 @@ def checked_base_url(url: str, name: str) -> str:
         raise ConfigurationError(f"{name} is no URL: {url!r}") from None
     if parsed.userinfo or parsed.query or parsed.fragment:
         raise ConfigurationError(f"{name} must have no user, query or fragment")
+    if parsed.scheme not in ("https", "http"):
+        raise ConfigurationError(f"{name} must begin with https://, got {url!r}")
     host = parsed.raw_host.decode("ascii", "replace")  # httpx decodes no host that IDNA 2008 forbids, and some exist
     if not _HOST.fullmatch(host) or not 0 < (parsed.port or 443) < 65_536:
         raise ConfigurationError(f"{name} has no usable host and port: {url!r}")
-    if parsed.scheme not in ("https", "http"):
-        raise ConfigurationError(f"{name} must begin with https://, got {url!r}")
     if parsed.scheme == "http" and not is_loopback(host):
         raise ConfigurationError(
             f"{name} must be https (plain http is for loopback hosts only), got {url!r}: the API key would be readable"
@@ -231,7 +231,7 @@ class Exchange:
             unsent = True  # only that client knows when it writes, so `sent` was set before it was asked to
         if unsent:
             flight.sent, flight.sent_at = False, None
-            return NotSent(f"could not reach {self.host}: {reason}")
+            return NotSent(f"could not reach {self.host}: {reason}; check the address, the network and its proxies")
         return AnswerLost(f"the answer of {self.host} was lost{_after_head(flight.answer, key)}: {reason}")
 
 

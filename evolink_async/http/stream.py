@@ -19,22 +19,28 @@ from typing import Any, cast
 
 import httpx
 
+from evolink_async.errors import ConfigurationError
 from evolink_async.http.failures import describe
 from evolink_async.own_tasks import own_task
 
 _HAPPY_EYEBALLS_DELAY = 0.25
 """Seconds before the next address is tried as well (RFC 8305)."""
 
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")  # the first one that is set counts
+
 _HIGH_WATER = 256 * 1024
 """Bytes received and not yet read at which the peer is made to wait."""
 
 
 def shared_ssl_context(verify: ssl.SSLContext | bool, trust_env: bool) -> ssl.SSLContext:
-    """The context for `verify`, one per process and setting: building one costs 20-40 ms."""
+    """The context for `verify`, one per process and setting: building one costs 20-40 ms.
+
+    Raises `ConfigurationError` if the environment names certificates that cannot be read: they won't be there later.
+    """
     if isinstance(verify, ssl.SSLContext):
         context = verify
     else:
-        files = tuple(os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")) if trust_env else ()
+        files = tuple(os.environ.get(name) for name in _CERTIFICATES) if trust_env else ()
         context = _build_ssl_context(verify, trust_env, files)
     # Whatever the context offered before: we speak nothing but HTTP/1.1.
     context.set_alpn_protocols(["http/1.1"])
@@ -43,7 +49,11 @@ def shared_ssl_context(verify: ssl.SSLContext | bool, trust_env: bool) -> ssl.SS
 
 @functools.lru_cache(maxsize=8)
 def _build_ssl_context(verify: bool, trust_env: bool, files: tuple[str | None, ...]) -> ssl.SSLContext:
-    return httpx.create_ssl_context(verify=verify, trust_env=trust_env)
+    try:
+        return httpx.create_ssl_context(verify=verify, trust_env=trust_env)
+    except (ssl.SSLError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        named = next((f"{name}={file}" for name, file in zip(_CERTIFICATES, files, strict=False) if file), "certifi")
+        raise ConfigurationError(f"no certificates to check https with can be read from {named}: {error}") from None
 
 
 _Address = tuple[int, Any]  # family and socket address

@@ -292,8 +292,8 @@ class SlotTransport(httpx.AsyncBaseTransport):
     Request extensions: httpx's `"timeout"` and `"sni_hostname"`; `"lane"`: "submit" or "read" (default), see `Gate`;
     `"on_slot"` and `"on_bytes"`: functions without arguments, see `Call`.
 
-    All exceptions of the network are httpx's; a proxy that cannot be used is a `ConfigurationError`. `trust_env` covers
-    the proxies, SSL_CERT_FILE and SSL_CERT_DIR.
+    All exceptions of the network are httpx's; a proxy or certificates that cannot be used are a `ConfigurationError`.
+    `trust_env` covers the proxies, SSL_CERT_FILE and SSL_CERT_DIR.
     `verify` is True, False or an `ssl.SSLContext`.
     """
 

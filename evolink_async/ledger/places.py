@@ -10,6 +10,7 @@ from pathlib import Path
 from evolink_async.errors import ConfigurationError, LedgerError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
 _MOUNTS = "/proc/self/mountinfo"
 
 # File systems that lie on another machine or behind a program: others may see the same file, or there is no shared
@@ -35,6 +36,8 @@ def ledger_path(url: str | os.PathLike[str]) -> Path:
         raise ConfigurationError(f"a ledger is named by a path such as 'job.db', not by a {scheme[1]}:// URL")
     if not text.strip() or "\0" in text or text == ":memory:":
         raise ConfigurationError(f"a ledger is named by a path such as 'job.db', got {text!r}")
+    if text.endswith(_SEPARATORS):
+        raise ConfigurationError(f"a ledger is a file such as {os.path.join(text, 'job.db')!r}, got a folder: {text!r}")
     return Path(os.path.realpath(text))
 
 

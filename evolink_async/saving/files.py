@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -63,7 +63,7 @@ _ADVICE_OF_CODE = {
 class FileQuota(BaseModel):
     """How many files the account has, may have, and may still add. Since 0.1.0."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
 
     used: int
     limit: int

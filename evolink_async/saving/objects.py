@@ -45,11 +45,12 @@ def is_object_store(directory: object) -> bool:
 
 
 def as_written(directory: Any) -> Any:
-    """The address that was made a path, `Path("s3://bucket")` or the parent of a result; anything else as it is.
+    """The address that was made a path, `Path("s3://bucket")`, its text, or the parent of a result; else as it is.
 
     A `Path` keeps one of the two slashes, and would be a folder of that name.
     """
-    found = _AS_A_PATH.match(directory.as_posix()) if isinstance(directory, PurePath) else None
+    text = directory.as_posix() if isinstance(directory, PurePath) else directory
+    found = _AS_A_PATH.match(text) if isinstance(text, str) else None
     return directory if found is None else f"{found[1]}://{found.string[found.end() :]}"
 
 
@@ -101,7 +102,7 @@ class Bucket:
         except self._exceptions.PermissionDeniedError:
             pass  # may write, may not list
         except Exception as error:  # noqa: BLE001  (as above)
-            raise OSError(_first_line(error)) from None
+            raise OSError(f"{_first_line(error)}; credentials and endpoint come from the environment") from None
 
     def case_matters(self) -> bool:
         """It does in all of them."""

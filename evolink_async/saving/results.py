@@ -30,7 +30,8 @@ async def save_results(
             )
         return cast("list[Path] | list[ObjectPath]", list(await saver.save_as_itself(source)))
     if not isinstance(source, str):
-        raise InvalidRequestError(f"give a Task or an http(s) link to save, got {type(source).__name__}")
+        hint = "; an outcome has a .task" if hasattr(source, "task") else ""
+        raise InvalidRequestError(f"give a Task or an http(s) link to save, got {type(source).__name__}{hint}")
     if not source.lower().startswith(("https://", "http://")):
         raise InvalidRequestError(
             f"give a Task or an http(s) link to save, got {source[:80]!r}; "

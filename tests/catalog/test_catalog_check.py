@@ -82,6 +82,7 @@ def test_a_model_of_another_kind_is_refused_naming_the_right_one() -> None:
     assert (finding.severity, finding.param) == ("error", "model")
     assert "makes videos" in finding.message
     assert "client.videos" in finding.message
+    assert "the kind 'video'" in finding.message, "on the command line there is no client"
 
 
 def test_a_kind_that_does_not_exist_is_refused_for_any_model() -> None:

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -355,4 +356,5 @@ def test_numbers_are_short() -> None:
         "2 h 10 min",
     ]
     assert [amount(credits) for credits in (12, 2.5, 1234.567)] == ["12", "2.5", "1,234.57"]
+    assert amount(60.175) == amount(Decimal("60.175")), "the demo shows both, side by side"
     assert shortened("a" * 20, 5) == "aaaa…"

@@ -177,6 +177,15 @@ def test_addresses_come_from_the_options_then_the_environment(
     assert (options.base_url, options.files_url) == expected
 
 
+@pytest.mark.parametrize("variable", ["EVOLINK_BASE_URL", "EVOLINK_FILES_BASE_URL"])
+def test_a_wrong_address_of_the_environment_is_told_by_its_variable(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "127.0.0.1:8085")
+    with pytest.raises(ConfigurationError, match=f"^{variable} must begin with https://, got '127.0.0.1:8085'"):
+        AsyncEvoLink()
+
+
 async def test_the_key_is_asked_for_per_request_and_shows_nowhere(api_key: str) -> None:
     asked = []
 

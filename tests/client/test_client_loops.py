@@ -62,5 +62,5 @@ def test_a_cool_down_of_over_an_hour_ends_a_pool_of_a_later_loop_too() -> None:
     with pytest.raises(RateLimitError) as caught:
         asyncio.run(client.run_many([PICTURE], task_timeout=1))
     asyncio.run(client.aclose())
-    assert [outcome.status for outcome in caught.value.outcomes] == ["not_submitted"]  # type: ignore[attr-defined]
+    assert [outcome.status for outcome in caught.value.outcomes] == ["not_submitted"]
     assert len(service.arrivals) == 1

@@ -28,6 +28,8 @@ async def main():
         again = await http.post("/pictures", json={"prompt": "a lighthouse"}, headers=key)
         assert first.status_code == again.status_code == 202, first.text
         assert first.json()["id"] == again.json()["id"]
+        other = await http.post("/pictures", json={"prompt": "a harbour"}, headers=key)
+        assert other.status_code == 409, other.text
         done = await http.get(f"/pictures/{first.json()['id']}", timeout=40)
         assert done.status_code == 200 and done.json()["urls"], done.text
         wrong = await http.post("/pictures", json={"prompt": "x", "size": "7x7"})
@@ -90,10 +92,13 @@ async def test_the_bulk_job_prints_a_line_for_every_prompt(emulator: Any, tmp_pa
     prompts.write_text("".join(f"a lighthouse number {n}\n\n" for n in range(12)), encoding="utf-8")
     done = await run_program([sys.executable, str(EXAMPLES / "bulk_job.py"), str(prompts)], emulator)
     assert done.code == 0, done.stderr
-    assert sorted(line.split("\t")[0] for line in done.stdout.splitlines()) == sorted(
-        f"line-{number}" for number in range(1, 24, 2)
-    )
+    assert sorted(int(line.split("\t")[0]) for line in done.stdout.splitlines()) == list(range(1, 24, 2))
     assert "12 of 12 completed, 30 credits" in done.stderr
+    prompts.write_text(f"one more\n{prompts.read_text(encoding='utf-8')}", encoding="utf-8")
+    again = await run_program([sys.executable, str(EXAMPLES / "bulk_job.py"), str(prompts)], emulator)
+    assert again.code == 0, again.stderr
+    assert sorted(int(line.split("\t")[0]) for line in again.stdout.splitlines()) == [1, *range(2, 25, 2)]
+    assert len(emulator.emulator.book()["posts"]) == 13
 
 
 async def test_the_chain_makes_a_video_of_every_picture(emulator: Any) -> None:

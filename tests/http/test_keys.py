@@ -171,3 +171,11 @@ def test_an_address_that_would_show_the_key_or_leads_nowhere_is_refused(url: Any
     with pytest.raises(ConfigurationError) as caught:
         checked_base_url(url, "base_url")
     assert "password" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["api.evolink.ai", "127.0.0.1:8085", "localhost:8085/v1", "ftp://api.evolink.ai", "//x.test"]
+)
+def test_an_address_without_its_scheme_is_told_to_begin_with_one(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="base_url must begin with https://, got"):
+        checked_base_url(url, "base_url")

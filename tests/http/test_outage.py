@@ -209,7 +209,9 @@ async def test_one_warning_when_the_service_cannot_be_reached_and_one_line_when_
     period = [(names[0], logging.WARNING), (names[1], logging.INFO)]
     assert events(caplog, *names) == period
     first = next(record for record in caplog.records if getattr(record, "event", "") == names[0])
-    assert first.getMessage() == "could not reach 127.0.0.1: ConnectError: refused; trying again"
+    assert first.getMessage() == (
+        "could not reach 127.0.0.1: ConnectError: refused; check the address, the network and its proxies; trying again"
+    )
     assert first.__dict__["host"] == "127.0.0.1"
     caplog.clear()
     room.transport.script = (unsent(), Say())

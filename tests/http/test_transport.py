@@ -1152,6 +1152,18 @@ async def test_the_context_is_built_once_and_only_for_https(
             await transport.aclose()
 
 
+@pytest.mark.parametrize("name", ["missing.pem", "garbage.pem", "."])
+async def test_certificates_that_cannot_be_read_are_told_by_their_variable_and_not_tried_again(
+    name: str, server_tls: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "garbage.pem").write_text("no certificate")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / name))
+    async with serving(always(OK), server_tls) as server, AsyncEvoLink("sk-x", base_url=server.url) as client:
+        for call in (client.credits(), client.images.submit(model="gpt-4o-image", prompt="x")):
+            with pytest.raises(ConfigurationError, match=r"from SSL_CERT_FILE="):
+                await call
+
+
 # -- Proxies -----------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from evolink_async.errors import (
     TaskError,
     TaskTimeoutError,
 )
+from evolink_async.pool import Outcome, OutcomeStatus
 from evolink_async.requests import ImageRequest
 from evolink_async.types import Task
 
@@ -93,3 +94,10 @@ def test_other_refusals_say_what_to_do_next(name: str) -> None:
     error = getattr(errors, name)("no such thing.", code="some_code", request_id="r-1")
     assert str(error) == f"some_code: no such thing. {error.advice} (request id r-1)"
     assert error.advice
+
+
+def test_an_error_that_ended_no_run_many_has_no_outcomes_and_type_checkers_know_them() -> None:
+    error = EvoLinkError("x")
+    assert list(error.outcomes) == []
+    error.outcomes = [outcome := Outcome(index=0, key=None, identity="a-0", request=None, status=OutcomeStatus.FAILED)]
+    assert pickle.loads(pickle.dumps(error)).outcomes == [outcome]

@@ -377,7 +377,7 @@ def test_postgresql_is_said_not_to_be_there_yet(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", " ", ":memory:", "sqlite:///job.db", "https://host/job.db", "a\0b", b"job.db", 5, None]
+    "url", ["", " ", ":memory:", "sqlite:///job.db", "https://host/job.db", "a\0b", "out/", b"job.db", 5, None]
 )
 def test_what_names_no_file_is_a_configuration_error(url: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"job\.db"):

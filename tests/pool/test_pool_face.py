@@ -332,7 +332,7 @@ async def test_run_many_raises_the_reason_with_the_outcomes(api_key: str) -> Non
         )
         with pytest.raises(QuotaExhaustedError) as caught:
             await w.client.run_many(images(30), max_outstanding=8)
-        outcomes = caught.value.outcomes  # type: ignore[attr-defined]
+        outcomes = caught.value.outcomes
         assert [outcome.index for outcome in outcomes] == list(range(len(outcomes)))
         assert sum(outcome.ok for outcome in outcomes) == len(w.book) == 5
 

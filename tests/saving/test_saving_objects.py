@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -160,9 +160,9 @@ async def test_the_object_is_where_its_path_says(client: AsyncEvoLink, bucket: s
     assert str(path) == f"s3://{bucket}/{name}"
 
 
-@pytest.mark.parametrize("as_path", [Path, PurePosixPath, ObjectPath])
+@pytest.mark.parametrize("as_path", [Path, PurePosixPath, ObjectPath, lambda address: str(Path(address))])
 async def test_an_address_that_was_made_a_path_is_an_address(
-    client: AsyncEvoLink, bucket: str, as_path: type[PurePosixPath]
+    client: AsyncEvoLink, bucket: str, as_path: Callable[[str], PurePath | str]
 ) -> None:
     async with media_host(good) as host:
         [path] = await client.save(task_with(f"{host.url}/a.png"), as_path(f"s3://{bucket}/pre"))

@@ -23,6 +23,8 @@ from evolink_async import (
     ConfigurationError,
     DownloadError,
     InvalidRequestError,
+    Outcome,
+    OutcomeStatus,
     ResultExpiredError,
     RetryPolicy,
     Task,
@@ -150,6 +152,9 @@ async def test_a_task_that_is_not_finished_or_failed_is_not_saved(saver: AsyncEv
         await saver.save(task_with(status="processing"), tmp_path)
     with pytest.raises(TaskFailedError):
         await saver.save(task_with(status="failed", error={"code": "service_error"}), tmp_path)
+    outcome = Outcome(index=0, key="x", identity="x", request=None, status=OutcomeStatus.COMPLETED)
+    with pytest.raises(InvalidRequestError, match=r"got Outcome; an outcome has a \.task"):
+        await saver.save(outcome, tmp_path)  # type: ignore[call-overload]
     for wrong in ("task-unified-1-abc", "/etc/passwd", "file:///etc/passwd", None, 5):
         with pytest.raises(InvalidRequestError):
             await saver.save(wrong, tmp_path)  # type: ignore[arg-type]
