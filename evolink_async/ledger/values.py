@@ -201,10 +201,11 @@ class Row:
 
     @property
     def credits(self) -> Decimal | None:
-        """Spent or still reserved, over all tries; None if nobody has told."""
-        untold = self.reserved is None and self.spent is None
-        if untold and all(past.reserved is None and past.spent is None for past in self.past):
-            return None
+        """Spent or still reserved, over all tries; None if nobody has told, of one that may have cost something."""
+        if self.reserved is None and self.spent is None:
+            unsent = self.state in (State.ENTERED, State.REJECTED)
+            if not unsent or all(past.reserved is None and past.spent is None for past in self.past):
+                return None
         return to_credits(sum(self.holds))
 
     @property

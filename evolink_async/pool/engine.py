@@ -799,6 +799,9 @@ class Engine:
         self._progress.changed()
 
     def _not_sent(self, record: Record, reason: BaseException | None) -> None:
+        if record.row is not None and record.row.state is Known.FAILED:  # it was only to be generated once more
+            self._finish(record, *record.known_ending())
+            return
         error = reason if isinstance(reason, NotSubmittedError) else _not_submitted(reason)
         self._finish(record, OutcomeStatus.NOT_SUBMITTED, error)
 
