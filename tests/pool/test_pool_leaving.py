@@ -323,6 +323,18 @@ async def test_run_many_names_the_tasks_that_go_on_when_it_is_cancelled(api_key:
             assert post["task_id"] in str(caught.value.__notes__)
 
 
+async def test_run_many_names_the_keys_of_what_may_have_been_accepted_when_it_is_cancelled(api_key: str) -> None:
+    async with world(api_key, faults=[Fault(method="POST", delay=45, path="/v1/images")]) as w:
+        running = asyncio.create_task(w.client.run_many(images(4)))
+        await asyncio.sleep(1)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await running
+        assert len(w.book) == 4
+        for post in w.book:
+            assert post["idempotency_key"] in str(caught.value.__notes__)
+
+
 async def test_a_task_that_has_completed_and_whose_links_are_awaited_is_completed(api_key: str) -> None:
     async with world(api_key, batch=False) as w:
 
