@@ -11,16 +11,15 @@ _IDS_IN_A_NOTE = 20
 
 
 async def run_many(pool: TaskPool) -> list[Outcome]:
-    """All outcomes of a pool in the order given; its reason is raised with `.outcomes`."""
+    """All outcomes of a pool in the order given; what is raised instead has those so far as `.outcomes`."""
     outcomes: list[Outcome] = []
     try:
         async with pool:
             async for outcome in pool:
                 outcomes.append(outcome)
     except BaseException as error:
-        if error is pool.reason:
-            error.outcomes = _in_order(outcomes)  # type: ignore[attr-defined]
-        else:
+        error.outcomes = _in_order([*outcomes, *pool.leftovers])  # type: ignore[attr-defined]
+        if error is not pool.reason:
             _note_leftovers(error, pool.leftovers)
         raise
     return _in_order(outcomes)
