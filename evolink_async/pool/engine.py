@@ -505,6 +505,7 @@ class Engine:
         if error is None:
             submission.content = record.attachment.encoded(submission.callback_url)
             self._start(record, submission)
+            self._mind_long_pause(record)  # it may have begun meanwhile
         elif is_account_error(error) or isinstance(error, ConfigurationError):
             self.settled(record, Settled("not_submitted", error=error, fatal=error))
         elif isinstance(error, ClosedError):
