@@ -193,7 +193,8 @@ class AsyncEvoLink:
     ) -> list[Outcome]:
         """Run many requests: their outcomes in the order given. Never raises for one item.
 
-        What ended the pool early is raised with the outcomes so far as `.outcomes`. The options are those of `pool`.
+        What ended the pool early is raised with the outcomes so far as `.outcomes`; so is a cancellation, with those of
+        what was sent and goes on too. The options are those of `pool`.
         """
         from evolink_async.pool import run_many
 

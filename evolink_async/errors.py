@@ -115,6 +115,7 @@ class EvoLinkError(Exception):
     code: str | None = None
     request_id: str | None = None
     outcomes: Sequence[Any] = ()  # of `Outcome`, which is a later room
+    _task_id: str | None = None
 
     def __init__(self, message: str, *, code: str | None = None, request_id: str | None = None) -> None:
         super().__init__(message)
@@ -127,7 +128,7 @@ class EvoLinkError(Exception):
     @property
     def task_id(self) -> str | None:
         """The id of the task concerned, where there is one."""
-        return None
+        return self._task_id
 
     def __str__(self) -> str:
         text = f"{self.code}: {self.message}" if self.code and self.code != self.message else self.message

@@ -259,6 +259,8 @@ class Waiter:
     def lost(self, error: EvoLinkError) -> None:
         if isinstance(error, TaskError):
             error.task = self.task
+        else:
+            error._task_id = self.task.id  # it goes on, and whoever let it be made may have no other word of it
         if not self.future.done():
             self.future.set_exception(error)
 

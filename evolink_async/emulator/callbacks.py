@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PAUSES = (1.0, 2.0, 4.0)  # emulated seconds before the second, third and fourth attempt
 TIMEOUT = 10.0  # real seconds
+_SHORTEST_PAUSE = 0.001  # seconds; less may not move a clock that is virtual
 _AT_ONCE = 64
 
 
@@ -116,7 +117,9 @@ class Courier:
     async def _pause(self, changed: asyncio.Event, sending: int) -> None:
         """Until something is due or has changed."""
         at = self._next_at()
-        due_in = None if at is None or self._clock.standing or sending >= _AT_ONCE else max(0.0, at - self._clock())
+        due_in = None
+        if at is not None and not self._clock.standing and sending < _AT_ONCE:
+            due_in = max(_SHORTEST_PAUSE, at - self._clock())
         if due_in is None and not sending and at is None:
             return
         try:

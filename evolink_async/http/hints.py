@@ -37,12 +37,11 @@ def retry_after(headers: Mapping[str, str], body_hint: str | None = None, now: f
 
 
 def _milliseconds(text: str | None) -> float | None:
-    seconds = _seconds(text)
-    return None if seconds is None else seconds / 1000
+    return _seconds(text, unit=1000.0)
 
 
-def _seconds(text: str | None) -> float | None:
-    return _sane(float(text)) if text and _SECONDS.fullmatch(text) else None
+def _seconds(text: str | None, unit: float = 1.0) -> float | None:
+    return _sane(float(text) / unit) if text and _SECONDS.fullmatch(text) else None
 
 
 def _seconds_or_date(text: str | None, server_date: str | None, now: float | None) -> float | None:

@@ -347,7 +347,8 @@ class ModelPace:
         if task_id not in self._running:
             return False
         full = self._is_full(now)
-        del self._running[task_id]
+        if self._running.pop(task_id, None) is None:
+            return False  # it ran for longer than anybody believed, and was forgotten just now
         self._ended += 1
         if full:
             self._full = True

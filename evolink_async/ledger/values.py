@@ -276,13 +276,12 @@ class Row:
 
     @property
     def credits(self) -> Decimal | None:
-        """Spent or still reserved, over all tries; None if nobody has told."""
-        credits = sum(self.holds)
-        return to_credits(credits) if credits or self._is_told() else None
-
-    def _is_told(self) -> bool:
-        tries: tuple[Row | PastTry, ...] = (self, *self.past)
-        return any(one.reserved is not None or one.spent is not None for one in tries)
+        """Spent or still reserved, over all tries; None if nobody has told, of one that may have cost something."""
+        if self.reserved is None and self.spent is None:
+            unsent = self.state in (State.ENTERED, State.REJECTED)
+            if not unsent or all(past.reserved is None and past.spent is None for past in self.past):
+                return None
+        return to_credits(sum(self.holds))
 
     @property
     def holds(self) -> tuple[int, int]:

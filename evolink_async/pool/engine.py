@@ -489,6 +489,7 @@ class Engine:
         if error is None:
             submission.content = self._uploads.content(record, submission)
             self._start(record, submission)
+            self._mind_long_pause(record)  # it may have begun meanwhile
         elif is_account_error(error) or isinstance(error, ConfigurationError):
             self.settled(record, Settled("not_submitted", error=error, fatal=error))
         elif isinstance(error, ClosedError):
@@ -772,6 +773,9 @@ class Engine:
         self._progress.changed()
 
     def _not_sent(self, record: Record, reason: BaseException | None) -> None:
+        if record.row is not None and record.row.state is Known.FAILED:  # it was only to be generated once more
+            self._finish(record, *record.known_ending())
+            return
         error = reason if isinstance(reason, NotSubmittedError) else _not_submitted(reason)
         self._finish(record, OutcomeStatus.NOT_SUBMITTED, error)
 

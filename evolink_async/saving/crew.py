@@ -54,3 +54,7 @@ class Crew(Generic[T]):
     async def _run(self) -> None:
         while self._waiting:
             await self._work(self._waiting.popleft())
+        # At once: what is put before the loop has called back would count on this one.
+        worker = asyncio.current_task()
+        assert worker is not None
+        self._workers.discard(worker)

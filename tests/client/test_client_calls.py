@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import logging
+import pickle
 import time
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
@@ -22,10 +23,12 @@ from evolink_async import (
     BadRequestError,
     ConfigurationError,
     ConnectionFailedError,
+    EvoLinkError,
     ImageRequest,
     InvalidRequestError,
     NotFoundError,
     NotSubmittedError,
+    PermissionDeniedError,
     QuotaExhaustedError,
     RateLimit,
     RateLimitError,
@@ -257,6 +260,21 @@ async def test_a_service_that_answers_nonsense_was_reached(answer: httpx.Respons
     async with canned(handler) as client:
         with pytest.raises(TaskTimeoutError):
             await client.tasks.wait("task-1", timeout=30)
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_generation_whose_looks_are_denied_ends_with_the_id_of_what_was_paid_for(status: int) -> None:
+    def handler(request: httpx.Request) -> Any:
+        return error(status) if request.method == "GET" else {"id": "task-1", "status": "pending"}
+
+    async with canned(handler) as client:
+        with pytest.raises((AuthenticationError, PermissionDeniedError), match=r"task task-1\)") as caught:
+            await client.images.generate(model="gpt-4o-image", prompt="x")
+        assert caught.value.task_id == "task-1"
+        assert pickle.loads(pickle.dumps(caught.value)).task_id == "task-1"
+        again = await asyncio.gather(*(client.tasks.wait(f"task-{n}") for n in range(2)), return_exceptions=True)
+        assert [error.task_id for error in again if isinstance(error, EvoLinkError)] == ["task-0", "task-1"]
 
 
 @pytest.mark.looptime

@@ -121,6 +121,18 @@ async def test_the_end_of_a_task_is_posted_as_a_poll_would_tell_it() -> None:
 
 
 @pytest.mark.looptime
+@pytest.mark.timeout(30)
+async def test_a_moment_that_a_virtual_clock_cannot_show_comes_all_the_same() -> None:
+    """Its steps are microseconds, and 0.891633 + 1 is not quite 1.891633."""
+    models = {"*": {"bias": 1, "sigma": 0, "estimate": 0.391633}}
+    dropped = Fault(method="CALLBACK", drop="before", nth=(1, 2, 3, 4))
+    async with world(models=models, faults=[dropped]) as (emulator, client):
+        await submit(client, "http://127.0.0.1:9/hook")
+        await asyncio.sleep(60)
+        assert len(attempts(emulator)) == 4
+
+
+@pytest.mark.looptime
 async def test_four_attempts_after_one_two_and_four_seconds_then_never_again() -> None:
     async with receiving(answers=[500, 404, None, 301, 200]) as receiver, world() as (emulator, client):
         await submit(client, receiver.url)

@@ -50,6 +50,9 @@ def test_a_date_without_a_zone_is_utc_wherever_we_are(monkeypatch: pytest.Monkey
 def test_milliseconds() -> None:
     assert retry_after({"retry-after-ms": "1500"}) == 1.5
     assert retry_after({"retry-after-ms": "250", "retry-after": "1"}) == 1
+    assert retry_after({"retry-after-ms": "3398088"}) == 3398.088
+    assert retry_after({"retry-after-ms": "604800000"}) == 604800
+    assert retry_after({"retry-after-ms": "604800001"}) is None
 
 
 @pytest.mark.parametrize(

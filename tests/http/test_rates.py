@@ -238,6 +238,13 @@ def test_tasks_that_must_have_ended_are_forgotten_where_their_places_are_needed(
     assert pace.running == 0
 
 
+def test_the_end_of_a_task_that_is_told_in_the_moment_it_is_forgotten_in_is_none() -> None:
+    pace = full(2)
+    assert not pace.ended("task 0", 500.0)
+    assert pace.running == 0
+    assert pace.ready_at(500.0) <= 500.0
+
+
 def test_a_timer_that_fires_a_hair_early_makes_no_room_for_all_that_wait() -> None:
     """The first that might be forgotten has ended long ago, and the others run on."""
     pace = full(2)

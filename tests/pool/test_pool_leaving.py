@@ -323,6 +323,31 @@ async def test_run_many_names_the_tasks_that_go_on_when_it_is_cancelled(api_key:
             assert post["task_id"] in str(caught.value.__notes__)
 
 
+async def test_what_run_many_had_before_it_was_cancelled_is_not_lost(api_key: str) -> None:
+    async with world(api_key) as w:
+        running = asyncio.create_task(w.client.run_many(images(4), max_outstanding=2))
+        await asyncio.sleep(150)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await running
+        outcomes = caught.value.outcomes  # type: ignore[attr-defined]
+        assert [outcome.index for outcome in outcomes] == [0, 1, 2, 3]
+        assert {outcome.task.id for outcome in outcomes} == {post["task_id"] for post in w.book}
+        assert {str(outcome.status) for outcome in outcomes} == {"completed", "unfinished"}
+
+
+async def test_run_many_names_the_keys_of_what_may_have_been_accepted_when_it_is_cancelled(api_key: str) -> None:
+    async with world(api_key, faults=[Fault(method="POST", delay=45, path="/v1/images")]) as w:
+        running = asyncio.create_task(w.client.run_many(images(4)))
+        await asyncio.sleep(1)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await running
+        assert len(w.book) == 4
+        for post in w.book:
+            assert post["idempotency_key"] in str(caught.value.__notes__)
+
+
 async def test_a_task_that_has_completed_and_whose_links_are_awaited_is_completed(api_key: str) -> None:
     async with world(api_key, batch=False) as w:
 

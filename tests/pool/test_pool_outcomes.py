@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from pool_world import Handler, World, answering, drain, image, images, now, response, task_json, world
+from pool_world import MODEL, Handler, World, answering, drain, image, images, now, response, task_json, world
 
 from evolink_async import (
     APIStatusError,
@@ -80,6 +80,48 @@ async def test_failed(api_key: str) -> None:
     assert outcome.task is not None
     with pytest.raises(TaskFailedError):
         outcome.unwrap()
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("how", ["stopped", "left", "run deserted"])
+async def test_failed_and_not_generated_once_more_because_the_pool_ended_is_failed(api_key: str, how: str) -> None:
+    """To call it `not_submitted` would deny the task that there was."""
+    async with world(api_key, client_options={"rate_limit": "1/min"}, failure_share=1, seed=2) as w:
+        pool = w.pool(None if how == "run deserted" else [image()], retry_failed=1)
+        async with pool:
+            running = asyncio.create_task(pool.run(image())) if how == "run deserted" else None
+            await asyncio.sleep(1)
+            w.emulator.end(w.book[0]["task_id"], "failed", code="service_error")
+            await asyncio.sleep(45)
+            assert not pool.outstanding, "the second try waits for its turn"
+            outcomes = []
+            if how == "stopped":
+                pool.stop()
+                outcomes = await drain(pool)
+            elif running is not None:
+                running.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await running
+        (outcome,) = [*outcomes, *pool.leftovers]
+        assert len(w.book) == 1
+    assert outcome.status == "failed"
+    assert isinstance(outcome.error, TaskFailedError)
+    assert outcome.task is not None
+    assert (outcome.task.id, outcome.task.status) == (w.book[0]["task_id"], "failed")
+    assert outcome.attempts == 1
+
+
+@pytest.mark.looptime
+async def test_what_the_second_try_cost_is_not_known_if_only_the_failed_first_one_was_told(api_key: str) -> None:
+    untold = Fault(method="POST", path="/v1/images", patch={"usage": None})
+    async with world(api_key, models={MODEL: {"failure_share": 0}}, faults=[untold]) as w:
+        async with w.pool([image()], retry_failed=1) as pool:
+            await asyncio.sleep(1)
+            w.emulator.end(w.book[0]["task_id"], "failed", code="service_error")
+            (outcome,) = await drain(pool)
+        assert len(w.book) == 2
+    assert outcome.ok
+    assert outcome.credits is None
 
 
 @pytest.mark.looptime

@@ -27,6 +27,7 @@ from evolink_async import (
     InvalidRequestError,
     NotSubmittedError,
     Outcome,
+    RateLimitError,
     clock,
 )
 from evolink_async.emulator import Fault
@@ -68,6 +69,22 @@ def fill(seen: FilesSeen, count: int) -> list[str]:
     """Files of somebody else; their ids."""
     files = [seen.store._store(picture(f"foreign {n}"), f"foreign-{n}.png", "", "", now()) for n in range(count)]
     return [file.id for file in files]
+
+
+async def test_a_cool_down_over_an_hour_that_begins_during_an_upload_ends_the_pool(api_key: str) -> None:
+    slow = Fault(path=UPLOAD, delay=20)
+    refusal = Fault(method="POST", path="/v1/images", status=429, headers={"retry-after": "9000"})
+    async with watched(api_key, faults=[slow, refusal]) as (w, seen):
+        with pytest.raises(RateLimitError):  # noqa: PT012
+            async with w.pool([edit(picture(1))]) as pool:
+                await asyncio.sleep(3)
+                with pytest.raises(RateLimitError):
+                    await w.client.submit(image(1), timeout=60)
+                (outcome,) = await drain(pool)
+        assert outcome.status == "not_submitted"
+        assert now() < 30
+        await asyncio.sleep(10)
+        assert seen.stored == 0
 
 
 # --- the quota --------------------------------------------------------------------------------------------------
