@@ -290,8 +290,8 @@ class Job:
             raise Violation(f"outcomes say that {said} are unknown, the ledger that {unsettled} are")
         intents = Counter(line[1] for line in self.lines() if line[0] == "intend")
         once = {key for key in unsettled if intents[key] < 2}
-        # A kill may have cut off the answers to all three that may be sent again without proof, and the service may have
-        # got some of them for the first time, which proves nothing: then no more are.
+        # A kill may have cut off the answers to all three that may be sent again without proof, and some of these may
+        # have reached the service for the first time, which proves nothing: then no more are.
         again = sum(count > 1 for count in intents.values())
         if once and not self.options.get("hold") and again < REPLAYS:
             raise Violation(f"unknown, and it was not sent again: {once}")
