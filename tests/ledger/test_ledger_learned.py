@@ -12,7 +12,7 @@ from loop_executor import in_loop
 from evolink_async import ClosedError
 from evolink_async.ledger import State, open_job
 from evolink_async.ledger.values import LONGEST_LEARNED
-from evolink_async.polling.schedule import Schedule, TaskClass
+from evolink_async.polling.schedule import Schedule, Sightings, TaskClass
 
 
 @pytest.fixture(autouse=True)
@@ -39,16 +39,17 @@ async def test_a_schedule_that_has_learned_starts_warm(quick_path: Path) -> None
     path = quick_path / "job.db"
     schedule, task_class = Schedule(), TaskClass("image", "gpt-4o-image", "1024x1024")
     for _ in range(50):
-        expected = schedule.expect(task_class, 100.0)
-        expected.unfinished(30.0)
-        expected.over(32.0)
+        task = Sightings(0.0)
+        task.unfinished(30.0)
+        schedule.expect(task_class, 100.0).over(task, 32.0)
     async with opened(path) as job:
         assert await job.remember(json.dumps(schedule.export()))
     warm = Schedule()
     async with opened(path) as job:
         assert job.learned is not None
         warm.restore(json.loads(job.learned))
-    looks = [one.expect(task_class, 100.0).next_look(0.5) for one in (Schedule(), schedule, warm)]
+    new = Sightings(0.0)
+    looks = [one.expect(task_class, 100.0).next_look(new, 0.5) for one in (Schedule(), schedule, warm)]
     assert looks[2] == pytest.approx(looks[1], rel=0.01)  # an export is rounded
     assert looks[2] != pytest.approx(looks[0], rel=0.2)
 
