@@ -997,11 +997,13 @@ class Engine:
         sending = [record.submission for record in self.stages.sending]
         posts = {submission.post for submission in sending if submission is not None and submission.post is not None}
         tasks = posts | self.sources.tasks()
-        if tasks:
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait(tasks, timeout=GRACE)
-        if self._savings is not None:
-            await self._savings.aclose()
+        try:
+            if tasks:
+                with anyio.CancelScope(shield=True):
+                    await _given_grace(tasks)
+        finally:
+            if self._savings is not None:
+                await self._savings.aclose()
         if self.sources.tasks():
             logger.warning(
                 "an iterable of requests takes longer than %g s to clean up; it goes on alone",
@@ -1093,6 +1095,19 @@ class Engine:
             cancellation.add_note(
                 f"an evolink request may have been accepted: idempotency key {record.row.idempotency_key}"
             )
+
+
+async def _given_grace(tasks: set[asyncio.Task[None]]) -> None:
+    """Wait for them as long as POSTs under way get. The first cancellation of the caller goes on only then."""
+    loop, caller = asyncio.get_running_loop(), asyncio.current_task()
+    ends = loop.time() + GRACE
+    try:
+        await asyncio.wait(tasks, timeout=GRACE)
+    except asyncio.CancelledError:
+        if caller is None or caller.cancelling() > 1:
+            raise  # asked twice: what is known must do
+        await asyncio.wait(tasks, timeout=max(0.0, ends - loop.time()))
+        raise
 
 
 def _not_submitted(reason: BaseException | None) -> NotSubmittedError:

@@ -160,6 +160,23 @@ async def test_posts_in_flight_get_five_seconds(api_key: str, delay: float, stat
         accounted(w, pool, [])
 
 
+async def test_a_first_cancellation_while_the_block_is_being_left_lets_the_grace_pass(api_key: str) -> None:
+    async with world(api_key, faults=[Fault(method="POST", delay=4)]) as w:
+        pool = w.pool(images(2))
+
+        async def work() -> None:
+            async with pool:
+                await asyncio.sleep(1)
+
+        task = asyncio.create_task(work())
+        await asyncio.sleep(2)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        assert now() == pytest.approx(4, abs=0.1)
+        assert [str(outcome.status) for outcome in pool.leftovers] == ["unfinished"] * 2
+
+
 async def test_a_second_cancellation_ends_the_grace_at_once(api_key: str) -> None:
     async with world(api_key, faults=[Fault(method="POST", delay=60)]) as w:
         pool = w.pool(images(2))
