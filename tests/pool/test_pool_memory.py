@@ -52,7 +52,7 @@ async def test_what_is_kept_of_an_outstanding_task_is_little() -> None:
     finally:
         tracemalloc.stop()
         logging.disable(logging.NOTSET)
-    assert each < 1_500, f"{each:.0f} bytes"
+    assert each < 900, f"{each:.0f} bytes"
 
 
 @pytest.mark.looptime
