@@ -29,15 +29,11 @@ def retry_after(headers: Mapping[str, str], body_hint: str | None = None, now: f
     `now`: Unix seconds; the server's own Date header wins over it, so that a wrong local clock does no harm.
     """
     hints = (
-        _milliseconds(headers.get("retry-after-ms")),
+        _seconds(headers.get("retry-after-ms"), unit=1000.0),
         _seconds_or_date(headers.get("retry-after"), headers.get("date"), now),
         _words(body_hint),
     )
     return max((hint for hint in hints if hint is not None), default=None)
-
-
-def _milliseconds(text: str | None) -> float | None:
-    return _seconds(text, unit=1000.0)
 
 
 def _seconds(text: str | None, unit: float = 1.0) -> float | None:

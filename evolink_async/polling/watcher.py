@@ -653,8 +653,7 @@ class Watcher:
         if reading.is_terminal or ended is not None:
             self._saw_end(watched, reading.task, ended, asked_at, now, alone=alone)
             return
-        if not isinstance(reading.status, TaskStatus):
-            self._learned.note_status(reading.status)
+        self._learned.note_status(reading.status)
         expectation = watched.expectation
         if expectation is None:
             expectation = watched.expectation = self._expect(reading, reading.model)

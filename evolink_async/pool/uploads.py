@@ -62,7 +62,7 @@ class Uploads:
         return self._of[record].encoded(submission.callback_url)
 
     def release(self, record: Record, *, keep: bool = False) -> None:
-        """They are not needed at the service any more, or not yet. keep: a task may whose end we don't see."""
+        """They are not needed at the service, any more or yet. keep: a task whose end we don't see may need them."""
         attachment = self._of.get(record)
         if attachment is not None:
             self._attachments.release(attachment, keep=keep)
