@@ -38,6 +38,7 @@ from evolink_async.ledger.values import (
     Row,
     StoredRow,
     as_text,
+    changed,
     counted_identity,
     restore,
     saved_state,
@@ -436,7 +437,7 @@ class JobLedger:
     def classify(self, row: Row, price: str) -> asyncio.Future[None]:
         """Tell the price class of a request that an earlier run has sent: only the run that sends one knows it."""
         self._check()
-        row.common = row.common._replace(price=price)
+        row.common = changed(row.common, price=price)
         if not rules.raise_reservation(row, self._account):
             return self._ready[None]
         self._note(row)
@@ -556,7 +557,7 @@ class JobLedger:
             return Entered(row, changed=True)
         # Nothing can have come of the former body, so it may be put right.
         row.content = entry.content
-        row.common = row.common._replace(endpoint=entry.endpoint, model=entry.model)
+        row.common = changed(row.common, endpoint=entry.endpoint, model=entry.model)
         return Entered(row)
 
     def _row(self, identity: str, found: Found) -> StoredRow | None:

@@ -40,6 +40,7 @@ from evolink_async.ledger.values import (
     Fate,
     PastTry,
     StoredRow,
+    changed,
     counted_identity,
     shared,
     split_identity,
@@ -163,7 +164,7 @@ class SqliteStore:
         account = Account(cap, reserved, spent, prices, used, None, probe_price, replays, bool(keys_honoured))
         if probe is not None:
             for row in read_rows(connection, "id = ?", (probe,)):
-                row.common = row.common._replace(price=probe_price)
+                row.common = changed(row.common, price=probe_price)
                 account.probe = row
         return Opened(self._name, run, account, max(first, last or 0) + 1, requests, interrupted, learned)
 

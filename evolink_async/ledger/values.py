@@ -138,9 +138,14 @@ class Common(NamedTuple):
 shared = lru_cache(maxsize=1024)(Common)
 
 
+def changed(common: Common, **values: Any) -> Common:
+    """The same but for some values, and again the same object for all rows alike."""
+    return shared(*common._replace(**values))
+
+
 def numbered_key(prefix: str, number: int) -> str:
     """An idempotency key that a row need not keep whole: many have its prefix, and its number is kept elsewhere too."""
-    return f"{prefix}{number:08x}"
+    return f"{prefix}{number:0{KEY_DIGITS}x}"
 
 
 def counted_identity(content: bytes, count: int) -> str:
