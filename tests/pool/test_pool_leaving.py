@@ -23,6 +23,7 @@ from evolink_async import (
 )
 from evolink_async.emulator import Fault
 from evolink_async.pool import TaskPool
+from evolink_async.saving.saver import Saver
 
 pytestmark = pytest.mark.looptime
 
@@ -194,6 +195,40 @@ async def test_a_second_cancellation_ends_the_grace_at_once(api_key: str) -> Non
         assert task.cancelled()
         assert now() == pytest.approx(2, abs=0.1)
         assert [str(outcome.status) for outcome in pool.leftovers] == ["unknown"] * 2
+
+
+async def test_a_second_cancellation_ends_the_saving_too(
+    api_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object, **__: object) -> list[Path]:
+        await asyncio.sleep(10_000)
+        return []
+
+    def saving() -> int:
+        return sum(task.get_name() == "evolink saving" for task in asyncio.all_tasks())
+
+    monkeypatch.setattr(Saver, "save", never)
+    async with world(api_key, batch=False, faults=[Fault(method="POST", nth=(2,), delay=60)]) as w:
+        pool = w.pool([image(1)], save_to=tmp_path)
+
+        async def work() -> None:
+            async with pool:
+                while not saving():  # noqa: ASYNC110
+                    await asyncio.sleep(1)
+                pool.add(image(2))
+                await asyncio.sleep(1)
+
+        task = asyncio.create_task(work())
+        while len(w.wire.posts) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+        await asyncio.sleep(2)
+        assert (task.done(), saving()) == (False, 1)
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0.1)
+        assert task.cancelled()
+        assert not saving()
+        assert sorted(str(outcome.status) for outcome in pool.leftovers) == ["completed", "unknown"]
 
 
 async def test_an_id_that_comes_after_the_grace_is_in_the_log(api_key: str, caplog: pytest.LogCaptureFixture) -> None:
