@@ -108,7 +108,8 @@ class Policy(Protocol):
     def sent(self, now: float) -> None: ...
     def landed(self) -> None: ...
     def accepted(self, now: float, task_id: str | None = None) -> None: ...
-    def ended(self, task_id: str, now: float) -> object: ...
+    def watch(self, task_id: str) -> object: ...
+    def ended(self, now: float) -> None: ...
     def refused(self, now: float, sent_at: float, hint: float | None, retry: RetryPolicy, rand: float) -> None: ...
 
     @property
@@ -222,7 +223,8 @@ class Simulation:
         else:
             task_id = str(next(self._numbers))
             self.policy.accepted(self.now, task_id)
-            self.at(max(self.now, ends_at + self.dice.uniform(0, self.world.lag)), self._ended, task_id)
+            self.policy.watch(task_id)
+            self.at(max(self.now, ends_at + self.dice.uniform(0, self.world.lag)), self._ended)
         self.policy.landed()
         self.run.rates.append((self.now, self.policy.rate))
 
@@ -234,9 +236,9 @@ class Simulation:
         self.policy.landed()
         self.run.rates.append((self.now, self.policy.rate))
 
-    def _ended(self, task_id: str) -> None:
+    def _ended(self) -> None:
         self._unfinished -= 1
-        self.policy.ended(task_id, self.now)
+        self.policy.ended(self.now)
 
 
 # -- The policies -----------------------------------------------------------------------------------------------------
@@ -264,7 +266,10 @@ class Fixed:
     def accepted(self, now: float, task_id: str | None = None) -> None:
         pass
 
-    def ended(self, task_id: str, now: float) -> None:
+    def watch(self, task_id: str) -> None:
+        pass
+
+    def ended(self, now: float) -> None:
         self.held -= 1
 
     def refused(self, now: float, sent_at: float, hint: float | None, retry: RetryPolicy, rand: float) -> None:

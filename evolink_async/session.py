@@ -144,7 +144,13 @@ class Session:
         )
         workers = min(WORKERS, gate.lane_limit)
         self.watcher = Watcher(
-            self.reader, memory.schedule, options.retry, memory.reads, workers=workers, observation=observation
+            self.reader,
+            memory.schedule,
+            options.retry,
+            self.pace,
+            memory.reads,
+            workers=workers,
+            observation=observation,
         )
 
     @property

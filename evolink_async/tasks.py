@@ -191,7 +191,6 @@ async def wait_for(
     try:
         async with asyncio.timeout_at(deadline):
             ended = await waiter.future
-            session.pace.ended(ended.id)
             logger.info(
                 "task %s %s",
                 ended.id,

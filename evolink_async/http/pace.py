@@ -85,7 +85,7 @@ class Holds:
         return max(0.0, self.models.get(model, -math.inf) - time.monotonic())
 
 
-class _Lane:
+class Lane:
     """The queue of one model: one heap per party, parties taking turns."""
 
     __slots__ = ("losses", "lost_until", "model", "pace", "queues")
@@ -178,7 +178,7 @@ class Pace:
         self._refused = {} if refused is None else refused
         self._caps = {} if caps is None else caps
         self._random = rng or random.Random()
-        self._lanes: OrderedDict[str, _Lane] = OrderedDict()  # whose turn is next, first
+        self._lanes: OrderedDict[str, Lane] = OrderedDict()  # whose turn is next, first
         self._later: list[tuple[float, int, Urgency, Ticket]] = []
         self._numbers = itertools.count()
         self._unreachable_until = -math.inf
@@ -243,25 +243,38 @@ class Pace:
     def accepted(self, model: str, now: float, task_id: str | None = None, estimate: float | None = None) -> None:
         """The service took a request for this model.
 
-        `task_id`: the task that runs now and counts until `ended` is told of it, or for several times its `estimate`
-        (seconds), since nobody may be watching it.
+        `task_id`: the task that runs now. While nobody watches it, it counts for several times its `estimate`
+        (seconds).
         """
         lane = self._lane(model, now)
-        lane.pace.accepted(now, task_id, now + max(_LEAST_BELIEVED, _BELIEVED * (estimate or _USUAL)))
+        lane.pace.accepted(now, task_id, _believed_until(now, estimate))
         rate = lane.pace.rate
         if rate < math.inf:
             self._rates[model] = rate
         self._end_row(lane)
 
-    def ended(self, task_id: str) -> None:
-        """A task has ended, so that another one may run. One that is not known is nothing to us."""
-        now = self._loop.time()
-        for model, lane in self._lanes.items():
-            if lane.pace.ended(task_id, now):
-                if lane.pace.cap < math.inf:  # else nobody waits for a place
-                    self._caps[model] = lane.pace.cap
-                    self._notice()
-                return
+    def watch(self, task_id: str) -> Lane | None:
+        """Somebody watches this task, and tells when it has `ended`, or that he does not watch it any more.
+
+        The lane to tell it of; None: no request that was sent by us has made this task.
+        """
+        for lane in self._lanes.values():
+            if lane.pace.watch(task_id):
+                return lane
+        return None
+
+    def unwatch(self, lane: Lane, task_id: str, estimate: float | None = None) -> None:
+        """Nobody watches this task any more, which goes on. `estimate`: seconds that such tasks take."""
+        lane.pace.unwatch(task_id, _believed_until(self._loop.time(), estimate))
+        if lane.pace.cap < math.inf and not self._loop.is_closed():  # a forgotten wait may be collected after its loop
+            self._notice()
+
+    def ended(self, lane: Lane) -> None:
+        """A task that was watched has ended, so that another one may run."""
+        lane.pace.ended(self._loop.time())
+        if lane.pace.cap < math.inf:  # else nobody waits for a place
+            self._caps[lane.model] = lane.pace.cap
+            self._notice()
 
     def refused(self, model: str, now: float, sent_at: float, hint: float | None) -> None:
         """The service answered 429."""
@@ -302,7 +315,7 @@ class Pace:
         """An answer came, whatever it says: none is lost in a row any more. One that was accepted needs no telling."""
         self._end_row(self._lanes[model])
 
-    def _end_row(self, lane: _Lane) -> None:
+    def _end_row(self, lane: Lane) -> None:
         if lane.losses:
             lane.losses = 0
             self._notice()
@@ -358,7 +371,7 @@ class Pace:
 
     # The dispatcher
 
-    def _lane(self, model: str, now: float) -> _Lane:
+    def _lane(self, model: str, now: float) -> Lane:
         lane = self._lanes.get(model)
         if lane is None:
             ceiling = math.inf if self._limit is None else self._limit.per_second
@@ -372,7 +385,7 @@ class Pace:
                 pace = ModelPace(START_RATE, START_BURST, now, cap=cap)
             if (left := self._holds.left(model)) > 0:
                 pace.cool(now, now + left)
-            lane = self._lanes[model] = _Lane(model, pace)
+            lane = self._lanes[model] = Lane(model, pace)
         return lane
 
     def _hold(self, model: str, pace: ModelPace, before: float, now: float) -> None:
@@ -403,7 +416,7 @@ class Pace:
             if ticket.waiting:
                 self._lane(ticket.model, now).put(ticket, urgency, number)
 
-    def _choose(self, now: float) -> tuple[_Lane | None, float | None]:
+    def _choose(self, now: float) -> tuple[Lane | None, float | None]:
         """The lane whose turn it is, or when to look again unless something happens; None: nothing waits."""
         self._release_due(now)
         earliest = self._later[0][0] if self._later else None
@@ -482,7 +495,7 @@ class Pace:
             return now
         return max(ceiling.opens_for(0, now), wire.opens_for(self._in_line, now) - _LONGEST_AT_THE_WIRE)
 
-    def _let_go(self, lane: _Lane, now: float) -> None:
+    def _let_go(self, lane: Lane, now: float) -> None:
         self._lanes.move_to_end(lane.model)
         ticket = lane.take()
         ticket.waiting = False
@@ -495,7 +508,7 @@ class Pace:
             self._landed(lane)
             ticket.turn_failed(error)
 
-    def _landed(self, lane: _Lane) -> None:
+    def _landed(self, lane: Lane) -> None:
         self._under_way -= 1
         lane.pace.landed()
 
@@ -509,6 +522,10 @@ class Pace:
             if ticket.waiting:
                 ticket.waiting = False
                 ticket.turn_failed(error)
+
+
+def _believed_until(now: float, estimate: float | None) -> float:
+    return now + max(_LEAST_BELIEVED, _BELIEVED * (estimate or _USUAL))
 
 
 class _Ceiling:

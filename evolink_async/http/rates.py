@@ -213,12 +213,13 @@ class ModelPace:
         "_ran_before",
         "_rate",
         "_refusals",
-        "_running",
         "_shared_until",
         "_since",
         "_spared",
         "_taken",
         "_trials",
+        "_unwatched",
+        "_watched",
         "burst",
         "cool_until",
         "under_way",
@@ -254,8 +255,9 @@ class ModelPace:
         self._trials = Trials()
         self._doubts = 0  # how often, about in a row, the cuts had to be taken back
         self._spared = 0  # so many refusals more don't cut the rate
-        # The tasks that are believed to run, and until when; `_believed_until` is no later than the first of these.
-        self._running: dict[str, float] = {}
+        self._watched = 0  # running tasks of whose end we shall be told
+        # The others, and until when they are believed to run; `_believed_until` is no later than the first of these.
+        self._unwatched: dict[str, float] = {}
         self._believed_until = math.inf
         self._shared_until = -math.inf
         self.under_way = 0  # that were let go and have no answer yet
@@ -284,7 +286,7 @@ class ModelPace:
     @property
     def running(self) -> int:
         """Tasks that are believed to run."""
-        return len(self._running)
+        return self._watched + len(self._unwatched)
 
     # What happens
 
@@ -320,15 +322,11 @@ class ModelPace:
     def accepted(self, now: float, task_id: str | None = None, until: float = math.inf) -> None:
         """The service took one: go a little faster, if we are as fast as we may be.
 
-        `task_id`: the task that runs now; who is not told of its end believes that it runs `until` then.
+        `task_id`: the task that runs now, and is believed to until `until`, unless somebody watches it.
         """
         if task_id is not None:
-            # There may be many: those that are believed in about as long share the moment.
-            if not 0 <= until - self._shared_until < _TOGETHER:
-                self._shared_until = until
-            self._running[task_id] = self._shared_until
-            self._believed_until = min(self._believed_until, self._shared_until)
-        self._ran = max(self._ran, len(self._running))
+            self._believe(task_id, until)
+        self._ran = max(self._ran, self.running)
         self._refusals = 0
         if now >= self.cool_until:  # else it was sent before the pause
             self._probing = False
@@ -342,20 +340,35 @@ class ModelPace:
             # Where seconds pass between two, each may not count for more than it does at the start.
             rate.level += _GROWTH * min(1.0, rate.level / START_RATE)
 
-    def ended(self, task_id: str, now: float) -> bool:
-        """A task has ended; whether it was one of those that are believed to run."""
-        if task_id not in self._running:
+    def watch(self, task_id: str) -> bool:
+        """Somebody watches this task, and will tell when it has `ended`. Whether it is one of those that run."""
+        if self._unwatched.pop(task_id, None) is None:
             return False
+        self._watched += 1
+        return True
+
+    def unwatch(self, task_id: str, until: float) -> None:
+        """A watched task is believed to run until then: of its end nobody will tell."""
+        self._watched -= 1
+        self._believe(task_id, until)
+
+    def _believe(self, task_id: str, until: float) -> None:
+        # There may be many: those that are believed in about as long share the moment.
+        if not 0 <= until - self._shared_until < _TOGETHER:
+            self._shared_until = until
+        self._unwatched[task_id] = self._shared_until
+        self._believed_until = min(self._believed_until, self._shared_until)
+
+    def ended(self, now: float) -> None:
+        """A watched task has ended."""
         full = self._is_full(now)
-        if self._running.pop(task_id, None) is None:
-            return False  # it ran for longer than anybody believed, and was forgotten just now
+        self._watched -= 1
         self._ended += 1
         if full:
             self._full = True
             self._idle += max(0.0, now - max(self._asked_at, self.cool_until))  # there was no place to ask for
             self._asked_at = now
             self._cap.grow()
-        return True
 
     def refused(self, now: float, sent_at: float, hint: float | None, retry: RetryPolicy, rand: float) -> None:
         """A 429: nobody asks this model before the hint, and from then on slower, or for fewer at once, than now.
@@ -483,13 +496,13 @@ class ModelPace:
             return False
         now += TICK
         if now >= self._believed_until:
-            for task_id in [task_id for task_id, until in self._running.items() if until <= now]:
-                del self._running[task_id]
-            self._believed_until = min(self._running.values(), default=math.inf)
+            for task_id in [task_id for task_id, until in self._unwatched.items() if until <= now]:
+                del self._unwatched[task_id]
+            self._believed_until = min(self._unwatched.values(), default=math.inf)
         return not self._has_place()
 
     def _has_place(self) -> bool:
-        return len(self._running) + self.under_way < self.cap
+        return self._cap.level == math.inf or self.running + self.under_way < self.cap
 
 
 def _within(least: float, value: float, most: float) -> float:

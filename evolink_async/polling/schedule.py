@@ -221,20 +221,20 @@ class Sightings:
 class Expectation:
     """What is expected of the tasks of one class and estimate: one for all of them, as there may be many at once."""
 
-    __slots__ = ("_estimate", "_progress", "_schedule", "law")
+    __slots__ = ("_progress", "_schedule", "estimate", "law")
 
     def __init__(self, schedule: Schedule, law: DurationLaw, progress: ProgressLaws, estimate: float) -> None:
         self._schedule = schedule
         self.law = law
         self._progress = progress
-        self._estimate = estimate
+        self.estimate = estimate
 
     def next_look(self, task: Sightings, random: float) -> float:
         """When to look next, counted from the latest look; may be over for a task never looked at.
 
         random: uniform in [0, 1), spreads the first looks at tasks of the same age.
         """
-        law, scale = self._deciding(task) if task.shown else (self.law, self._estimate)
+        law, scale = self._deciding(task) if task.shown else (self.law, self.estimate)
         started, looked_at = task.started, task.looked_at
         price = min(self._schedule._price / scale, _DEAREST)
         age = looked_at - started
@@ -252,11 +252,11 @@ class Expectation:
             law = self._progress.trusted(task.shown)
             if law is not None:
                 return law, predicted_duration(task.shown, task.shown_at - task.started)
-        return self.law, self._estimate
+        return self.law, self.estimate
 
     def over(self, task: Sightings, heard_at: float) -> None:
         """The answer that the task is over, however it ended, came then: learn from it, once."""
-        started, estimate, law = task.started, self._estimate, self.law
+        started, estimate, law = task.started, self.estimate, self.law
         low = max(0.0, task.looked_at - started)
         high = max(heard_at - started, low)
         if not task.shown and task.readings is None:

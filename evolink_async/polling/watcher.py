@@ -35,6 +35,7 @@ from evolink_async.errors import (
 from evolink_async.http.answers import Answer, hint_of, read_json, read_task, status_error
 from evolink_async.http.hints import http_date
 from evolink_async.http.observer import Observation
+from evolink_async.http.pace import Lane, Pace
 from evolink_async.http.reads import Reader
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.own_tasks import own_task
@@ -195,7 +196,7 @@ class _Due(float):
 class _Watched(Sightings):
     """What the watcher knows of one task: little, as there may be many. Times are loop times."""
 
-    __slots__ = ("due", "expectation", "follower", "id", "trouble")
+    __slots__ = ("due", "expectation", "follower", "id", "lane", "trouble")
 
     def __init__(self, task_id: str, started: float, expectation: Expectation | None, follower: Follower) -> None:
         super().__init__(started)
@@ -203,6 +204,7 @@ class _Watched(Sightings):
         self.expectation = expectation  # None: of an id alone nothing is known
         # Nearly always the only one; None: nobody follows any more.
         self.follower: Follower | tuple[Follower, ...] | None = follower
+        self.lane: Lane | None = None  # whose pace counts on hearing of its end; None: nobody's
         self.due: _Due | None = None  # None: it is looked at, or forgotten
         self.trouble: _Trouble | None = None
 
@@ -246,6 +248,7 @@ class Watcher:
         reader: Reader,
         schedule: Schedule,
         retry: RetryPolicy,
+        pace: Pace,
         learned: Learned | None = None,
         *,
         workers: int = WORKERS,
@@ -256,6 +259,7 @@ class Watcher:
         self._reader = reader
         self._schedule = schedule
         self._retry = retry
+        self._pace = pace
         self._learned = Learned() if learned is None else learned
         self._workers = workers
         self._most_requests = requests_per_second
@@ -300,6 +304,8 @@ class Watcher:
         watched = self._watched.get(task.id)
         if watched is not None:
             watched.follower = (*watched.followers, follower)
+            if watched.lane is None:
+                watched.lane = self._pace.watch(task.id)
             if not stranger:
                 self._strangers.discard(task.id)
             return
@@ -324,6 +330,7 @@ class Watcher:
         elif expectation is not None and (age is not None or task.created is not None):
             moment = max(now, expectation.next_look(watched, self._random.random()))
         self._watched[task.id] = watched
+        watched.lane = self._pace.watch(task.id)
         if age is None:
             self._undated.add(task.id)
         if stranger:
@@ -453,11 +460,16 @@ class Watcher:
             moment = now
         self._plan(watched, moment, now)
 
-    def _forget(self, watched: _Watched) -> tuple[Follower, ...]:
+    def _forget(self, watched: _Watched, *, ended: bool = False) -> tuple[Follower, ...]:
         """Look at it no more. Returns who followed it: nobody, if it was forgotten before."""
         followers = watched.followers
         if watched.follower is not None:
             watched.follower = None
+            lane, expectation = watched.lane, watched.expectation
+            if lane is not None and ended:
+                self._pace.ended(lane)
+            elif lane is not None:
+                self._pace.unwatch(lane, watched.id, None if expectation is None else expectation.estimate)
             del self._watched[watched.id]
             if watched.due is not None:
                 self._unplan(watched)
@@ -680,7 +692,7 @@ class Watcher:
             self._again(watched, now + (_EMPTY_PAUSE if alone else 0.0), now)
             self._tell_seen(watched, TaskReading.of(task))
             return
-        followers = self._forget(watched)
+        followers = self._forget(watched, ended=True)
         if self._observation.observer is not None:
             self._observation.observer.ended(task)
         for follower in followers:
@@ -793,7 +805,7 @@ class Watcher:
                 self.unfollow(watched.id, follower)
 
     def _tell_lost(self, watched: _Watched, error: EvoLinkError) -> None:
-        followers = self._forget(watched)
+        followers = self._forget(watched, ended=isinstance(error, TaskLostError))
         if self._observation.observer is not None:
             self._observation.observer.lost(watched.id, error)
         for follower in followers:

@@ -662,7 +662,6 @@ class Engine:
         self._conclude(record, task)
 
     def _conclude(self, record: Record, task: Task) -> None:
-        self.session.pace.ended(task.id)
         row = record.row
         if row is not None:
             self.journal.ended(row, task)
@@ -727,12 +726,12 @@ class Engine:
         self._wait_for_place(record, first=True)
 
     def lost(self, record: Record, error: EvoLinkError) -> None:
-        lost = isinstance(error, TaskLostError)
-        if lost and record.task_id is not None:
-            self.session.pace.ended(record.task_id)
-        if isinstance(error, TaskLostError) and record.row is not None:
-            self.journal.lost(record.row, error)
-        self._finish(record, OutcomeStatus.LOST if lost else OutcomeStatus.UNFINISHED, error)
+        status = OutcomeStatus.UNFINISHED
+        if isinstance(error, TaskLostError):
+            status = OutcomeStatus.LOST
+            if record.row is not None:
+                self.journal.lost(record.row, error)
+        self._finish(record, status, error)
         if isinstance(error, ClosedError):
             self.end_early(_client_closed())
         elif is_account_error(error):

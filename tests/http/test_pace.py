@@ -17,7 +17,7 @@ from tickets import Ticket
 
 from evolink_async import ConfigurationError, RateLimit, RetryPolicy
 from evolink_async.emulator.limits import TokenBucket
-from evolink_async.http.pace import Pace, Urgency
+from evolink_async.http.pace import Lane, Pace, Urgency
 
 pytestmark = pytest.mark.looptime
 
@@ -71,9 +71,9 @@ class Service:
                 self.running += 1
             asyncio.get_running_loop().call_later(self.latency, answer, let, hint)
 
-        def end(task_id: str) -> None:
+        def end(lane: Lane) -> None:
             self.running -= 1
-            self.pace.ended(task_id)
+            self.pace.ended(lane)
 
         def answer(let: Let, hint: float | None) -> None:
             self._under_way -= 1
@@ -81,7 +81,9 @@ class Service:
                 self.accepted += 1
                 self.pace.accepted(model, now(), f"task {self.accepted}" if self.lasts else None, self.lasts)
                 if self.lasts:
-                    asyncio.get_running_loop().call_later(self.lasts, end, f"task {self.accepted}")
+                    lane = self.pace.watch(f"task {self.accepted}")
+                    assert lane is not None
+                    asyncio.get_running_loop().call_later(self.lasts, end, lane)
             else:
                 self.refused.append(let)
                 self.pace.refused(model, now(), let.at, None if hint < 0 else hint)
@@ -326,13 +328,29 @@ async def test_a_task_of_whose_end_nobody_tells_is_forgotten_after_three_times_i
 
 async def test_the_end_of_a_task_that_is_not_known_is_nothing_to_it() -> None:
     pace = Pace(None, 100, POLICY, {}, caps={"m": 1.0})
-    pace.ended("a stranger")
+    assert pace.watch("a stranger") is None
     pace.accepted("m", now(), "ours")
-    pace.ended("a stranger")
+    assert pace.watch("a stranger") is None
     assert pace._lane("m", now()).pace.running == 1
-    pace.ended("ours")
-    pace.ended("ours")
+    lane = pace.watch("ours")
+    assert lane is not None
+    pace.ended(lane)
+    assert pace.watch("ours") is None
     assert pace._lane("m", now()).pace.running == 0
+
+
+async def test_a_request_that_waits_for_a_place_goes_when_a_task_that_is_watched_no_more_must_have_ended() -> None:
+    pace = Pace(None, 100, POLICY, {}, caps={"m": 1.0})
+    let: list[float] = []
+    pace.accepted("m", now(), "ours")
+    lane = pace.watch("ours")
+    assert lane is not None
+    pace.enqueue(Ticket("m", "p", lambda: let.append(now())), Urgency.SOURCE)
+    await asyncio.sleep(1000)
+    assert let == []
+    pace.unwatch(lane, "ours", 50.0)
+    await asyncio.sleep(1000)
+    assert let == [pytest.approx(1150, abs=0.1)]
 
 
 async def test_after_a_pause_one_goes_first() -> None:

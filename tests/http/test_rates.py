@@ -219,11 +219,17 @@ def full(cap: float) -> ModelPace:
     return pace
 
 
+def end(pace: ModelPace, task_id: str, now: float) -> None:
+    """This task is watched, and ends."""
+    assert pace.watch(task_id)
+    pace.ended(now)
+
+
 def test_nothing_is_sent_while_as_many_run_as_may_and_one_that_ends_makes_room() -> None:
     pace = full(5)
     assert pace.ready_at(10.0) == 500.0
-    assert pace.ended("task 3", 10.0)
-    assert not pace.ended("task 3", 10.0)
+    end(pace, "task 3", 10.0)
+    assert not pace.watch("task 3")
     assert pace.ready_at(10.0) <= 10.0
     pace.sent(10.0)
     assert pace.ready_at(11.0) == 500.0  # the one under way counts already
@@ -238,21 +244,33 @@ def test_tasks_that_must_have_ended_are_forgotten_where_their_places_are_needed(
     assert pace.running == 0
 
 
-def test_the_end_of_a_task_that_is_told_in_the_moment_it_is_forgotten_in_is_none() -> None:
+def test_a_watched_task_keeps_its_place_for_as_long_as_it_runs() -> None:
     pace = full(2)
-    assert not pace.ended("task 0", 500.0)
+    assert pace.watch("task 0")
+    assert pace.watch("task 1")
+    assert pace.ready_at(5000.0) == math.inf
+    pace.ended(5000.0)
+    assert pace.ready_at(5000.0) <= 5000.0
+    assert pace.running == 1
+
+
+def test_a_task_that_is_watched_no_more_is_believed_in_for_a_while() -> None:
+    pace = full(1)
+    assert pace.watch("task 0")
+    pace.unwatch("task 0", 700.0)
+    assert pace.ready_at(699.0) == 700.0
+    assert pace.ready_at(700.0) <= 700.0
     assert pace.running == 0
-    assert pace.ready_at(500.0) <= 500.0
 
 
 def test_a_timer_that_fires_a_hair_early_makes_no_room_for_all_that_wait() -> None:
     """The first that might be forgotten has ended long ago, and the others run on."""
     pace = full(2)
-    pace.ended("task 0", 10.0)
+    end(pace, "task 0", 10.0)
     pace.sent(10.0)
     pace.accepted(10.0, "another", 900.0)
     pace.landed()
-    pace.ended("task 1", 20.0)
+    end(pace, "task 1", 20.0)
     pace.sent(20.0)
     pace.accepted(20.0, "one more", 900.0)
     pace.landed()
@@ -265,7 +283,7 @@ def test_the_places_grow_only_while_they_are_used_up() -> None:
     pace = full(100)
     cap, moment = pace.cap, 1.0
     for number in range(1000):  # never more than half
-        pace.ended(f"task {number}", moment)
+        end(pace, f"task {number}", moment)
         if number >= 50:
             pace.sent(moment)
             pace.accepted(moment, f"task {number + 50}", 1e9)
@@ -278,7 +296,7 @@ def test_the_places_grow_only_while_they_are_used_up() -> None:
         pace.landed()
         moment += 1
     for number in range(500):  # and now all of them
-        pace.ended(next(iter(pace._running)), moment)
+        end(pace, next(iter(pace._unwatched)), moment)
         pace.sent(moment)
         pace.accepted(moment, f"even more {number}", 1e9)
         pace.landed()

@@ -10,6 +10,7 @@ from typing import Any
 
 from evolink_async.errors import EvoLinkError
 from evolink_async.http.answers import Answer
+from evolink_async.http.pace import Pace
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.polling.schedule import SHORTEST, Expectation, Schedule, Sightings, TaskClass
 from evolink_async.polling.watcher import Learned, Watcher
@@ -135,7 +136,8 @@ async def watching(
 ) -> AsyncIterator[Watcher]:
     """A watcher, closed in the end; its dice always show `random`, unless that is None."""
     retry = RetryPolicy()
-    watcher = Watcher(reader, schedule or PlainSchedule(), retry, learned, workers=workers, **options)  # type: ignore[arg-type]
+    pace = Pace(None, 10, retry, {})
+    watcher = Watcher(reader, schedule or PlainSchedule(), retry, pace, learned, workers=workers, **options)  # type: ignore[arg-type]
     if random is not None:
         watcher._random.random = lambda: random  # type: ignore[method-assign]
     try:
