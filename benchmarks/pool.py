@@ -389,7 +389,7 @@ class EveryTask:
     price = 1.0
 
     def __init__(self, job: Job) -> None:
-        self.interval = job.outstanding / job.looks
+        self.interval = self.estimate = job.outstanding / job.looks
         self.random = random.Random(job.seed)
 
     def expect(self, task_class: object, estimate: object) -> EveryTask:
