@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-COMMAND = (sys.executable, "-W", "error", "-m", "evolink_async.cli")
+COMMAND = (sys.executable, "-W", "error", "-m", "evolink_async")
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ async def test_an_unknown_model_names_the_nearest() -> None:
 
 async def test_a_reader_that_has_had_enough_is_no_error() -> None:
     process = await asyncio.create_subprocess_shell(
-        f"{sys.executable} -m evolink_async.cli models | head -1",
+        f"{sys.executable} -m evolink_async models | head -1",
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -1,0 +1,5 @@
+"""`python -m evolink_async` is the `evolink-async` command."""
+
+from evolink_async.cli import main
+
+main()

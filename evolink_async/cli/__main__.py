@@ -1,5 +1,0 @@
-"""`python -m evolink_async.cli`."""
-
-from evolink_async.cli import main
-
-main()
