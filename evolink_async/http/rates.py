@@ -324,6 +324,7 @@ class ModelPace:
 
         `task_id`: the task that runs now, and is believed to until `until`, unless somebody watches it.
         """
+        self._forget_old(now)
         if task_id is not None:
             self._believe(task_id, until)
         self._ran = max(self._ran, self.running)
@@ -491,15 +492,18 @@ class ModelPace:
         return min(self._usable_rate, (self._taken + 1) / max(now - self._since - self._idle - self._paused, 1e-3))
 
     def _is_full(self, now: float) -> bool:
-        """Whether as many run as may. Forgets those that nobody watches and that must have ended by now."""
+        """Whether as many run as may."""
         if self._has_place():
             return False
-        now += TICK
+        self._forget_old(now + TICK)
+        return not self._has_place()
+
+    def _forget_old(self, now: float) -> None:
+        """Those that nobody watches, and that must have ended by now."""
         if now >= self._believed_until:
             for task_id in [task_id for task_id, until in self._unwatched.items() if until <= now]:
                 del self._unwatched[task_id]
             self._believed_until = min(self._unwatched.values(), default=math.inf)
-        return not self._has_place()
 
     def _has_place(self) -> bool:
         return self._cap.level == math.inf or self.running + self.under_way < self.cap

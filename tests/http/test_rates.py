@@ -244,6 +244,17 @@ def test_tasks_that_must_have_ended_are_forgotten_where_their_places_are_needed(
     assert pace.running == 0
 
 
+def test_tasks_that_nobody_watches_do_not_pile_up_where_no_limit_on_places_is_known() -> None:
+    pace = ModelPace(1000.0, 1, 0.0)
+    most = 0
+    for moment in range(100_000):
+        pace.sent(moment)
+        pace.accepted(moment, f"task {moment}", moment + 300.0)
+        pace.landed()
+        most = max(most, pace.running)
+    assert most <= 310
+
+
 def test_a_watched_task_keeps_its_place_for_as_long_as_it_runs() -> None:
     pace = full(2)
     assert pace.watch("task 0")
