@@ -253,11 +253,15 @@ class Pace:
             self._rates[model] = rate
         self._end_row(lane)
 
-    def watch(self, task_id: str) -> Lane | None:
+    def watch(self, task_id: str, model: str | None = None) -> Lane | None:
         """Somebody watches this task, and tells when it has `ended`, or that he does not watch it any more.
 
-        The lane to tell it of; None: no request that was sent by us has made this task.
+        The lane to tell it of; None: no request that was sent by us has made this task. `model`: what the service says,
+        which nearly always is what was asked for.
         """
+        likely = self._lanes.get(model) if model is not None else None
+        if likely is not None and likely.pace.watch(task_id):
+            return likely
         for lane in self._lanes.values():
             if lane.pace.watch(task_id):
                 return lane

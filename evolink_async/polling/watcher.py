@@ -305,7 +305,7 @@ class Watcher:
         if watched is not None:
             watched.follower = (*watched.followers, follower)
             if watched.lane is None:
-                watched.lane = self._pace.watch(task.id)
+                watched.lane = self._pace.watch(task.id, task.model)
             if not stranger:
                 self._strangers.discard(task.id)
             return
@@ -330,7 +330,7 @@ class Watcher:
         elif expectation is not None and (age is not None or task.created is not None):
             moment = max(now, expectation.next_look(watched, self._random.random()))
         self._watched[task.id] = watched
-        watched.lane = self._pace.watch(task.id)
+        watched.lane = self._pace.watch(task.id, model)
         if age is None:
             self._undated.add(task.id)
         if stranger:
