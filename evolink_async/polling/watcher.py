@@ -139,7 +139,11 @@ class Learned:
             if not isinstance(rows, list):
                 raise TypeError
             # Only ids that we asked for are looked up here, so whether they are valid needs no more checking.
-            readings = {row["id"]: TaskReading(row) for row in rows if row is not None}
+            readings: dict[str, TaskReading] = {}
+            for row in rows:
+                # Where a task has several rows, one that says it is over counts.
+                if row is not None and ((told := readings.get(row["id"])) is None or not told.is_terminal):
+                    readings[row["id"]] = TaskReading(row)
         except (ResponseError, KeyError, TypeError):
             self._no_batches("an answer of another shape")
             return None

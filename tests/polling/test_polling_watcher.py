@@ -463,6 +463,18 @@ async def test_a_batch_that_fails_for_ever_does_not_keep_tasks_from_being_seen()
         await asyncio.wait_for(asyncio.gather(*(ear.over for ear in ears)), 80)
 
 
+@pytest.mark.parametrize("which", [[0, 1], [1, 0]], ids=["the end first", "the end last"])
+async def test_of_several_rows_about_a_task_one_that_says_it_is_over_counts(which: list[int]) -> None:
+    def batch(ids: list[str]) -> Any:
+        rows = [[done(id_), running(id_)] for id_ in ids]
+        return {"data": [pair[n] for n in which for pair in rows]}
+
+    reader = FakeReader(running, batch)
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(10)])
+        await asyncio.wait_for(asyncio.gather(*(ear.over for ear in ears)), 30)
+
+
 async def test_a_batch_that_alone_needs_more_rights_does_not_lose_a_task() -> None:
     reader = FakeReader(done_at(150), lambda ids: refusal(401))
     async with watching(reader) as watcher:
