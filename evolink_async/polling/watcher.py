@@ -61,6 +61,7 @@ WORKERS = 64  # looks under way at once
 # says one of its guides), so this is our guess; a refusal lowers it for a while.
 REQUESTS_PER_SECOND = 500.0
 _AT_ONCE = 10
+_GROWN_BATCH = 1.25  # after each that was answered
 _FEWEST_REQUESTS, _REFUSED_SHARE, _REGAINED_SHARE = 0.5, 0.7, 1.01  # per second; at a refusal; each second after
 _BATCH_DISCOUNT = 0.5  # in a batch a look costs the service less, but its provider as much
 _REPRICED_EVERY, _SAMPLE, _NEW_PRICE_SHARE, _USED_SHARE = 1.0, 200, 0.3, 0.95
@@ -114,10 +115,12 @@ class Learned:
 
     batches: whether the service answers for many tasks at once; None: not known yet. odd_words: unknown statuses that
     were logged. submitted: the latest tasks by id, as created. requests_per_second: how many status requests the
-    service has lately allowed, infinite until it refused one.
+    service has lately allowed, infinite until it refused one. batch_size: ids in one, fewer after it refused a batch:
+    whether a limit counts requests or ids isn't known.
     """
 
     batches: bool | None = None
+    batch_size: float = BATCH_SIZE
     requests_per_second: float = math.inf
     odd_words: set[str] = field(default_factory=set)
     submitted: OrderedDict[str, Task] = field(default_factory=OrderedDict)
@@ -150,6 +153,10 @@ class Learned:
         if self.batches is None:
             self.batches = True
         return readings
+
+    def grow_batches(self, factor: float) -> None:
+        """Ask for more tasks at once again, if it were fewer."""
+        self.batch_size = min(self.batch_size * factor, BATCH_SIZE)
 
     def _no_batches(self, why: str) -> None:
         if self.batches is not False:
@@ -429,8 +436,10 @@ class Watcher:
         self._priced_at = now
         learned = self._learned
         if math.isfinite(elapsed):
-            learned.requests_per_second *= _REGAINED_SHARE ** min(elapsed, 100.0)
-        looks = self._requests_per_second * (BATCH_SIZE if learned.batches else 1)
+            regained = _REGAINED_SHARE ** min(elapsed, 100.0)
+            learned.requests_per_second *= regained
+            learned.grow_batches(regained)
+        looks = self._requests_per_second * (learned.batch_size if learned.batches else 1)
         weights = [len(due.tasks) for due in self._heap]
         dues = self._random.choices(self._heap, weights, k=min(_SAMPLE, len(self._watched)))
         sample = map(self._random.choice, (due.tasks for due in dues))
@@ -545,7 +554,8 @@ class Watcher:
         self._count_request(now)
         probing = self._learned.batches is None
         if not group[0].looks_alone and (self._learned.batches or (probing and self._probe is None)):
-            while len(group) < BATCH_SIZE and (due := self._first()) is not None and self._comes_along(due, now):
+            most = int(self._learned.batch_size)
+            while len(group) < most and (due := self._first()) is not None and self._comes_along(due, now):
                 group.append(self._take(due))
             if probing and len(group) > 1:
                 self._probe = group
@@ -624,6 +634,11 @@ class Watcher:
 
     def _take_batch(self, group: list[_Watched], answer: Answer | EvoLinkError, asked_at: float) -> None:
         readings = self._learned.read_batch(answer) if isinstance(answer, Answer) else None
+        if readings is not None:
+            self._learned.grow_batches(_GROWN_BATCH)
+        elif isinstance(answer, Answer) and answer.status == 429 and asked_at > self._refused_at:
+            # Down to single looks: they may get through where batches never do.
+            self._learned.batch_size = max(1.0, self._learned.batch_size / 2)
         now = self._loop.time()
         for watched in group:
             if watched.follower is None:

@@ -463,6 +463,37 @@ async def test_a_batch_that_fails_for_ever_does_not_keep_tasks_from_being_seen()
         await asyncio.wait_for(asyncio.gather(*(ear.over for ear in ears)), 80)
 
 
+async def test_where_batches_are_refused_for_ever_as_too_many_requests_tasks_are_looked_at_one_by_one() -> None:
+    """A limit may count ids: then a batch of fifty never gets through, however long the pauses are."""
+    reader = FakeReader(done_at(62), lambda ids: refusal(429, headers={"retry-after": "2"}))
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(60)])
+        await asyncio.wait_for(asyncio.gather(*(ear.over for ear in ears)), 80)
+        assert watcher._learned.batches is not False
+
+
+async def test_where_a_limit_counts_ids_batches_become_as_large_as_get_through() -> None:
+    reader = FakeReader(done_at(62), lambda ids: refusal(429) if len(ids) > 20 else whole_batch(ids))
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(200)])
+        await asyncio.gather(*(ear.over for ear in ears))
+    sizes = [len(ids) for _, method, ids in reader.calls if method == "POST"]
+    assert sum(size > 20 for size in sizes) < len(sizes) / 3
+    assert reader.kinds().count("GET") == 0
+
+
+async def test_batches_are_whole_again_soon_after_a_refusal() -> None:
+    reader = FakeReader(running, lambda ids: refusal(429) if now() < 26 else {"data": [running(id_) for id_ in ids]})
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(200)])
+        await asyncio.sleep(120)
+        for n, ear in enumerate(ears):
+            watcher.unfollow(f"task-{n}", ear)
+    refused = sum(at < 26 for at, _, _ in reader.calls)
+    sizes = [len(ids) for _, _, ids in reader.calls[refused:]]
+    assert 50 in sizes[:16]
+
+
 @pytest.mark.parametrize("which", [[0, 1], [1, 0]], ids=["the end first", "the end last"])
 async def test_of_several_rows_about_a_task_one_that_says_it_is_over_counts(which: list[int]) -> None:
     def batch(ids: list[str]) -> Any:
