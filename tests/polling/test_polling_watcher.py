@@ -494,6 +494,31 @@ async def test_batches_are_whole_again_soon_after_a_refusal() -> None:
     assert 50 in sizes[:16]
 
 
+async def test_batches_that_tell_of_no_end_are_found_out_and_given_up() -> None:
+    """Whether a batch makes the service ask its provider, as a single look does, isn't known."""
+    reader = FakeReader(done_at(62), lambda ids: {"data": [running(id_) for id_ in ids]})
+    learned = Learned()
+    async with watching(reader, learned=learned) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(60)])
+        await asyncio.wait_for(asyncio.gather(*(ear.over for ear in ears)), 250)
+    assert learned.batches is False
+
+
+async def test_batches_that_have_told_of_an_end_are_believed() -> None:
+    """They may still be a little behind, as here; that is no reason for fifty times the requests."""
+
+    def batch(ids: list[str]) -> Any:
+        return {"data": [done(id_) if now() > 40 * int(id_[5:]) + 30 else running(id_) for id_ in ids]}
+
+    reader = FakeReader(lambda id_: done(id_) if now() > 40 * int(id_[5:]) else running(id_), batch)
+    learned = Learned()
+    async with watching(reader, learned=learned) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(1, 21)])
+        await asyncio.gather(*(ear.over for ear in ears))
+    assert learned.batches is True
+    assert reader.kinds().count("GET") < 5  # when it is the last
+
+
 @pytest.mark.parametrize("which", [[0, 1], [1, 0]], ids=["the end first", "the end last"])
 async def test_of_several_rows_about_a_task_one_that_says_it_is_over_counts(which: list[int]) -> None:
     def batch(ids: list[str]) -> Any:
