@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import os
+import platform
 import secrets
 import sys
 import time
@@ -23,9 +24,10 @@ from typing import Any
 # A benchmark measures the checkout that it lies in.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import httpx
 import uvicorn
 
-from evolink_async import AsyncEvoLink, ImageRequest
+from evolink_async import AsyncEvoLink, ImageRequest, __version__
 from evolink_async.callbacks import CallbackReceiver
 from evolink_async.emulator import Emulator
 from evolink_async.emulator.server import listen, url_of
@@ -88,6 +90,15 @@ async def measure(tasks: int, speed: float, seed: int) -> list[dict[str, Any]]:
     return [await job(kind, tasks, speed, seed) for kind in ("without", "with", "lost")]
 
 
+def machine() -> dict[str, Any]:
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "evolink_async": __version__,
+        "httpx": httpx.__version__,
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=200)
@@ -96,9 +107,11 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = asyncio.run(measure(options.tasks, options.speed, options.seed))
+    head = machine() | {"seed": options.seed, "speed": options.speed}
     if options.json:
-        print(json.dumps({"seed": options.seed, "speed": options.speed, "rows": rows}, indent=2))
+        print(json.dumps(head | {"rows": rows}, indent=2))
     else:
+        print(", ".join(f"{name} {value}" for name, value in head.items()) + "\n")
         for row in rows:
             print("  ".join(f"{name} {value}" for name, value in row.items()))
     return 0

@@ -178,6 +178,19 @@ def median(results: list[dict[str, float]]) -> dict[str, float]:
 # -- The program ------------------------------------------------------------------------------------------------------
 
 
+def machine() -> dict[str, Any]:
+    import httpx  # not above: the processes that are measured need less
+
+    from evolink_async import __version__
+
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "evolink_async": __version__,
+        "httpx": httpx.__version__,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
@@ -195,7 +208,7 @@ def main() -> None:
         server = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, top), daemon=True)
         server.start()
         port = here.recv()
-        report: dict[str, Any] = {"python": platform.python_version(), "cpus": os.cpu_count(), "rows": {}}
+        report: dict[str, Any] = machine() | {"rows": {}}
         try:
             for name, (count, size) in rows.items():
                 results: dict[str, list[dict[str, float]]] = {client: [] for client in clients}
@@ -212,7 +225,8 @@ def main() -> None:
 
 
 def show(report: dict[str, Any], rows: dict[str, tuple[int, int]]) -> None:
-    print(f"Python {report['python']}, {report['cpus']} CPUs; {AT_ONCE} connections; medians\n")
+    head = ", ".join(f"{name} {report[name]}" for name in machine())
+    print(f"{head}; {AT_ONCE} connections; medians\n")
     print(f"{'':34}{'seconds':>9}{'MB/s':>9}{'files/s':>9}{'CPU s':>8}{'x curl':>8}")
     for name, found in report["rows"].items():
         count, size = rows[name]

@@ -42,6 +42,7 @@ _TEXT = frozenset({str})
 _PLAIN = _TEXT | {int, float, bool, type(None)}
 _DEEPEST = 16  # lists and objects around a link; more has no meaning here
 _ABSURD = 1e15  # no time, size or sum of this service is that large; NaN and infinities fail the test too
+_LONGEST_ESTIMATE = 86_400.0  # seconds; who says that a task takes longer than its links live tells nothing
 _EARLIEST, _LATEST = 946_684_800, 4_102_444_800  # 2000 and 2100: outside lies a broken clock, not a task
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -79,6 +80,11 @@ def _number(value: object) -> float | int | None:
 def _positive(value: object) -> float | int | None:
     number = _number(value)
     return number if number is not None and number > 0 else None
+
+
+def _estimate(value: object) -> float | int | None:
+    number = _positive(value)
+    return number if number is not None and number <= _LONGEST_ESTIMATE else None
 
 
 def _not_negative(value: object) -> float | int | None:
@@ -238,7 +244,7 @@ class TaskInfo(_Read):
     video_duration: seconds; 0 where a page's example has it so.
     """
 
-    _readers: ClassVar = {"can_cancel": _boolean, "estimated_time": _positive, "video_duration": _not_negative}
+    _readers: ClassVar = {"can_cancel": _boolean, "estimated_time": _estimate, "video_duration": _not_negative}
 
     can_cancel: bool | None = None
     estimated_time: int | float | None = None
@@ -468,7 +474,7 @@ class TaskReading:
     def estimated_time(self) -> int | float | None:
         info = self._wire.get("task_info")
         if isinstance(info, dict):
-            return _positive(info.get("estimated_time"))
+            return _estimate(info.get("estimated_time"))
         return info.estimated_time if isinstance(info, TaskInfo) else None
 
     @property

@@ -265,7 +265,7 @@ class ModelPace:
         self._since = self._asked_at = now
         self._taken = self._ended = 0
         self._idle = self._paused = 0.0
-        self._ran = self._ran_before = 0  # most tasks with which one was accepted: since then, and before it
+        self._ran = self._ran_before = 0  # most tasks with which one was accepted: since then, and lately before it
         self._full = False  # whether requests had to wait for a place
 
     @property
@@ -481,7 +481,9 @@ class ModelPace:
         self._taken = self._ended = 0
         self._idle = self._paused = 0.0
         self._full = False
-        self._ran, self._ran_before = 0, self._ran
+        # A rate that is halved refuses often at first, while fewer run each time: what is forgotten at once would let
+        # that look like a lack of places.
+        self._ran, self._ran_before = 0, max(self._ran, int(_PLACES_KEPT * self._ran_before))
 
     def _through(self, now: float) -> float:
         """Accepted per second since the last refusal, its pause included."""

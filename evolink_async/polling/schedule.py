@@ -27,6 +27,7 @@ USUAL = {"image": 30.0, "audio": 90.0, "video": 180.0}
 USUAL_OF_ANY = 60.0
 
 _EARLIEST = 1 / 3  # of the gap before a look: so much it gives up to share a request
+_HARDLY_ANY = 0.05
 _DEAREST = 0.25  # of the expected duration: no budget is so small that a task is as good as forgotten
 
 _MOST_MODELS, _MOST_SIZES, _MOST_EXPECTATIONS, _LONGEST_NAME = 128, 16, 64, 256
@@ -240,6 +241,10 @@ class Expectation:
         age = looked_at - started
         age = law.next_look(age / scale, price) if age > 0 else law.first_look(price, random)
         return min(max(started + scale * age, looked_at + SHORTEST), looked_at + LONGEST)
+
+    def should_be_over(self, task: Sightings) -> bool:
+        """Whether hardly any task was still running at the age of its latest look."""
+        return self.law.survival((task.looked_at - task.started) / self._estimate) < _HARDLY_ANY
 
     def urgency(self, task: Sightings, now: float) -> float:
         """How densely looks at it are worth their price now, for `price_for`."""

@@ -62,10 +62,14 @@ WORKERS = 64  # looks under way at once
 # says one of its guides), so this is our guess; a refusal lowers it for a while.
 REQUESTS_PER_SECOND = 500.0
 _AT_ONCE = 10
+_GROWN_BATCH = 1.25  # after each that was answered
 _FEWEST_REQUESTS, _REFUSED_SHARE, _REGAINED_SHARE = 0.5, 0.7, 1.01  # per second; at a refusal; each second after
 _BATCH_DISCOUNT = 0.5  # in a batch a look costs the service less, but its provider as much
 _REPRICED_EVERY, _SAMPLE, _NEW_PRICE_SHARE, _USED_SHARE = 1.0, 200, 0.3, 0.95
 _PROBE_PATIENCE = 1.0  # seconds that the others wait for the answer to the first batch
+# Until a batch has told of an end: so often a task was over right after a batch had told that it runs, and batches are
+# not believed any more. It is tried at most once in so many seconds.
+_BEHIND, _COMPARED_EVERY = 3, 10.0
 # So many looks in batches that told nothing about a task, and it gets one of its own.
 _BATCH_FAILURES = 2
 
@@ -115,10 +119,14 @@ class Learned:
 
     batches: whether the service answers for many tasks at once; None: not known yet. odd_words: unknown statuses that
     were logged. submitted: the latest tasks by id, as created. requests_per_second: how many status requests the
-    service has lately allowed, infinite until it refused one.
+    service has lately allowed, infinite until it refused one. batch_size: ids in one, fewer after it refused a batch:
+    whether a limit counts requests or ids isn't known. behind: how often a single look knew of an end and the batch
+    right before it didn't; None: batches do tell of ends.
     """
 
     batches: bool | None = None
+    batch_size: float = BATCH_SIZE
+    behind: int | None = 0
     requests_per_second: float = math.inf
     odd_words: set[str] = field(default_factory=set)
     submitted: OrderedDict[str, Task] = field(default_factory=OrderedDict)
@@ -140,13 +148,28 @@ class Learned:
             if not isinstance(rows, list):
                 raise TypeError
             # Only ids that we asked for are looked up here, so whether they are valid needs no more checking.
-            readings = {row["id"]: TaskReading(row) for row in rows if row is not None}
+            readings: dict[str, TaskReading] = {}
+            for row in rows:
+                # Where a task has several rows, one that says it is over counts.
+                if row is not None and ((told := readings.get(row["id"])) is None or not told.is_terminal):
+                    readings[row["id"]] = TaskReading(row)
         except (ResponseError, KeyError, TypeError):
             self._no_batches("an answer of another shape")
             return None
         if self.batches is None:
             self.batches = True
         return readings
+
+    def grow_batches(self, factor: float) -> None:
+        """Ask for more tasks at once again, if it were fewer."""
+        self.batch_size = min(self.batch_size * factor, BATCH_SIZE)
+
+    def note_behind(self) -> None:
+        """A task was over right after a batch had told that it runs."""
+        if self.behind is not None:
+            self.behind += 1
+            if self.behind >= _BEHIND:
+                self._no_batches("they tell of no end")
 
     def _no_batches(self, why: str) -> None:
         if self.batches is not False:
@@ -280,6 +303,8 @@ class Watcher:
         self._probe: list[_Watched] | None = None  # the batch under way that finds out whether there are batches
         self._paused_until = -math.inf
         self._held_until = -math.inf  # for the probe
+        self._compared: _Watched | None = None  # its next look tells whether batches do
+        self._compared_at = -math.inf
         self._refusals = 0
         self._refused_at = -math.inf
         self._priced_at = -math.inf
@@ -432,8 +457,10 @@ class Watcher:
         self._priced_at = now
         learned = self._learned
         if math.isfinite(elapsed):
-            learned.requests_per_second *= _REGAINED_SHARE ** min(elapsed, 100.0)
-        looks = self._requests_per_second * (BATCH_SIZE if learned.batches else 1)
+            regained = _REGAINED_SHARE ** min(elapsed, 100.0)
+            learned.requests_per_second *= regained
+            learned.grow_batches(regained)
+        looks = self._requests_per_second * (learned.batch_size if learned.batches else 1)
         weights = [len(due.tasks) for due in self._heap]
         dues = self._random.choices(self._heap, weights, k=min(_SAMPLE, len(self._watched)))
         sample = map(self._random.choice, (due.tasks for due in dues))
@@ -476,6 +503,8 @@ class Watcher:
             self._look_again.discard(watched.id)
             self._strangers.discard(watched.id)
             self._undated.discard(watched.id)
+            if self._compared is watched:
+                self._compared = None
             if not self._watched:
                 self._rest()
         return followers
@@ -553,7 +582,8 @@ class Watcher:
         self._count_request(now)
         probing = self._learned.batches is None
         if not group[0].looks_alone and (self._learned.batches or (probing and self._probe is None)):
-            while len(group) < BATCH_SIZE and (due := self._first()) is not None and self._comes_along(due, now):
+            most = int(self._learned.batch_size)
+            while len(group) < most and (due := self._first()) is not None and self._comes_along(due, now):
                 group.append(self._take(due))
             if probing and len(group) > 1:
                 self._probe = group
@@ -617,6 +647,9 @@ class Watcher:
     def _take_answer(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         if watched.follower is None:
             return
+        compared = self._compared is watched
+        if compared:
+            self._compared = None
         if not isinstance(answer, Answer) or not 200 <= answer.status < 300:
             self._refused(watched, answer, asked_at)
             return
@@ -628,10 +661,17 @@ class Watcher:
             watched.in_trouble().answered = True
             self._failed(watched, error, asked_at)
         else:
+            if compared and reading.is_terminal:
+                self._learned.note_behind()
             self._saw(watched, reading, answer, asked_at, self._loop.time(), alone=True)
 
     def _take_batch(self, group: list[_Watched], answer: Answer | EvoLinkError, asked_at: float) -> None:
         readings = self._learned.read_batch(answer) if isinstance(answer, Answer) else None
+        if readings is not None:
+            self._learned.grow_batches(_GROWN_BATCH)
+        elif isinstance(answer, Answer) and answer.status == 429 and asked_at > self._refused_at:
+            # Down to single looks: they may get through where batches never do.
+            self._learned.batch_size = max(1.0, self._learned.batch_size / 2)
         now = self._loop.time()
         for watched in group:
             if watched.follower is None:
@@ -647,6 +687,25 @@ class Watcher:
                 trouble = watched.in_trouble()
                 trouble.alone, trouble.answered = True, trouble.answered or isinstance(answer, Answer)
                 self._again(watched, now, now)
+        if readings is not None and self._learned.behind is not None and now >= self._compared_at + _COMPARED_EVERY:
+            self._compared_at = now
+            self._compare(group, now)
+
+    def _compare(self, group: list[_Watched], now: float) -> None:
+        """Look at once by itself at one of those that a batch tells to run though it should have ended.
+
+        An unfinished task is brought up to date by the look at it (vendor's client); whether by a batch isn't known.
+        """
+        for watched in group:
+            expectation = watched.expectation
+            if watched.due is None or watched.trouble is not None or expectation is None:
+                continue
+            if expectation.should_be_over(watched):
+                self._compared = watched
+                watched.in_trouble().alone = True
+                self._unplan(watched)
+                self._plan(watched, now, now)
+                return
 
     def _batch_failed(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         """Perhaps it is only the batch that fails, and for ever: then each task gets a look of its own."""
@@ -682,6 +741,8 @@ class Watcher:
     ) -> None:
         """ended: what it was when it ended before, without a result."""
         if ended is None:
+            if not alone and watched.looked_at > watched.started:
+                self._learned.behind = None
             if watched.expectation is not None and watched.id not in self._undated:
                 watched.expectation.over(watched, now)
         elif not (task.succeeded and has_result(task)):

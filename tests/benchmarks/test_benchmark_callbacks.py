@@ -15,7 +15,9 @@ async def test_the_benchmark_of_callbacks_finishes_every_job_with_and_without_th
     program = str(ROOT / "benchmarks" / "callbacks.py")
     finished = await run_program([sys.executable, program, "--tasks", "20", "--speed", "50", "--json"], NOBODY)
     assert finished.code == 0, finished.stderr
-    without, with_callbacks, lost = json.loads(finished.stdout)["rows"]
+    results = json.loads(finished.stdout)
+    assert {"machine", "python", "evolink_async", "httpx", "seed"} <= results.keys()
+    without, with_callbacks, lost = results["rows"]
     assert without["answers"] == {}
     assert set(with_callbacks["answers"]) == {"204"}
     assert lost["answers"] == {"dropped": 80}

@@ -17,7 +17,9 @@ async def test_the_benchmark_of_saving_saves_with_every_client(tmp_path: Path) -
     arguments = [sys.executable, program, "--rows", "tiny", "--rounds", "1", "--json", "--folder", str(tmp_path)]
     finished = await run_program(arguments, NOBODY, timeout=50)
     assert finished.code == 0, finished.stderr
-    found = json.loads(finished.stdout)["rows"]["tiny"]
+    results = json.loads(finished.stdout)
+    assert {"machine", "python", "evolink_async", "httpx"} <= results.keys()
+    found = results["rows"]["tiny"]
     assert {"evolink_async", "evolink_async, no fsync"} <= found.keys()
     assert all(result["seconds"] > 0 and result["files_per_second"] > 0 for result in found.values())
     assert list(tmp_path.iterdir()) == []

@@ -209,6 +209,17 @@ def test_a_limit_on_the_rate_is_not_taken_for_one_on_the_places() -> None:
         assert math.isinf(policy.cap), (rate, lasts, policy.cap)
 
 
+def test_a_slow_rate_that_is_halved_is_not_taken_for_a_lack_of_places() -> None:
+    """Refusals are frequent then, so each says little: as few were accepted as ended, as many ran as just before."""
+    used = []
+    for seed in range(1, 13):
+        world = bench.World(2.0, factor=0.5, seconds=1200.0, lasts=10.0, lag=1.5)
+        run = bench.Simulation(world, ModelPace(START_RATE, START_BURST, 0.0), seed)()
+        used.append(sum(moment >= 780.0 for moment in run.accepted) / 420.0)
+    print("seeds 1 to 12:", used)
+    assert min(used) > 0.8
+
+
 def full(cap: float) -> ModelPace:
     """A model of which as many tasks run as may."""
     pace = ModelPace(1000.0, 1, 0.0, refused=1000.0, cap=cap)

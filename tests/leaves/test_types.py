@@ -179,7 +179,7 @@ def test_credits_are_exact_decimals(value: Any, amount: str | None) -> None:
     assert (usage.credits_reserved, usage.credits_used) == (expected, expected)
 
 
-@pytest.mark.parametrize("value", [0, -5, "x", None, True, 1e300, float("nan")], ids=repr)
+@pytest.mark.parametrize("value", [0, -5, "x", None, True, 86_401, 1e9, 1e300, float("nan")], ids=repr)
 def test_an_estimate_that_is_none_is_none(value: Any) -> None:
     assert read(task_info={"estimated_time": value}).estimated_time is None
 

@@ -463,6 +463,74 @@ async def test_a_batch_that_fails_for_ever_does_not_keep_tasks_from_being_seen()
         await asyncio.wait_for(asyncio.gather(*(ear.over for ear in ears)), 80)
 
 
+async def test_where_batches_are_refused_for_ever_as_too_many_requests_tasks_are_looked_at_one_by_one() -> None:
+    """A limit may count ids: then a batch of fifty never gets through, however long the pauses are."""
+    reader = FakeReader(done_at(62), lambda ids: refusal(429, headers={"retry-after": "2"}))
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(60)])
+        await asyncio.wait_for(asyncio.gather(*(ear.over for ear in ears)), 80)
+        assert watcher._learned.batches is not False
+
+
+async def test_where_a_limit_counts_ids_batches_become_as_large_as_get_through() -> None:
+    reader = FakeReader(done_at(62), lambda ids: refusal(429) if len(ids) > 20 else whole_batch(ids))
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(200)])
+        await asyncio.gather(*(ear.over for ear in ears))
+    sizes = [len(ids) for _, method, ids in reader.calls if method == "POST"]
+    assert sum(size > 20 for size in sizes) < len(sizes) / 3
+    assert reader.kinds().count("GET") == 0
+
+
+async def test_batches_are_whole_again_soon_after_a_refusal() -> None:
+    reader = FakeReader(running, lambda ids: refusal(429) if now() < 26 else {"data": [running(id_) for id_ in ids]})
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(200)])
+        await asyncio.sleep(120)
+        for n, ear in enumerate(ears):
+            watcher.unfollow(f"task-{n}", ear)
+    refused = sum(at < 26 for at, _, _ in reader.calls)
+    sizes = [len(ids) for _, _, ids in reader.calls[refused:]]
+    assert 50 in sizes[:16]
+
+
+async def test_batches_that_tell_of_no_end_are_found_out_and_given_up() -> None:
+    """Whether a batch makes the service ask its provider, as a single look does, isn't known."""
+    reader = FakeReader(done_at(62), lambda ids: {"data": [running(id_) for id_ in ids]})
+    learned = Learned()
+    async with watching(reader, learned=learned) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(60)])
+        await asyncio.wait_for(asyncio.gather(*(ear.over for ear in ears)), 250)
+    assert learned.batches is False
+
+
+async def test_batches_that_have_told_of_an_end_are_believed() -> None:
+    """They may still be a little behind, as here; that is no reason for fifty times the requests."""
+
+    def batch(ids: list[str]) -> Any:
+        return {"data": [done(id_) if now() > 40 * int(id_[5:]) + 30 else running(id_) for id_ in ids]}
+
+    reader = FakeReader(lambda id_: done(id_) if now() > 40 * int(id_[5:]) else running(id_), batch)
+    learned = Learned()
+    async with watching(reader, learned=learned) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(1, 21)])
+        await asyncio.gather(*(ear.over for ear in ears))
+    assert learned.batches is True
+    assert reader.kinds().count("GET") < 5  # when it is the last
+
+
+@pytest.mark.parametrize("which", [[0, 1], [1, 0]], ids=["the end first", "the end last"])
+async def test_of_several_rows_about_a_task_one_that_says_it_is_over_counts(which: list[int]) -> None:
+    def batch(ids: list[str]) -> Any:
+        rows = [[done(id_), running(id_)] for id_ in ids]
+        return {"data": [pair[n] for n in which for pair in rows]}
+
+    reader = FakeReader(running, batch)
+    async with watching(reader) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(10)])
+        await asyncio.wait_for(asyncio.gather(*(ear.over for ear in ears)), 30)
+
+
 async def test_a_batch_that_alone_needs_more_rights_does_not_lose_a_task() -> None:
     reader = FakeReader(done_at(150), lambda ids: refusal(401))
     async with watching(reader) as watcher:

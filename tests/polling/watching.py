@@ -117,6 +117,9 @@ class PlainExpectation(Expectation):
                 return task.started + share * self.estimate * (1 - random / 10)
         return task.looked_at + max(SHORTEST, self.estimate / 20) * (1 - random / 10)
 
+    def should_be_over(self, task: Sightings) -> bool:
+        return task.looked_at - task.started > 2 * self.estimate
+
     def urgency(self, task: Sightings, now: float) -> float:
         return 0.0
 
