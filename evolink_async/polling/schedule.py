@@ -244,7 +244,7 @@ class Expectation:
 
     def should_be_over(self, task: Sightings) -> bool:
         """Whether hardly any task was still running at the age of its latest look."""
-        return self.law.survival((task.looked_at - task.started) / self._estimate) < _HARDLY_ANY
+        return self.law.survival((task.looked_at - task.started) / self.estimate) < _HARDLY_ANY
 
     def urgency(self, task: Sightings, now: float) -> float:
         """How densely looks at it are worth their price now, for `price_for`."""

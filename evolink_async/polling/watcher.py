@@ -196,6 +196,7 @@ class _Trouble:
     """What went wrong with the looks at one task, and what follows for the next. Times are loop times."""
 
     alone: bool = False  # the next look is a single GET
+    compared: bool = False  # with what a batch has just told
     answered: bool = False  # the service answered, though perhaps nothing of use
     why: str | None = None  # the last look told nothing
     failures: int = 0
@@ -303,7 +304,6 @@ class Watcher:
         self._probe: list[_Watched] | None = None  # the batch under way that finds out whether there are batches
         self._paused_until = -math.inf
         self._held_until = -math.inf  # for the probe
-        self._compared: _Watched | None = None  # its next look tells whether batches do
         self._compared_at = -math.inf
         self._refusals = 0
         self._refused_at = -math.inf
@@ -503,8 +503,6 @@ class Watcher:
             self._look_again.discard(watched.id)
             self._strangers.discard(watched.id)
             self._undated.discard(watched.id)
-            if self._compared is watched:
-                self._compared = None
             if not self._watched:
                 self._rest()
         return followers
@@ -647,9 +645,6 @@ class Watcher:
     def _take_answer(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         if watched.follower is None:
             return
-        compared = self._compared is watched
-        if compared:
-            self._compared = None
         if not isinstance(answer, Answer) or not 200 <= answer.status < 300:
             self._refused(watched, answer, asked_at)
             return
@@ -661,7 +656,7 @@ class Watcher:
             watched.in_trouble().answered = True
             self._failed(watched, error, asked_at)
         else:
-            if compared and reading.is_terminal:
+            if reading.is_terminal and watched.trouble is not None and watched.trouble.compared:
                 self._learned.note_behind()
             self._saw(watched, reading, answer, asked_at, self._loop.time(), alone=True)
 
@@ -701,8 +696,8 @@ class Watcher:
             if watched.due is None or watched.trouble is not None or expectation is None:
                 continue
             if expectation.should_be_over(watched):
-                self._compared = watched
-                watched.in_trouble().alone = True
+                trouble = watched.in_trouble()
+                trouble.alone = trouble.compared = True
                 self._unplan(watched)
                 self._plan(watched, now, now)
                 return
