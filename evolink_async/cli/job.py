@@ -94,6 +94,12 @@ def _refuse_no_folder(out: str) -> None:
             f"--out {out}: a run keeps its ledger beside its results, so it needs a folder of this machine; "
             "in a program, save_to= of a pool takes object stores"
         )
+    try:
+        os.stat(Path(out) / LEDGER)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:  # nobody may look into it, or its name is too long
+        raise BadInput(f"cannot write into {shortened(out, 300)}: {error.strerror or error}") from None
 
 
 def _refuse_own_output(file: str, out: Path) -> None:
