@@ -422,6 +422,8 @@ async def test_a_full_disk_loses_no_outcome(api_key: str, tmp_path: Path) -> Non
         assert 0 < len(accepted) < 400
         told = (tmp_path / "out/results.jsonl").read_text() + result.stderr
         assert all(task_id in told for task_id in accepted)
+        assert "goes on, once the ledger is in order" in " ".join(result.stderr.split())
+        assert "pays for nothing twice" not in result.stderr
         again = await command(*command_line, server=server)
         assert again.code == 0
         assert len(posts(server)) == 400
