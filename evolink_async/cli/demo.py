@@ -76,7 +76,7 @@ def _new_folder(out: str | None) -> Path:
         names = (FOLDER if number == 1 else f"{FOLDER}-{number}" for number in counting(1))
         return next(Path(name) for name in names if not os.path.lexists(name))
     folder = Path(out)
-    if folder.is_dir() and any(folder.iterdir()):
+    if os.path.isdir(folder) and any(folder.iterdir()):
         raise BadInput(f"{folder} is not empty: give --out a new folder")
     return folder
 

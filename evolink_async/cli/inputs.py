@@ -11,7 +11,6 @@ import csv
 import hashlib
 import os
 import re
-import shutil
 import sys
 import tempfile
 from array import array
@@ -140,6 +139,15 @@ class Input:
         return _json_entries(self._file, self._end, self._defaults)
 
 
+def _kept(stream: Any) -> IO[bytes]:
+    """A temporary file with all that a buffered stream holds. Its end is asked for once: a terminal tells it once."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115  (Input closes it)
+    while data := stream.read1(1 << 16):
+        file.write(data)
+    file.seek(0)
+    return file
+
+
 def open_input(name: str, defaults: Defaults) -> Input:
     """The file, or standard input for `-`. Raises `BadInput`."""
     file: IO[bytes]
@@ -147,16 +155,11 @@ def open_input(name: str, defaults: Defaults) -> Input:
         if name == "-":
             if sys.stdin is None or sys.stdin.closed:
                 raise BadInput("standard input is closed; give a file")
-            file = tempfile.TemporaryFile()  # noqa: SIM115  (Input closes it)
-            shutil.copyfileobj(sys.stdin.buffer, file)
-            file.seek(0)
-            return Input(file, "standard input", defaults)
+            return Input(_kept(sys.stdin.buffer), "standard input", defaults)
         file = open(name, "rb")  # noqa: SIM115
         if not file.seekable():  # a pipe such as <(generate): keep what it holds
             with file as pipe:
-                file = tempfile.TemporaryFile()  # noqa: SIM115
-                shutil.copyfileobj(pipe, file)
-                file.seek(0)
+                file = _kept(pipe)
         return Input(file, Path(name).name, defaults)
     except OSError as error:
         raise BadInput(f"cannot read {name}: {error.strerror or error}") from None

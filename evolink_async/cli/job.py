@@ -30,7 +30,7 @@ from evolink_async.cli.running import Ending, Source, leave_at_once, opened, run
 from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.text import amount, counted, shortened
 from evolink_async.durations import duration
-from evolink_async.errors import BudgetExceededError, EvoLinkError
+from evolink_async.errors import BudgetExceededError, EvoLinkError, LedgerError
 from evolink_async.http.rates import RateLimit
 from evolink_async.pool import Outcome, OutcomeStatus, PoolStats
 from evolink_async.report.files import ERRORS, LEDGER, RESULTS
@@ -94,6 +94,12 @@ def _refuse_no_folder(out: str) -> None:
             f"--out {out}: a run keeps its ledger beside its results, so it needs a folder of this machine; "
             "in a program, save_to= of a pool takes object stores"
         )
+    try:
+        os.stat(Path(out) / LEDGER)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:  # nobody may look into it, or its name is too long
+        raise BadInput(f"cannot write into {shortened(out, 300)}: {error.strerror or error}") from None
 
 
 def _refuse_own_output(file: str, out: Path) -> None:
@@ -353,7 +359,11 @@ def _sum_up(run: _Run, ending: Ending) -> None:
         tell_ids(screen, ending.running, folder / ERRORS)
     if ending.running or ending.unknown or ending.unsaved or ending.counts[OutcomeStatus.NOT_SUBMITTED]:
         with_more = " with more --max-credits" if isinstance(ending.reason, BudgetExceededError) else ""
-        screen.say(f"the same command again{with_more} goes on, and pays for nothing twice:")
+        # A ledger that could not be written does not know all that was paid for.
+        promise = (
+            "once the ledger is in order" if isinstance(ending.reason, LedgerError) else "and pays for nothing twice"
+        )
+        screen.say(f"the same command again{with_more} goes on, {promise}:")
         screen.verbatim(f"  {shlex.join(['evolink-async', *sys.argv[1:]])}")
 
 

@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -213,21 +213,34 @@ def identity_of(path: Path) -> tuple[int, int] | None:
     return (there.st_dev, there.st_ino) if there.st_ino else None
 
 
-def refuse_if_gone(path: Path, identity: tuple[int, int] | None) -> None:
-    """Raise `LedgerError` unless the file at the path is the one that is open: a deleted file takes every write."""
-    try:
-        there = identity_of(path)
-    except FileNotFoundError:
-        what = "was deleted or moved away"
-    else:
-        if there == identity or there is None or identity is None:
-            return
-        what = "was replaced by another file"
-    raise LedgerError(
-        f"the ledger {str(path)!r} {what} while its job is running, so nobody would find what is written to it. Put it "
-        "back with its -wal file, or restore a copy, before you run the job again: another file does not know what was "
-        "paid for. If there is none, the log has the id of every task that was accepted"
-    )
+def identities_of(path: Path) -> dict[Path, tuple[int, int] | None]:
+    """A ledger that is open and its log, which is there as long as it is, each with its identity."""
+    return {file: identity_of(file) for file in (path, Path(f"{path}-wal"))}
+
+
+def refuse_if_gone(identities: Mapping[Path, tuple[int, int] | None]) -> None:
+    """Raise `LedgerError` unless the files at the paths are those that are open: a deleted file takes every write."""
+    for file, identity in identities.items():
+        try:
+            there = identity_of(file)
+        except FileNotFoundError:
+            what = "was deleted or moved away"
+        else:
+            if there == identity or there is None or identity is None:
+                continue
+            what = "was replaced by another file"
+        [path, log] = identities
+        if file == log:
+            raise LedgerError(
+                f"{log.name!r}, the newest part of the ledger {str(path)!r}, {what} while its job is running, so a "
+                "crash would lose what is written to it. Put it back, or let the program end in order: that saves what "
+                "was written before. The log has the id of every task that was accepted"
+            )
+        raise LedgerError(
+            f"the ledger {str(path)!r} {what} while its job is running, so nobody would find what is written to it. "
+            "Put it back with its -wal file, or restore a copy, before you run the job again: another file does not "
+            "know what was paid for. If there is none, the log has the id of every task that was accepted"
+        )
 
 
 def check_structure(connection: sqlite3.Connection, path: Path) -> None:

@@ -23,7 +23,7 @@ from evolink_async.ledger.file import (
     check_sums,
     connect,
     create,
-    identity_of,
+    identities_of,
     ledger_errors,
     lock_job,
     migrate,
@@ -92,7 +92,7 @@ class SqliteStore:
         self._name = name
         self._connection: sqlite3.Connection | None = None
         self._lock: FileLock | None = None
-        self._identity: tuple[int, int] | None = None
+        self._identities: dict[Path, tuple[int, int] | None] = {}
         self._job = self._run = 0
 
     def open(self, cap: int | None, now: datetime, *, begins_run: bool = True) -> Opened:
@@ -103,7 +103,7 @@ class SqliteStore:
                 create(self._path)
             self._connection = connection = connect(self._path)
             try:
-                self._identity = identity_of(self._path)
+                self._identities = identities_of(self._path)
                 check_structure(connection, self._path)
                 migrate(connection, self._path)
                 check_sums(connection, self._path)
@@ -123,7 +123,7 @@ class SqliteStore:
             if batch.job is not None:
                 with transaction(connection):
                     self._write(connection, batch, batch.job)
-                    refuse_if_gone(self._path, self._identity)
+                    refuse_if_gone(self._identities)
             uncounted = batch.contents.keys() - batch.counted.keys()
             counts = batch.counted | self._count(connection, uncounted)
             wanted = [

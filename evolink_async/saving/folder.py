@@ -46,6 +46,7 @@ _BLOCK = 1024 * 1024
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES})
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FULL = _NO_ROOM | {errno.EFBIG}
+_TOO_MANY_OPEN = frozenset({errno.EMFILE, errno.ENFILE})
 # `O_NOFOLLOW` and `O_BINARY` don't exist everywhere.
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _PART = ".evolink-", ".part"
@@ -450,8 +451,8 @@ def is_full(error: OSError) -> bool:
 
 
 def lacks_room(problem: DownloadError) -> bool:
-    """Whether there was no room for a file, as there may be later."""
-    return isinstance(problem.__cause__, OSError) and problem.__cause__.errno in _NO_ROOM
+    """Whether there was no room for a file, on the disk or among the open ones, as there may be later."""
+    return isinstance(problem.__cause__, OSError) and problem.__cause__.errno in _NO_ROOM | _TOO_MANY_OPEN
 
 
 def _sync_folder(folder: Path) -> None:

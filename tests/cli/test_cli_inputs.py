@@ -291,6 +291,23 @@ def test_standard_input_is_kept_to_be_read_twice(monkeypatch: pytest.MonkeyPatch
         assert len(list(source.read({}))) == 1
 
 
+def test_lines_that_are_typed_end_with_one_ctrl_d(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = [b'{"model": "krea-2-turbo", "prompt": "a"}\n', b'{"model": "krea-2-turbo", "prompt": "b"}\n', b""]
+
+    class Terminal(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, place: Any) -> int:
+            data: bytes = typed.pop(0)  # IndexError: it would wait for somebody to type on
+            place[: len(data)] = data
+            return len(data)
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Terminal())))
+    with open_input("-", Defaults()) as source:
+        assert source.check().requests == 2
+
+
 def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"cannot read .*: No such file"):
         open_input(str(tmp_path / "none.jsonl"), Defaults())

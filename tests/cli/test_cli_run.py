@@ -111,13 +111,20 @@ async def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_sent(
     assert not posts(emulator)
 
 
-@pytest.mark.parametrize(("out", "said"), [("", "--out is empty"), ("s3://bucket/x", "a folder of this machine")])
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("", "--out is empty"),
+        ("s3://bucket/x", "a folder of this machine"),
+        ("n" * 300, "too long"),  # any that cannot be looked into, such as one of somebody else
+    ],
+)
 async def test_what_is_no_folder_is_refused_and_nothing_is_made(out: str, said: str, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "in.jsonl", *images(1))
     for more in ([], ["--dry-run"]):
         result = await command("run", file, "--out", out, *more, cwd=tmp_path)
         assert result.code == 2
-        assert said in result.stderr
+        assert said in " ".join(result.stderr.split())
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
@@ -415,6 +422,8 @@ async def test_a_full_disk_loses_no_outcome(api_key: str, tmp_path: Path) -> Non
         assert 0 < len(accepted) < 400
         told = (tmp_path / "out/results.jsonl").read_text() + result.stderr
         assert all(task_id in told for task_id in accepted)
+        assert "goes on, once the ledger is in order" in " ".join(result.stderr.split())
+        assert "pays for nothing twice" not in result.stderr
         again = await command(*command_line, server=server)
         assert again.code == 0
         assert len(posts(server)) == 400

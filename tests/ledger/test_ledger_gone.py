@@ -93,6 +93,38 @@ async def test_a_ledger_that_is_put_back_is_written_again_with_all_that_was_kept
     assert_balanced(path)
 
 
+def delete_the_log(path: Path) -> None:
+    path.with_name(f"{path.name}-wal").unlink()
+
+
+def replace_the_log(path: Path) -> None:
+    replace(path.with_name(f"{path.name}-wal"))
+
+
+@pytest.mark.parametrize("spoil", [delete_the_log, replace_the_log])
+async def test_a_log_that_is_deleted_or_replaced_is_noticed_and_an_orderly_end_saves_what_it_held(
+    tmp_path: Path, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "job.db"
+    job = await open_job(path)
+    known = await row_in(job, State.ACCEPTED, "known")
+    sending, unsent = await row_in(job, State.SENDING, "sending"), await entered(job, "unsent")
+    spoil(path)
+    with pytest.raises(LedgerError, match=r"'job.db-wal', the newest part of the ledger.*a crash would lose"):
+        await intend(job, unsent)
+    with pytest.raises(LedgerError):
+        await accept(job, sending, new_task(task_id="task-paid"), at=at())
+    assert "task task-paid was accepted for request sending" in caplog.text
+    with pytest.raises(LedgerError, match="task-paid"):
+        await job.aclose()
+    path.with_name("job.db-wal").unlink(missing_ok=True)  # the other one
+    states = {"known": State.ACCEPTED, "sending": State.UNSETTLED, "unsent": State.ENTERED}
+    async with opened(path) as job:
+        rows = [found.row for found in await enter_all(job, [entry(key, key) for key in states])]
+        assert {row.identity: row.state for row in rows} == states
+        assert rows[0].task_id == known.task_id
+
+
 async def test_a_log_without_its_ledger_is_not_taken_for_that_of_a_new_one(tmp_path: Path) -> None:
     path, away, log = tmp_path / "job.db", tmp_path / "away.db", tmp_path / "job.db-wal"
     job = await open_job(path)
@@ -182,7 +214,7 @@ def test_a_lock_file_that_was_deleted_and_is_another_s_now_is_left_to_him(tmp_pa
     assert not path.exists()
 
 
-async def test_the_look_at_the_place_is_one_stat_per_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_look_at_the_place_is_two_stats_per_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "job.db"
     looks: list[object] = []
     stat = os.stat
@@ -202,4 +234,4 @@ async def test_the_look_at_the_place_is_one_stat_per_turn(tmp_path: Path, monkey
         for future in [intend(job, row) for row in rows]:
             await future
         monkeypatch.undo()
-    assert looks == [path] * sum(turns)
+    assert looks == [path, path.with_name("job.db-wal")] * sum(turns)

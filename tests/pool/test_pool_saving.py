@@ -168,6 +168,31 @@ async def test_while_the_disk_is_full_saving_waits_and_no_more_is_paid_for(
     assert events.count("disk_full") == events.count("disk_has_room") == 1
 
 
+async def test_while_too_many_files_are_open_saving_waits_too(
+    api_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[Path] = []
+    begin = PartFile.open
+
+    def open_if_there_are_few(part: PartFile) -> None:
+        if len(refused) < 60:
+            refused.append(part.folder)
+            raise OSError(errno.EMFILE, "Too many open files")
+        begin(part)
+
+    monkeypatch.setattr(savings, "FULL_PAUSE", 0.01)
+    async with (
+        Emulator(speed=100, api_key=api_key).serve() as server,
+        client_of(server) as client,
+        client.pool(images(10), save_to=tmp_path) as pool,
+    ):
+        monkeypatch.setattr(PartFile, "open", open_if_there_are_few)
+        outcomes = await drain(pool)
+    assert [outcome.error for outcome in outcomes] == [None] * 10
+    assert len(refused) == 60
+    assert len(list(tmp_path.iterdir())) == 10
+
+
 async def test_a_disk_that_stays_full_is_not_waited_for_for_ever(
     api_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
