@@ -622,14 +622,14 @@ class Submitter:
         if verdict is Verdict.IN_PROGRESS:
             submission._asked += 1
             submission._first_asked = submission._first_asked or sent_at
-        step = next_step(verdict, self._history(submission), judgement.retry_after)
+        step = next_step(verdict, self._history(submission, sent_at), judgement.retry_after)
         if verdict is Verdict.LOST:
             submission._lost += 1
         elif verdict is not Verdict.UNSENT:
             submission._unsent_since = None
         return step
 
-    def _history(self, submission: Submission) -> History:
+    def _history(self, submission: Submission, sent_at: Moment | None = None) -> History:
         now = Moment.of(self._loop)
 
         def since(moment: Moment | None) -> float:
@@ -637,6 +637,7 @@ class Submitter:
 
         return History(
             age=since(submission._first_sent),
+            sent_for=since(sent_at),
             lost=submission._lost,
             asked=submission._asked,
             asked_for=since(submission._first_asked),

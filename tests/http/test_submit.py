@@ -88,6 +88,14 @@ async def test_a_lost_response_is_sent_again_once_and_then_unknown(name: str) ->
     assert room.replays.answered == room.replays.started == 1
 
 
+@pytest.mark.parametrize("before", [refusal(429, retry_after="5"), refusal(409, "paid_outcome_unknown")])
+async def test_a_replay_keeps_its_distance_from_the_attempt_that_was_lost_and_not_from_one_before(before: Say) -> None:
+    room = Room(ScriptedTransport(before, lost(), replayed()))
+    assert (await room.submit()).id == ID
+    _, second, third = room.transport.times
+    assert third - second >= 2
+
+
 @pytest.mark.parametrize("name", LOST)
 async def test_hold_never_sends_again(name: str) -> None:
     room = Room(ScriptedTransport(LOST[name]), hold=True)
