@@ -96,6 +96,18 @@ async def test_a_replay_keeps_its_distance_from_the_attempt_that_was_lost_and_no
     assert third - second >= 2
 
 
+async def test_a_task_that_is_given_for_two_requests_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    room = Room(ScriptedTransport(Say(), lost(), replayed()))
+    await room.submit(key="the-first-request-1")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    await room.submit(key="the-other-request-2")
+    (told,) = (record for record in caplog.records if "given for two requests" in record.getMessage())
+    for what in (ID, "the-first-request-1", "the-other-request-2"):
+        assert what in told.getMessage()
+    await room.submit(key="the-first-request-1")  # which is no other request
+    assert caplog.text.count("given for two requests") == 1
+
+
 @pytest.mark.parametrize("name", LOST)
 async def test_hold_never_sends_again(name: str) -> None:
     room = Room(ScriptedTransport(LOST[name]), hold=True)
