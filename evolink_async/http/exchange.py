@@ -163,7 +163,8 @@ class Exchange:
                 length=None if headers is None or isinstance(content, bytes) else int(headers.get("Content-Length", 0)),
                 lane=lane,
                 seconds=seconds,
-                connect_timeout=min(CONNECT_TIMEOUT, seconds),
+                # What is written when there is no time left for the answer is lost.
+                connect_timeout=min(CONNECT_TIMEOUT, seconds / 2),
                 clear=clear,
                 on_bytes=flight.first_byte,
             )
