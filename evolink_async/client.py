@@ -87,7 +87,8 @@ class AsyncEvoLink:
     on_lost_response: "replay" sends a paid request whose answer was lost once more with the same idempotency key
         (at most three times until the service has proven that it honours keys); "hold" never does.
     validate: check known models against the catalogue before anything is sent: True refuses, "warn" logs, False skips.
-    http_client: any `httpx.AsyncClient`, used for the API's hosts only and never closed by us.
+    http_client: any `httpx.AsyncClient`, used for the API's hosts only and never closed by us. Its own limit of
+        connections counts too.
     allow_private_hosts: whether result links may lead to private addresses, and callback URLs name them.
 
     Raises `ConfigurationError` for an option that cannot work; the message never shows the key. Since 0.1.0.

@@ -14,8 +14,7 @@ import anyio
 
 from evolink_async.errors import ClosedError, EvoLinkError
 from evolink_async.http.exchange import Exchange
-from evolink_async.http.foreign import ForeignTransport
-from evolink_async.http.gate import Gate
+from evolink_async.http.foreign import ForeignTransport, gate_for
 from evolink_async.http.keys import ApiKey
 from evolink_async.http.media import MediaSource, place_of
 from evolink_async.http.observer import Observation
@@ -215,5 +214,5 @@ class Session:
 
 def _transport(http_client: httpx.AsyncClient | None, max_connections: int) -> SlotTransport | ForeignTransport:
     if http_client is not None:
-        return ForeignTransport(http_client, Gate(max_connections))
+        return ForeignTransport(http_client, gate_for(http_client, max_connections))
     return SlotTransport(max_connections)

@@ -365,7 +365,10 @@ class Task(_Read):
 
     @classmethod
     def _read(cls, wire: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        return TaskReading(wire if isinstance(wire, dict) else dict(wire)).fields(), {}  # all the rest is in `raw`
+        values = TaskReading(wire if isinstance(wire, dict) else dict(wire)).fields()  # all the rest is in `raw`
+        if isinstance(wire.get("raw"), dict):
+            values["raw"] = wire["raw"]
+        return values, {}
 
     @property
     def is_terminal(self) -> bool:
@@ -493,7 +496,7 @@ class TaskReading:
 
     def fields(self) -> dict[str, Any]:
         """Every field of a `Task`."""
-        wire, raw = self._wire, self._wire.get("raw")
+        wire = self._wire
         return {
             "id": self.id,
             "status": self.status,
@@ -506,7 +509,7 @@ class TaskReading:
             "task_info": _section(wire.get("task_info"), _NO_INFO),
             "usage": _section(wire.get("usage"), _NO_USAGE),
             "created": self.created,
-            "raw": raw if isinstance(raw, dict) else wire,
+            "raw": wire,
         }
 
     @property

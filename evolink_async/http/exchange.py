@@ -163,7 +163,8 @@ class Exchange:
                 length=None if headers is None or isinstance(content, bytes) else int(headers.get("Content-Length", 0)),
                 lane=lane,
                 seconds=seconds,
-                connect_timeout=min(CONNECT_TIMEOUT, seconds),
+                # What is written when there is no time left for the answer is lost.
+                connect_timeout=min(CONNECT_TIMEOUT, seconds / 2),
                 clear=clear,
                 on_bytes=flight.first_byte,
             )
@@ -227,12 +228,18 @@ class Exchange:
 
     def _failure(self, flight: Flight, trouble: BaseException, reason: str, key: str) -> NotSent | AnswerLost:
         unsent = not flight.sent
-        if isinstance(self._transport, ForeignTransport) and _says_unsent(trouble):
+        names = _httpx_names(trouble)
+        if isinstance(self._transport, ForeignTransport) and names & _UNSENT:
             unsent = True  # only that client knows when it writes, so `sent` was set before it was asked to
         if unsent:
             flight.sent, flight.sent_at = False, None
-            return NotSent(f"could not reach {self.host}: {reason}; check the address, the network and its proxies")
-        return AnswerLost(f"the answer of {self.host} was lost{_after_head(flight.answer, key)}: {reason}")
+            advice = "check the address, the network and its proxies"
+            if "PoolTimeout" in names:
+                advice = "all connections of http_client are in use: give it more, or a client of its own to this one"
+            return NotSent(f"could not reach {self.host}: {reason}; {advice}")
+        # Whatever listens there may speak another protocol.
+        advice = "; if this lasts, check base_url" if "RemoteProtocolError" in names and flight.answer is None else ""
+        return AnswerLost(f"the answer of {self.host} was lost{_after_head(flight.answer, key)}: {reason}{advice}")
 
 
 def _after_head(answer: Answer | None, key: str) -> str:
@@ -245,9 +252,9 @@ def _after_head(answer: Answer | None, key: str) -> str:
     return f" after its head (HTTP {answer.status}, request id {request_id})"
 
 
-def _says_unsent(error: BaseException) -> bool:
-    names = {cls.__name__ for cls in type(error).__mro__ if cls.__module__.startswith("httpx")}
-    return bool(names & _UNSENT)
+def _httpx_names(error: BaseException) -> set[str]:
+    """What an exception is called in httpx, or in a package of its shape."""
+    return {cls.__name__ for cls in type(error).__mro__ if cls.__module__.startswith("httpx")}
 
 
 @functools.lru_cache(maxsize=128)

@@ -15,6 +15,7 @@ from evolink_async.http.gate import Gate, Lane
 from evolink_async.http.transport import Call, lane_of, wait_at_gate
 
 _PLAIN_EXTENSIONS = ("http_version", "reason_phrase")
+_STEPS_TO_A_CONNECTION = 3
 
 
 class ForeignTransport(httpx.AsyncBaseTransport):
@@ -93,6 +94,20 @@ class ForeignTransport(httpx.AsyncBaseTransport):
         return f"<ForeignTransport {kind.__module__}.{kind.__qualname__}, {self._gate!r}>"
 
 
+def gate_for(client: httpx.AsyncClient, max_connections: int) -> Gate:
+    """A gate that lets no more through than the client has connections, if it has httpx's own pool of them.
+
+    Nothing should queue in there: what we cut while it waits takes a place of that pool with it for good
+    (https://github.com/encode/httpcore/issues/1093), and whether it was sent nobody could say. With HTTP/2 one
+    connection has room for all.
+    """
+    pool = getattr(getattr(client, "_transport", None), "_pool", None)
+    limit = getattr(pool, "_max_connections", None)
+    if isinstance(limit, int) and not getattr(pool, "_http2", False):
+        max_connections = max(1, min(max_connections, limit))
+    return Gate(max_connections)
+
+
 def is_closed(client: httpx.AsyncClient) -> bool:
     """Whether a client of httpx's shape says that it is closed."""
     return getattr(client, "is_closed", False) is True
@@ -117,10 +132,21 @@ class HttpxCaller:
         """
         loop = asyncio.get_running_loop()
         whole = asyncio.timeout(None)
+        # Of other clients we cannot know how well they bear to be cut: they may time out by themselves.
+        timeouts = {
+            "connect": call.connect_timeout,
+            "read": call.read_timeout or call.seconds,
+            "write": call.write_timeout or call.seconds,
+            "pool": call.pool_timeout,  # at our gate
+        }
 
         def begin() -> None:
             if call.seconds is not None:
                 whole.reschedule(loop.time() + call.seconds)
+                # Only the client itself can say that nothing was sent, so it must give up before it is cut: it has a
+                # third of the time each to find a connection in its pool, to connect and to agree on TLS.
+                timeouts["pool"] = third = call.seconds / _STEPS_TO_A_CONNECTION
+                timeouts["connect"] = third if call.connect_timeout is None else min(call.connect_timeout, third)
             if call.on_slot is not None:
                 call.on_slot()
 
@@ -132,13 +158,7 @@ class HttpxCaller:
             headers=[(name, value) for name, _, value in lines],
             content=call.body or None,
             extensions={
-                "timeout": {
-                    "connect": call.connect_timeout,
-                    # Of other clients we cannot know how well they bear to be cut: they may time out by themselves.
-                    "read": call.read_timeout or call.seconds,
-                    "write": call.write_timeout or call.seconds,
-                    "pool": call.pool_timeout,
-                },
+                "timeout": timeouts,
                 "lane": call.lane,
                 "clear": call.clear,
                 "on_slot": begin,

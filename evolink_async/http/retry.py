@@ -11,8 +11,8 @@ from evolink_async.errors import ConfigurationError
 # Reads change nothing, so everything that may pass is tried again (DESIGN section 6).
 RETRIED_READ_STATUSES = frozenset({408, 425, 429, *range(500, 600)})
 
-# A paid request whose first answer was lost is sent again only in this window after the first attempt, in seconds:
-# not so soon that the first one is still on its way, not so late that the service may have forgotten the key.
+# A paid request whose answer was lost is sent again only in this window after the first attempt, in seconds: not so
+# late that the service may have forgotten the key, and not so soon after the lost one that it is still on its way.
 REPLAY_EARLIEST, REPLAY_LATEST = 2.0, 600.0
 UNPROVEN_REPLAYS = 3
 
@@ -95,12 +95,14 @@ class Next(StrEnum):
 class History:
     """What happened to one paid request so far; times in seconds.
 
-    age: since its first attempt. lost: answers lost. asked: `paid_outcome_unknown` answers, this one included;
-    asked_for: since the first of these was sent. unsent_for: since connections fail. patience: how long that is borne.
+    age: since its first attempt. sent_for: since the last one was sent. lost: answers lost. asked: answers
+    `paid_outcome_unknown`, this one included; asked_for: since the first of these was sent. unsent_for: since
+    connections fail. patience: how long that is borne.
     may_replay: whether a lost response may be sent again at all (the policy is "replay").
     """
 
     age: float = 0.0
+    sent_for: float = 0.0
     lost: int = 0
     asked: int = 0
     asked_for: float = 0.0
@@ -153,7 +155,7 @@ def next_step(verdict: Verdict, history: History, hint: float | None = None) -> 
         case Verdict.CONFLICT:
             return Step(Next.GIVE_UP)
         case Verdict.LOST:
-            delay = max(REPLAY_EARLIEST - history.age, hint or 0.0, 0.0)
+            delay = max(REPLAY_EARLIEST - history.sent_for, hint or 0.0, 0.0)
             if history.lost or not history.may_replay or history.age + delay > REPLAY_LATEST:
                 return Step(Next.GIVE_UP)
             return Step(Next.REPLAY, delay)

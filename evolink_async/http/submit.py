@@ -62,6 +62,8 @@ logger = logging.getLogger("evolink_async.submit")
 # How long a cancelled caller waits for the answer of a POST that is under way, in seconds.
 GRACE = 5.0
 
+_LATEST_TASKS = 1000
+
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9._-]{16,96}", re.ASCII)  # the vendor's own rule
 
 Ending = Literal["accepted", "rejected", "unknown", "not_submitted", "deferred"]
@@ -233,6 +235,7 @@ class Submitter:
         self._pauses = {} if pauses is None else pauses  # by model, what asked for the last one of over an hour
         self._closed: ClosedError | None = None
         self._last_key = self._last_print = ""
+        self._tasks: dict[str, str] = {}  # the latest, and the idempotency keys they were given for
         # What an earlier loop has sent again is not answered any more.
         replays.forget_unanswered()
 
@@ -514,6 +517,7 @@ class Submitter:
             submission.listener.answered(submission, judgement)
             if judgement.task is not None:
                 submission.task = judgement.task
+                self._note_task(submission.key, judgement.task.id)
                 unwritten = await submission.listener.accepted(submission, judgement.task)
             # It has landed: from here on the verdict says whether a task may exist, and it may be queued again.
             submission.flight = submission.post = None
@@ -525,6 +529,18 @@ class Submitter:
             elif judgement.verdict in (Verdict.LOST, Verdict.IN_PROGRESS):
                 submission._lost += 1
             raise
+
+    def _note_task(self, key: str, task_id: str) -> None:
+        """Two requests with one task: somebody between us and the service has mixed up its answers, or keeps them."""
+        other = self._tasks.setdefault(task_id, key)
+        if other != key:
+            logger.warning(
+                "task %s was given for two requests, of which one must be another's (idempotency keys %s and %s)",
+                *(task_id, other, key),
+                extra={"event": "task_given_twice", "task_id": task_id, "idempotency_key": key},
+            )
+        elif len(self._tasks) > _LATEST_TASKS:
+            del self._tasks[next(iter(self._tasks))]
 
     def _cannot_send(self, submission: Submission, error: ConfigurationError) -> None:
         """The end of one for which there is no key, or no client."""
@@ -622,14 +638,14 @@ class Submitter:
         if verdict is Verdict.IN_PROGRESS:
             submission._asked += 1
             submission._first_asked = submission._first_asked or sent_at
-        step = next_step(verdict, self._history(submission), judgement.retry_after)
+        step = next_step(verdict, self._history(submission, sent_at), judgement.retry_after)
         if verdict is Verdict.LOST:
             submission._lost += 1
         elif verdict is not Verdict.UNSENT:
             submission._unsent_since = None
         return step
 
-    def _history(self, submission: Submission) -> History:
+    def _history(self, submission: Submission, sent_at: Moment | None = None) -> History:
         now = Moment.of(self._loop)
 
         def since(moment: Moment | None) -> float:
@@ -637,6 +653,7 @@ class Submitter:
 
         return History(
             age=since(submission._first_sent),
+            sent_for=since(sent_at),
             lost=submission._lost,
             asked=submission._asked,
             asked_for=since(submission._first_asked),

@@ -24,6 +24,7 @@ _LONGEST_SILENCE = 100 * 1024
 _SMALL = 64 * 1024
 
 _NOT_OURS = "the answer isn't HTTP/1.1"
+_ENDED_BEFORE, _HEAD = "the server closed the connection before it had sent %s", "a whole head"
 
 # RFC 9110: a token; and visible characters, blanks between them.
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -199,6 +200,8 @@ class H11Parser:
 
     def feed(self, data: bytes) -> None:
         connection = self._connection
+        if not data and self.head is None:
+            raise httpx.RemoteProtocolError(_ENDED_BEFORE % _HEAD)
         try:
             connection.receive_data(data)
             while not self.complete:
@@ -213,10 +216,9 @@ class H11Parser:
                     if event.http_version not in (b"1.0", b"1.1"):
                         raise httpx.RemoteProtocolError(_NOT_OURS)
                     self.head = Head(event.status_code, event.reason, list(event.headers.raw_items()))
-                elif isinstance(event, h11.ConnectionClosed):
-                    raise httpx.RemoteProtocolError("the server closed the connection without an answer")
         except h11.RemoteProtocolError as error:
-            raise httpx.RemoteProtocolError(str(error)) from error
+            what = f"{_NOT_OURS}: {error}" if self.head is None else str(error)
+            raise httpx.RemoteProtocolError(what) from error
 
     @property
     def may_go_on(self) -> bool:
@@ -299,8 +301,7 @@ class HttptoolsParser:
         if self.complete:
             return
         if self.head is None or not self._until_close:
-            what = "a whole head" if self.head is None else "the whole body"
-            raise httpx.RemoteProtocolError(f"the server closed the connection before it had sent {what}")
+            raise httpx.RemoteProtocolError(_ENDED_BEFORE % (_HEAD if self.head is None else "the whole body"))
         self.complete = True
 
     # What httptools calls.

@@ -343,7 +343,10 @@ def _task_text(task: Task | None) -> str | None:
 
 
 def _task(text: str | None) -> Task | None:
-    return None if text is None else Task.model_validate(json.loads(text))
+    if text is None:
+        return None
+    told = json.loads(text)
+    return Task.model_validate({**told, "raw": told})
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

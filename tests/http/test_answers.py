@@ -156,7 +156,7 @@ def test_an_unsent_request_is_tried_again_as_long_as_its_patience_lasts() -> Non
     [(0.0, None, 2.0), (0.5, None, 1.5), (30.0, None, 0.0), (30.0, 60.0, 60.0), (0.1, 1.0, 1.9), (570.0, 30.0, 30.0)],
 )
 def test_a_replay_comes_between_two_seconds_and_ten_minutes(age: float, hint: float | None, delay: float) -> None:
-    step = next_step(Verdict.LOST, History(age=age), hint)
+    step = next_step(Verdict.LOST, History(age=age, sent_for=age), hint)
     assert (step.next, round(step.delay, 6)) == (Next.REPLAY, delay)
 
 

@@ -54,6 +54,16 @@ async def test_without_a_head_there_is_nothing_to_tell(head: bytes) -> None:
         with pytest.raises(SubmitOutcomeUnknownError) as caught:
             await client.images.submit(model="gpt-4o-image", prompt="a lighthouse")
     assert "after its head" not in str(caught.value)
+    assert "the server closed the connection before it had sent a whole head" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"SSH-2.0-OpenSSH_9.7\r\n\r\n", b"\x15\x03\x01\x00\x02\x02\x46\r\n\r\n"], ids=["ssh", "tls"]
+)
+async def test_where_something_else_listens_the_address_is_suspected(parser: str, answer: bytes) -> None:
+    async with service(answer) as client:
+        with pytest.raises(ConnectionFailedError, match=r"isn't HTTP/1\.1: .*; if this lasts, check base_url"):
+            await client.credits(timeout=0.5)
 
 
 async def test_a_service_that_gives_the_key_as_its_request_id_does_not_get_it_into_an_error(api_key: str) -> None:

@@ -155,3 +155,18 @@ async def test_the_limit_holds_where_requests_wait_behind_status_reads_for_a_cli
     arrivals = transport.arrivals
     assert len(arrivals) == 6
     assert all(later - earlier > 0.99 for earlier, later in zip(arrivals, arrivals[2:], strict=False))
+
+
+async def test_a_connection_that_leaves_no_time_for_the_answer_is_given_up_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arrivals: list[float] = []
+    accept = accepting(arrivals)
+
+    def after_a_second(peer: Peer, request: bytes) -> None:
+        asyncio.get_running_loop().call_later(1, accept, peer, request)
+
+    slowly(monkeypatch, lambda number: 3.9 if number == 1 else 0)
+    async with serving(after_a_second) as server:
+        await submit(server.url, 1, request_timeout=4, on_lost_response="hold")
+        assert len(server.requests) == 1

@@ -88,6 +88,26 @@ async def test_a_lost_response_is_sent_again_once_and_then_unknown(name: str) ->
     assert room.replays.answered == room.replays.started == 1
 
 
+@pytest.mark.parametrize("before", [refusal(429, retry_after="5"), refusal(409, "paid_outcome_unknown")])
+async def test_a_replay_keeps_its_distance_from_the_attempt_that_was_lost_and_not_from_one_before(before: Say) -> None:
+    room = Room(ScriptedTransport(before, lost(), replayed()))
+    assert (await room.submit()).id == ID
+    _, second, third = room.transport.times
+    assert third - second >= 2
+
+
+async def test_a_task_that_is_given_for_two_requests_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    room = Room(ScriptedTransport(Say(), lost(), replayed()))
+    await room.submit(key="the-first-request-1")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    await room.submit(key="the-other-request-2")
+    (told,) = (record for record in caplog.records if "given for two requests" in record.getMessage())
+    for what in (ID, "the-first-request-1", "the-other-request-2"):
+        assert what in told.getMessage()
+    await room.submit(key="the-first-request-1")  # which is no other request
+    assert caplog.text.count("given for two requests") == 1
+
+
 @pytest.mark.parametrize("name", LOST)
 async def test_hold_never_sends_again(name: str) -> None:
     room = Room(ScriptedTransport(LOST[name]), hold=True)
