@@ -62,7 +62,7 @@ logger = logging.getLogger("evolink_async.submit")
 # How long a cancelled caller waits for the answer of a POST that is under way, in seconds.
 GRACE = 5.0
 
-_LATEST_TASKS = 1000
+_LATEST_TASKS = 100
 
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9._-]{16,96}", re.ASCII)  # the vendor's own rule
 
