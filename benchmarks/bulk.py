@@ -19,7 +19,6 @@ import json
 import logging
 import multiprocessing
 import os
-import platform
 import resource
 import sys
 import time
@@ -32,8 +31,9 @@ from typing import Any
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import httpx
+from machine import machine
 
-from evolink_async import AsyncEvoLink, ImageRequest, __version__
+from evolink_async import AsyncEvoLink, ImageRequest
 from evolink_async import session as session_module
 from evolink_async.emulator import Emulator, Fault, Server
 from evolink_async.http.answers import Answer
@@ -169,15 +169,6 @@ def peak_rss() -> float:
     return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "evolink_async": __version__,
-        "httpx": httpx.__version__,
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=5000)
@@ -195,7 +186,7 @@ def main() -> int:
         figures = asyncio.run(through_canned(options.requests, options.max_outstanding))
     else:
         figures = asyncio.run(bulk(options.requests, options.speed, options.seed, options.max_outstanding))
-    figures = machine() | {"seed": options.seed} | figures
+    figures = machine("httpx") | {"seed": options.seed} | figures
     if options.json:
         print(json.dumps(figures, indent=2))
     else:

@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import secrets
 import sys
 import time
@@ -24,10 +23,10 @@ from typing import Any
 # A benchmark measures the checkout that it lies in.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import httpx
 import uvicorn
+from machine import machine
 
-from evolink_async import AsyncEvoLink, ImageRequest, __version__
+from evolink_async import AsyncEvoLink, ImageRequest
 from evolink_async.callbacks import CallbackReceiver
 from evolink_async.emulator import Emulator
 from evolink_async.emulator.server import listen, url_of
@@ -90,15 +89,6 @@ async def measure(tasks: int, speed: float, seed: int) -> list[dict[str, Any]]:
     return [await job(kind, tasks, speed, seed) for kind in ("without", "with", "lost")]
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "evolink_async": __version__,
-        "httpx": httpx.__version__,
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=200)
@@ -107,7 +97,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = asyncio.run(measure(options.tasks, options.speed, options.seed))
-    head = machine() | {"seed": options.seed, "speed": options.speed}
+    head = machine("httpx") | {"seed": options.seed, "speed": options.speed}
     if options.json:
         print(json.dumps(head | {"rows": rows}, indent=2))
     else:

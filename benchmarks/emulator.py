@@ -16,7 +16,6 @@ import gc
 import json
 import multiprocessing
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -27,8 +26,8 @@ from typing import Any
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import psutil
+from machine import machine
 
-from evolink_async import __version__
 from evolink_async.emulator import Emulator
 from evolink_async.emulator.service import Service
 
@@ -201,11 +200,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     results = asyncio.run(measure(options))
-    machine = {"evolink_async": __version__, "python": platform.python_version(), "cores": os.cpu_count()}
+    where = machine()
     if options.json:
-        print(json.dumps({"machine": machine, "seed": 1, **results}))
+        print(json.dumps({"machine": where, "seed": 1, **results}))
     else:
-        print(", ".join(f"{name} {value}" for name, value in machine.items()) + ", seed 1\n")
+        print(", ".join(f"{name} {value}" for name, value in where.items()) + ", seed 1\n")
         show(results)
 
 

@@ -21,7 +21,6 @@ import asyncio
 import json
 import logging
 import os
-import platform
 import queue
 import sqlite3
 import statistics
@@ -39,9 +38,10 @@ from typing import Any
 # A benchmark measures the checkout that it lies in.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from machine import machine
 from pool import CONNECTIONS, MODEL, WARM_UP, Job, canned_client, drain, requests, seconds_for, serving
 
-from evolink_async import AsyncEvoLink, __version__
+from evolink_async import AsyncEvoLink
 from evolink_async.ledger import Entry, JobLedger, open_job
 from evolink_async.types import Task
 
@@ -356,18 +356,12 @@ def main() -> None:
         parser.error(f"unknown parts {unknown}; known are {', '.join(PARTS)}")
     logging.getLogger("evolink_async").setLevel(logging.ERROR)
     results = asyncio.run(measure(options))
-    machine = {
-        "evolink_async": __version__,
-        "python": platform.python_version(),
-        "sqlite": sqlite3.sqlite_version,
-        "system": platform.system(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-    }
+    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+    where = machine() | {"sqlite": sqlite3.sqlite_version, "load": str(load)}
     if options.json:
-        print(json.dumps({"machine": machine, **results}))
+        print(json.dumps({"machine": where, **results}))
     else:
-        print(", ".join(f"{name} {value}" for name, value in machine.items()) + "\n")
+        print(", ".join(f"{name} {value}" for name, value in where.items()) + "\n")
         show(results, options)
 
 

@@ -20,7 +20,6 @@ import asyncio
 import json
 import logging
 import os
-import platform
 import random
 import statistics
 import sys
@@ -34,8 +33,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import httpx
 import looptime
+from machine import machine
 
-from evolink_async import AsyncEvoLink, ImageRequest, __version__
+from evolink_async import AsyncEvoLink, ImageRequest
 from evolink_async.emulator import Emulator
 
 MODEL = "gpt-4o-image"
@@ -106,15 +106,6 @@ def run(count: int, rate: float, lasts: float, limit: str | None, seed: int) -> 
     return figures | {"seconds": round(time.perf_counter() - started, 1)}
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "evolink_async": __version__,
-        "httpx": httpx.__version__,
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000)
@@ -136,7 +127,7 @@ def main() -> int:
             jobs.append({"user_limit": limit, "seed": seed} | run(count, options.rate, options.seconds, limit, seed))
             if not options.json:
                 print(*(f"{name}={value}" for name, value in jobs[-1].items()), flush=True)
-    head = machine() | {"requests": count, "rate": options.rate, "seeds": list(seeds)}
+    head = machine("httpx") | {"requests": count, "rate": options.rate, "seeds": list(seeds)}
     ratios = {
         limit or "none": statistics.fmean(job["times_the_bound"] for job in jobs if job["user_limit"] == limit)
         for limit in (f"{options.rate:g}/s", None)

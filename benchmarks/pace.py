@@ -30,7 +30,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import random
 import statistics
 import sys
@@ -43,7 +42,9 @@ from typing import Any, Protocol
 # A benchmark measures the checkout that it lies in.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from evolink_async import RetryPolicy, __version__
+from machine import machine
+
+from evolink_async import RetryPolicy
 from evolink_async.emulator.limits import TokenBucket, hint_headers, hint_text
 from evolink_async.http.hints import retry_after
 from evolink_async.http.pace import Pace, Urgency
@@ -711,14 +712,6 @@ def plot(path: str, seed: int) -> None:
     all_axes[0].legend(loc="upper right", ncols=3, fontsize=8)
     all_axes[-1].set_xlabel("seconds")
     figure.savefig(path, dpi=110)
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "evolink_async": __version__,
-    }
 
 
 def main() -> int:

@@ -24,7 +24,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import random
 import statistics
 import sys
@@ -38,7 +37,8 @@ from typing import Any, Protocol
 # A benchmark measures the checkout that it lies in.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from evolink_async import __version__
+from machine import machine
+
 from evolink_async.polling.law import DurationLaw
 from evolink_async.polling.price import price_for
 from evolink_async.polling.schedule import PRICE, SHORTEST, Schedule, Sightings, TaskClass
@@ -663,21 +663,6 @@ def _draw(axes: Any, points: Frontier, label: str, style: str, colour: str, mark
     line = sorted((point.polls, point.delay) for point in points)
     polls, delays = [polls for polls, _ in line], [delay for _, delay in line]
     axes.plot(polls, delays, linestyle=style or "None", color=colour, marker=marker, label=label)
-
-
-def machine() -> dict[str, str]:
-    """Where the figures come from."""
-    model = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as info:
-            model = next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), model)
-    except OSError:  # not Linux
-        pass
-    return {
-        "machine": f"{platform.system()} {model}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "evolink-async": __version__,
-    }
 
 
 def without_nan(value: Any) -> Any:

@@ -28,13 +28,11 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import importlib.metadata
 import itertools
 import json
 import logging
 import multiprocessing
 import os
-import platform
 import random
 import resource
 import statistics
@@ -52,8 +50,9 @@ from typing import Any, NamedTuple
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import psutil
+from machine import machine
 
-from evolink_async import AsyncEvoLink, ImageRequest, TaskPool, __version__
+from evolink_async import AsyncEvoLink, ImageRequest, TaskPool
 from evolink_async import session as session_module
 from evolink_async.http.transport import Call, SlotTransport
 from evolink_async.polling.schedule import Sightings
@@ -62,6 +61,7 @@ from evolink_async.polling.watcher import Watcher
 MODEL = "gpt-4o-image"
 BATCH = 50
 CONNECTIONS = 100
+PACKAGES = ("httpx", "h11", "httptools", "uvloop", "pydantic", "aiohttp")
 LOOKS_PER_SECOND = 3_000
 BURST = 0.05  # seconds: calls that came so close together are made at once
 WARM_UP = 50  # tasks: what is loaded at the first use is not a cost of each
@@ -833,18 +833,6 @@ def plot(results: dict[str, Any], path: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def machine() -> dict[str, str]:
-    """Where the figures come from."""
-    versions = {"python": platform.python_version(), "evolink_async": __version__}
-    for package in ("httpx", "h11", "httptools", "uvloop", "pydantic", "aiohttp"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="ascii", errors="replace") as info:
-        model = next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), model)
-    return {"machine": f"{platform.system()} {model}, {os.cpu_count()} cores", **versions}
-
-
 def numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
@@ -881,9 +869,18 @@ def main() -> None:
     if options.plot:
         plot(results, options.plot)
     if options.json:
-        print(json.dumps({"machine": machine(), "setting": setting, **results}, indent=2))
+        print(
+            json.dumps(
+                {
+                    "machine": machine(*PACKAGES),
+                    "setting": setting,
+                    **results,
+                },
+                indent=2,
+            )
+        )
     else:
-        print(", ".join(f"{name} {value}" for name, value in machine().items()))
+        print(", ".join(f"{name} {value}" for name, value in machine(*PACKAGES).items()))
         print(", ".join(f"{name} {value}" for name, value in setting.items()))
         print(report(results))
 

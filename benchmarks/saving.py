@@ -17,7 +17,6 @@ import asyncio
 import json
 import multiprocessing
 import os
-import platform
 import re
 import resource
 import shutil
@@ -32,6 +31,8 @@ from typing import Any
 
 # A benchmark measures the checkout that it lies in.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from machine import machine
 
 MB = 10**6
 ROWS = {"tiny": (20, 20_000), "small": (2000, 60_000), "medium": (200, 5 * MB), "large": (30, 50 * MB)}
@@ -178,19 +179,6 @@ def median(results: list[dict[str, float]]) -> dict[str, float]:
 # -- The program ------------------------------------------------------------------------------------------------------
 
 
-def machine() -> dict[str, Any]:
-    import httpx  # not above: the processes that are measured need less
-
-    from evolink_async import __version__
-
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "evolink_async": __version__,
-        "httpx": httpx.__version__,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
@@ -208,7 +196,7 @@ def main() -> None:
         server = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, top), daemon=True)
         server.start()
         port = here.recv()
-        report: dict[str, Any] = machine() | {"rows": {}}
+        report: dict[str, Any] = machine("httpx") | {"rows": {}}
         try:
             for name, (count, size) in rows.items():
                 results: dict[str, list[dict[str, float]]] = {client: [] for client in clients}
@@ -225,7 +213,7 @@ def main() -> None:
 
 
 def show(report: dict[str, Any], rows: dict[str, tuple[int, int]]) -> None:
-    head = ", ".join(f"{name} {report[name]}" for name in machine())
+    head = ", ".join(f"{name} {report[name]}" for name in machine("httpx"))
     print(f"{head}; {AT_ONCE} connections; medians\n")
     print(f"{'':34}{'seconds':>9}{'MB/s':>9}{'files/s':>9}{'CPU s':>8}{'x curl':>8}")
     for name, found in report["rows"].items():

@@ -19,11 +19,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib.metadata
 import json
 import multiprocessing
 import os
-import platform
 import random
 import statistics
 import sys
@@ -37,7 +35,10 @@ from typing import Any
 # A benchmark measures the checkout that it lies in.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from machine import machine
+
 CONNECTIONS = 100
+PACKAGES = ("httpx", "httpcore", "h11", "httptools", "anyio", "aiohttp", "uvloop")
 TIMEOUT = 120.0
 BATCHING = "/batching"  # below this path the server answers status in batches, elsewhere it doesn't know them
 
@@ -312,22 +313,9 @@ def median_of(results: list[Result]) -> Result:
     return next(result for result in results if result.cpu == middle)
 
 
-def machine() -> dict[str, str]:
-    """Where the figures come from."""
-    packages = ("httpx", "httpcore", "h11", "httptools", "anyio", "aiohttp", "uvloop")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="ascii", errors="replace") as info:
-        model = next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), model)
-    return {"machine": f"{platform.system()} {model}, {os.cpu_count()} cores", **versions}
-
-
 def report(medians: dict[str, Result], options: argparse.Namespace) -> str:
     """A table for people."""
-    lines = [", ".join(f"{key} {value}" for key, value in machine().items())]
+    lines = [", ".join(f"{key} {value}" for key, value in machine(*PACKAGES).items())]
     lines.append(
         f"{options.requests} requests at once, server latency {options.latency * 1000:g} ms, "
         f"seed {options.seed}, median of {options.repeat}, {options.install} install"
@@ -379,7 +367,14 @@ def as_json(medians: dict[str, Result], options: argparse.Namespace) -> str:
         for name, result in medians.items()
     }
     setting = {key: getattr(options, key) for key in ("requests", "latency", "seed", "repeat", "limit", "install")}
-    return json.dumps({"machine": machine(), "setting": setting, "rows": rows}, indent=2)
+    return json.dumps(
+        {
+            "machine": machine(*PACKAGES),
+            "setting": setting,
+            "rows": rows,
+        },
+        indent=2,
+    )
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

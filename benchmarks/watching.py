@@ -23,7 +23,6 @@ import json
 import logging
 import math
 import os
-import platform
 import random
 import statistics
 import sys
@@ -37,8 +36,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import httpx
 import looptime
+from machine import machine
 
-from evolink_async import AsyncEvoLink, ImageRequest, __version__
+from evolink_async import AsyncEvoLink, ImageRequest
 
 MODEL = "gpt-4o-image"
 ESTIMATE = 100.0
@@ -156,15 +156,6 @@ def run(outstanding: int, spread: float, batches: bool, seed: int, factor: float
         return runner.run(steady(outstanding, spread, batches, seed, factor))
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "evolink_async": __version__,
-        "httpx": httpx.__version__,
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--outstanding", default="1,10,100,1000,5000", help="tasks outstanding, with commas")
@@ -180,7 +171,7 @@ def main() -> int:
     factor = 0.1 if options.quick else 1.0
     started, rows = time.perf_counter(), []
     columns = ("looks", "requests", "ids", "mean", "median", "p99")
-    header = machine() | {"spread": options.spread, "seeds": list(seeds)}
+    header = machine("httpx") | {"spread": options.spread, "seeds": list(seeds)}
     if not options.json:
         print(*(f"{name:14} {value}" for name, value in header.items()), sep="\n")
         print(f"\n{'outstanding':>11} {'batches':>8}" + "".join(f"{name:>10}" for name in columns))

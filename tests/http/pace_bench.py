@@ -14,6 +14,7 @@ def _load(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location("benchmarks_pace", path)
     assert spec is not None
     assert spec.loader is not None
+    sys.path.append(str(path.parent))
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
