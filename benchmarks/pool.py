@@ -399,6 +399,9 @@ class EveryTask:
         first = task.looked_at == task.started
         return task.looked_at + self.interval * (dice if first else 0.95 + dice / 10)
 
+    def should_be_over(self, task: Sightings) -> bool:
+        return False
+
     def urgency(self, task: Sightings, now: float) -> float:
         return 1.0
 
