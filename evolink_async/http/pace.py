@@ -307,7 +307,7 @@ class Pace:
         Whatever is sent into an outage may stay unknown for good. `sent_at`: when the request was let go.
         """
         lane = self._lane(model, now)
-        if lane.is_in_outage and sent_at < lane.lost_until:
+        if lane.is_in_outage and sent_at < lane.lost_until - TICK:
             return  # it was let go before the pause began, and says nothing new
         lane.losses += 1
         if lane.is_in_outage:
@@ -329,7 +329,7 @@ class Pace:
 
         Whether that is news: the service was reached last time, or nobody has tried for as long as a pool is patient.
         """
-        if sent_at < self._unreachable_until:
+        if sent_at < self._unreachable_until - TICK:
             return False  # it was let go before the pause began, and says nothing new
         news = sent_at - self._unreachable_until > self._retry.unreachable_for
         if news:
