@@ -17,7 +17,8 @@ from tickets import Ticket
 
 from evolink_async import ConfigurationError, RateLimit, RetryPolicy
 from evolink_async.emulator.limits import TokenBucket
-from evolink_async.http.pace import Lane, Pace, Urgency
+from evolink_async.http.pace import LOST_IN_A_ROW, Lane, Pace, Urgency
+from evolink_async.http.rates import TICK
 
 pytestmark = pytest.mark.looptime
 
@@ -353,6 +354,25 @@ async def test_a_request_that_waits_for_a_place_goes_when_a_task_that_is_watched
     pace.unwatch(lane, "ours", 50.0)
     await asyncio.sleep(1000)
     assert let == [pytest.approx(1150, abs=0.1)]
+
+
+async def test_what_is_let_go_a_hair_before_an_outages_pause_is_over_makes_the_next_one() -> None:
+    pace = Pace(None, 10, POLICY, {})
+    for _ in range(LOST_IN_A_ROW):
+        pace.lost("m", now(), now())
+    over = now() + pace.cool_down_of("m", now())
+    await asyncio.sleep(over + 0.1 - now())
+    pace.lost("m", now(), over - TICK / 2)
+    assert pace.cool_down_of("m", now()) > 0
+
+
+async def test_so_it_is_where_no_connection_can_be_made() -> None:
+    pace = Pace(None, 10, POLICY, {})
+    pace.unreachable(now(), now())
+    over = pace._unreachable_until
+    await asyncio.sleep(over + 0.1 - now())
+    pace.unreachable(now(), over - TICK / 2)
+    assert pace._unreachable_until > now()
 
 
 async def test_after_a_pause_one_goes_first() -> None:
