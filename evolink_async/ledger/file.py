@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from evolink_async.ledger.places import refuse_remote
 logger = logging.getLogger("evolink_async.ledger")
 
 APPLICATION_ID = 0x45764C67  # "EvLg": what makes an SQLite file a ledger
+Identity = tuple[int, int] | None  # of an open file; None where nothing tells it from others
 OLDEST_SQLITE = (3, 24)  # the first with upserts
 BUSY_SECONDS = 10.0  # how long a turn waits for that of another job in the same file
 
@@ -107,7 +108,7 @@ def connect_to_look(path: Path) -> tuple[sqlite3.Connection, Callable[[], None]]
     it too for what is no ledger, is of another version, or cannot be read without writing.
     """
     _refuse_foreign(path, "rb")
-    wal, index = Path(f"{path}-wal"), Path(f"{path}-shm")
+    wal, index = _log_of(path), Path(f"{path}-shm")
     before = _stamp(path, wal)
     closed = before[-1] == 0  # whoever had it open has ended in order: all is in the file itself
     if not closed and not index.exists():
@@ -171,7 +172,7 @@ def _refuse_foreign(path: Path, mode: Literal["rb", "r+b"]) -> None:
             "restore it from a copy, or give another path to begin anew"
         )
     page = int.from_bytes(start[16:18], "big")
-    if page and size % (65536 if page == 1 else page) and not Path(f"{path}-wal").exists():
+    if page and size % (65536 if page == 1 else page) and not _log_of(path).exists():
         raise corrupt(path, "its end is missing")  # SQLite takes the rest of a cut page for zeros
 
 
@@ -207,40 +208,45 @@ def _version(connection: sqlite3.Connection) -> int:
     return version
 
 
-def identity_of(path: Path) -> tuple[int, int] | None:
-    """What tells the file at a path from every other as long as it is open; None where nothing does."""
+def identity_of(path: Path) -> Identity:
+    """What tells the file at a path from every other as long as it is open."""
     there = os.stat(path)
     return (there.st_dev, there.st_ino) if there.st_ino else None
 
 
-def identities_of(path: Path) -> dict[Path, tuple[int, int] | None]:
-    """A ledger that is open and its log, which is there as long as it is, each with its identity."""
-    return {file: identity_of(file) for file in (path, Path(f"{path}-wal"))}
+def identities_of(path: Path) -> tuple[Identity, Identity]:
+    """Those of a ledger that is open and of its log, which is there as long as it is open."""
+    return identity_of(path), identity_of(_log_of(path))
 
 
-def refuse_if_gone(identities: Mapping[Path, tuple[int, int] | None]) -> None:
+def refuse_if_gone(path: Path, identities: tuple[Identity, Identity]) -> None:
     """Raise `LedgerError` unless the files at the paths are those that are open: a deleted file takes every write."""
-    for file, identity in identities.items():
-        try:
-            there = identity_of(file)
-        except FileNotFoundError:
-            what = "was deleted or moved away"
-        else:
-            if there == identity or there is None or identity is None:
-                continue
-            what = "was replaced by another file"
-        [path, log] = identities
-        if file == log:
-            raise LedgerError(
-                f"{log.name!r}, the newest part of the ledger {str(path)!r}, {what} while its job is running, so a "
-                "crash would lose what is written to it. Put it back, or let the program end in order: that saves what "
-                "was written before. The log has the id of every task that was accepted"
-            )
+    ledger, log = identities
+    if what := _fate_of(path, ledger):
         raise LedgerError(
             f"the ledger {str(path)!r} {what} while its job is running, so nobody would find what is written to it. "
             "Put it back with its -wal file, or restore a copy, before you run the job again: another file does not "
             "know what was paid for. If there is none, the log has the id of every task that was accepted"
         )
+    if what := _fate_of(_log_of(path), log):
+        raise LedgerError(
+            f"{_log_of(path).name!r}, the newest part of the ledger {str(path)!r}, {what} while its job is running, so "
+            "a crash would lose what is written to it. Put it back, or let the program end in order: that saves what "
+            "was written before. The log has the id of every task that was accepted"
+        )
+
+
+def _fate_of(file: Path, identity: Identity) -> str | None:
+    """What has become of a file that is open; None: it is where it was."""
+    try:
+        there = identity_of(file)
+    except FileNotFoundError:
+        return "was deleted or moved away"
+    return None if there == identity or there is None or identity is None else "was replaced by another file"
+
+
+def _log_of(path: Path) -> Path:
+    return Path(f"{path}-wal")
 
 
 def check_structure(connection: sqlite3.Connection, path: Path) -> None:
@@ -288,7 +294,7 @@ def create(path: Path) -> None:
 
 def refuse_orphan(path: Path) -> None:
     """Raise `LedgerError` if a ledger has gone and left its log: SQLite would take that for one of the next file."""
-    log = Path(f"{path}-wal")
+    log = _log_of(path)
     try:
         left = log.stat().st_size > 0
     except FileNotFoundError:  # asked for once: its last user may be closing it

@@ -19,6 +19,7 @@ from typing import Any
 from evolink_async.errors import InvalidRequestError, LedgerError
 from evolink_async.ledger import rules
 from evolink_async.ledger.file import (
+    Identity,
     check_structure,
     check_sums,
     connect,
@@ -92,7 +93,7 @@ class SqliteStore:
         self._name = name
         self._connection: sqlite3.Connection | None = None
         self._lock: FileLock | None = None
-        self._identities: dict[Path, tuple[int, int] | None] = {}
+        self._identities: tuple[Identity, Identity] = (None, None)
         self._job = self._run = 0
 
     def open(self, cap: int | None, now: datetime, *, begins_run: bool = True) -> Opened:
@@ -123,7 +124,7 @@ class SqliteStore:
             if batch.job is not None:
                 with transaction(connection):
                     self._write(connection, batch, batch.job)
-                    refuse_if_gone(self._identities)
+                    refuse_if_gone(self._path, self._identities)
             uncounted = batch.contents.keys() - batch.counted.keys()
             counts = batch.counted | self._count(connection, uncounted)
             wanted = [
