@@ -357,7 +357,7 @@ def main() -> None:
     logging.getLogger("evolink_async").setLevel(logging.ERROR)
     results = asyncio.run(measure(options))
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
-    where = machine() | {"sqlite": sqlite3.sqlite_version, "load": str(load)}
+    where = machine() | {"sqlite": sqlite3.sqlite_version, "load": load}
     if options.json:
         print(json.dumps({"machine": where, **results}))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,6 +29,14 @@ async def assert_nothing_left() -> None:
     gc.collect()
     assert not tasks, f"tasks are left: {tasks}"
     assert not busy, f"slots are left: {busy}"
+
+
+async def read_request(reader: asyncio.StreamReader) -> bytes:
+    """The head of the next request that a raw server is sent, once its body has come too."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head, re.I)
+    await reader.readexactly(int(length[1]) if length else 0)
+    return head
 
 
 @asynccontextmanager

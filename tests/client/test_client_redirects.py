@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from support import read_request
 
 from evolink_async import AsyncEvoLink, EvoLinkError, RetryPolicy, SubmitOutcomeUnknownError, TaskTimeoutError
 
@@ -36,10 +37,7 @@ class Place:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = re.search(rb"content-length: (\d+)", head, re.I)
-                await reader.readexactly(int(length[1]) if length else 0)
-                self.requests.append(head)
+                self.requests.append(await read_request(reader))
                 writer.write(self.answer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass

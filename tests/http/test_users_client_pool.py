@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
+from support import read_request
 
 from evolink_async import AsyncEvoLink, ConnectionFailedError, ImageRequest, RetryPolicy
 from evolink_async.http.foreign import gate_for
@@ -21,16 +22,13 @@ class Slow:
     """A service that takes its time for each answer, and whose tasks are completed when they are made."""
 
     def __init__(self) -> None:
-        self.url = ""
         self.posts = 0
+        self.url = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = re.search(rb"content-length: (\d+)", head, re.I)
-                await reader.readexactly(int(length[1]) if length else 0)
-                self.posts += head.startswith(b"POST")
+                self.posts += (await read_request(reader)).startswith(b"POST")
                 await asyncio.sleep(SECONDS)
                 body = json.dumps(
                     {"id": f"task-{self.posts}", "status": "completed", "results": ["https://x.invalid/"]}
@@ -41,27 +39,24 @@ class Slow:
 
 
 @asynccontextmanager
-async def slow_service() -> AsyncIterator[Slow]:
+async def sharing(connections: int, **options: Any) -> AsyncIterator[tuple[Slow, httpx.AsyncClient, AsyncEvoLink]]:
+    """A slow service, a client of httpx's with so many connections to it, and one of ours on top of that."""
     service = Slow()
     server = await asyncio.start_server(service.serve, "127.0.0.1", 0)
-    async with server:
-        service.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        yield service
+    service.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    limits = httpx.Limits(max_connections=connections)
+    async with (
+        server,
+        httpx.AsyncClient(trust_env=False, limits=limits) as http_client,
+        AsyncEvoLink(base_url=service.url, http_client=http_client, on_lost_response="hold", **options) as client,
+    ):
+        yield service, http_client, client
 
 
 async def test_requests_that_queue_for_the_connections_of_a_users_client_are_not_lost() -> None:
     count = 20
-    async with (
-        slow_service() as service,
-        httpx.AsyncClient(trust_env=False, limits=httpx.Limits(max_connections=2)) as http_client,
-        AsyncEvoLink(
-            base_url=service.url,
-            http_client=http_client,
-            request_timeout=count / 2 * SECONDS / 2,  # the queue takes twice as long
-            rate_limit="1000/s",
-            on_lost_response="hold",
-        ) as client,
-    ):
+    timeout = count / 2 * SECONDS / 2  # the queue takes twice as long
+    async with sharing(2, request_timeout=timeout, rate_limit="1000/s") as (service, _, client):
         async with asyncio.timeout(20):
             outcomes = await client.run_many(ImageRequest(model="unknown", prompt=str(n)) for n in range(count))
         assert [str(outcome.status) for outcome in outcomes] == ["completed"] * count
@@ -69,17 +64,8 @@ async def test_requests_that_queue_for_the_connections_of_a_users_client_are_not
 
 
 async def test_a_users_client_whose_connections_are_all_taken_has_sent_nothing() -> None:
-    async with (
-        slow_service() as service,
-        httpx.AsyncClient(trust_env=False, limits=httpx.Limits(max_connections=1)) as http_client,
-        AsyncEvoLink(
-            base_url=service.url,
-            http_client=http_client,
-            request_timeout=0.3,
-            on_lost_response="hold",
-            retry=RetryPolicy(0.01, 0.02),
-        ) as client,
-    ):
+    retry = RetryPolicy(0.01, 0.02)
+    async with sharing(1, request_timeout=0.3, retry=retry) as (service, http_client, client):
         async with http_client.stream("GET", service.url):  # somebody else's, and not read to its end
             with pytest.raises(ConnectionFailedError, match=r"PoolTimeout; all connections of http_client are in use"):
                 await client.images.submit(model="unknown", prompt="x", timeout=0.5)
