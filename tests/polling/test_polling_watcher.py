@@ -36,9 +36,10 @@ from evolink_async.errors import (
     PermissionDeniedError,
     TaskLostError,
 )
+from evolink_async.http.rates import ModelPace
 from evolink_async.polling import watcher as watcher_module
 from evolink_async.polling.schedule import Expectation, Schedule, Sightings, TaskClass
-from evolink_async.polling.watcher import Learned
+from evolink_async.polling.watcher import Learned, Watcher
 from evolink_async.types import Task, TaskReading
 
 pytestmark = pytest.mark.looptime
@@ -94,6 +95,51 @@ async def test_when_one_of_two_followers_leaves_the_other_is_still_told() -> Non
         watcher.unfollow("task-1", first)
         assert (await second.over).succeeded
         assert first.told == 0
+
+
+# -- What the pace hears of the tasks that run -----------------------------------------------------------
+
+
+def submitted(watcher: Watcher, task_id: str = "task-1") -> ModelPace:
+    """Whose pace counts this task, which the service has just taken from us."""
+    watcher._pace.accepted("m", now(), task_id, 100.0)
+    return watcher._pace._lane("m", now()).pace
+
+
+@pytest.mark.parametrize("service", [done_at(62), lambda id_: refusal(404)], ids=["ended", "lost"])
+async def test_a_task_that_ended_or_is_lost_runs_no_more_for_its_pace(service: Any) -> None:
+    async with watching(FakeReader(service)) as watcher:
+        pace = submitted(watcher)
+        (ear,) = follow(watcher, [fresh()])
+        await asyncio.sleep(20)
+        assert pace.running == 1
+        await asyncio.wait([ear.over])
+        ear.over.exception()
+        assert pace.running == 0
+
+
+async def test_a_task_that_nobody_follows_any_more_runs_on_for_its_pace() -> None:
+    async with watching(FakeReader(running)) as watcher:
+        pace = submitted(watcher)
+        (ear,) = follow(watcher, [fresh()])
+        await asyncio.sleep(1000)
+        watcher.unfollow("task-1", ear)
+        assert pace.running == 1
+        await asyncio.sleep(1000)
+        submitted(watcher, "another")
+        assert pace.running == 1  # by now it must have ended
+
+
+async def test_a_task_that_was_followed_before_its_answer_came_is_one_that_runs_and_ends() -> None:
+    async with watching(FakeReader(done_at(62))) as watcher:
+        (first,) = follow(watcher, [fresh()])  # a callback was faster
+        pace = submitted(watcher)
+        follow(watcher, [fresh()])
+        await first.over
+        assert pace.running == 0
+
+
+# -- Who leaves --------------------------------------------------------------------------------------------
 
 
 async def test_when_the_last_follower_leaves_during_a_look_the_look_is_cut_and_nobody_is_told() -> None:
