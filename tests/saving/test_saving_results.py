@@ -9,6 +9,7 @@ import pickle
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,11 @@ def names_in(folder: Path) -> list[str]:
 
 
 def bytes_in(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+    found = 0
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # the one that tries out the folder comes and goes
+            found += path.stat().st_size
+    return found
 
 
 async def finished(client: AsyncEvoLink, **params: Any) -> Task:
