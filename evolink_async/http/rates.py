@@ -460,7 +460,8 @@ class ModelPace:
     def _was_for_places(self, now: float) -> bool:
         if self.running < _PLACES_KEPT * max(self._ran, self._ran_before):
             return False  # more ran lately, and that was no obstacle
-        few = self._through(now) < _FEW * self._usable_rate
+        # Before a limit on the rate refuses one, it has let through all that it allows but for less than one.
+        few = self._through(now, due=1) < _FEW * self._usable_rate
         balanced = abs(self._taken - self._ended) <= 1 + _BALANCE * max(self._taken, self._ended)
         return few and balanced and self._ended > 0 and self.running > 1
 
@@ -485,9 +486,9 @@ class ModelPace:
         # that look like a lack of places.
         self._ran, self._ran_before = 0, max(self._ran, int(_PLACES_KEPT * self._ran_before))
 
-    def _through(self, now: float) -> float:
-        """Accepted per second since the last refusal, its pause included."""
-        return self._taken / max(now - self._since - self._idle, 1e-3)
+    def _through(self, now: float, due: int = 0) -> float:
+        """Accepted per second since the last refusal, its pause included. due: how many more are counted as well."""
+        return (self._taken + due) / max(now - self._since - self._idle, 1e-3)
 
     def _asked(self, now: float) -> float:
         """Asked for per second since the last refusal, its pause left out."""

@@ -209,6 +209,18 @@ def test_a_limit_on_the_rate_is_not_taken_for_one_on_the_places() -> None:
         assert math.isinf(policy.cap), (rate, lasts, policy.cap)
 
 
+@pytest.mark.parametrize(("rate", "lasts"), [(0.5, 10.0), (1.0, 3.0), (2.0, 1.0)])
+@pytest.mark.parametrize("style", ["seconds", None])
+def test_a_slow_rate_with_few_tasks_running_is_not_taken_for_a_lack_of_places(
+    rate: float, lasts: float, style: Any
+) -> None:
+    """As many run as ever, about as many ended as were accepted, and between two refusals there are just a few."""
+    for seed in range(1, 9):
+        world = bench.World(rate, seconds=600 / rate, lasts=lasts, lag=0.15 * lasts, style=style)
+        bench.Simulation(world, policy := ModelPace(START_RATE, START_BURST, 0.0), seed)()
+        assert math.isinf(policy.cap), (seed, policy.cap)
+
+
 def test_a_slow_rate_that_is_halved_is_not_taken_for_a_lack_of_places() -> None:
     """Refusals are frequent then, so each says little: as few were accepted as ended, as many ran as just before."""
     used = []
