@@ -129,6 +129,8 @@ class Service:
         '"usage":{{"credits_reserved":2.5}}}}'
     )
 
+    _numbers = itertools.count(1)  # of all services: no task is made twice in a process
+
     def __init__(self, job: Job) -> None:
         self._seconds = job.seconds
         self._estimate = job.estimate or max(1, round(job.seconds))
@@ -159,7 +161,7 @@ class Service:
 
     def _make(self) -> bytes:
         self._count += 1
-        task_id = f"task-unified-1757156493-{self._count:08d}"
+        task_id = f"task-unified-1757156493-{next(self._numbers):08d}"
         if not self._seconds:
             link = f'"results":["https://files.example/{task_id}.png"],'
             return self.created.format(task_id, "completed", 1, link).encode()
