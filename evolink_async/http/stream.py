@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import httpx
 
+from evolink_async.clock import Moment
 from evolink_async.errors import ConfigurationError
 from evolink_async.http.failures import describe
 from evolink_async.own_tasks import own_task
@@ -149,9 +150,9 @@ class SocketStream(asyncio.Protocol):
         self.is_full = False  # the peer takes no more for now
         self._writer: asyncio.Future[None] | None = None
 
-    def loop_time(self) -> float:
-        """The time of its event loop."""
-        return self._loop.time()
+    def moment(self) -> Moment:
+        """This moment, on its event loop."""
+        return Moment.of(self._loop)
 
     # What asyncio calls.
 

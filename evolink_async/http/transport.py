@@ -24,6 +24,7 @@ from typing import cast
 
 import httpx
 
+from evolink_async.clock import Moment
 from evolink_async.http.failures import raise_connect_failure
 from evolink_async.http.gate import LANES, Gate, Lane
 from evolink_async.http.proxies import DEFAULT_PORTS, Origin, Proxies, Proxy, open_tunnel, place_of
@@ -90,7 +91,7 @@ class _Slot:
 
     def __init__(self, origin: Origin, stream: SocketStream, forward_proxy: Proxy | None) -> None:
         self.origin = origin
-        self.idle_since = 0.0
+        self.idle_since = Moment(0.0, 0.0)
         self.stream = stream
         self._forward_proxy = forward_proxy
         self.connection = HttpConnection(stream)
@@ -374,12 +375,12 @@ class SlotTransport(httpx.AsyncBaseTransport):
                 call.on_slot()
             loop = asyncio.get_running_loop()
             began = loop.time()
-            slot = reply.slot = self._reuse(call.origin, began) or await self._open(call)
+            slot = reply.slot = self._reuse(call.origin, Moment.of(loop)) or await self._open(call)
             asked = loop.time()
             while call.clear is not None and not await call.clear():
                 if slot.is_stale():  # no server bears with an idle connection for ever
                     slot.stream.abort()
-                    slot = reply.slot = self._reuse(call.origin, loop.time()) or await self._open(call)
+                    slot = reply.slot = self._reuse(call.origin, Moment.of(loop)) or await self._open(call)
                 began += loop.time() - asked
                 asked = loop.time()
             if call.seconds is not None:
@@ -417,10 +418,10 @@ class SlotTransport(httpx.AsyncBaseTransport):
         if self._closed:
             slot.stream.abort()
             return
-        slot.idle_since = slot.stream.loop_time()
+        slot.idle_since = slot.stream.moment()
         self._idle.push(slot)
 
-    def _reuse(self, origin: Origin, now: float) -> _Slot | None:
+    def _reuse(self, origin: Origin, now: Moment) -> _Slot | None:
         self._drop_expired(now)
         while (slot := self._idle.pop_newest(origin)) is not None:
             if not slot.is_stale():
@@ -428,9 +429,9 @@ class SlotTransport(httpx.AsyncBaseTransport):
             slot.stream.abort()
         return None
 
-    def _drop_expired(self, now: float) -> None:
-        limit = now - self._keepalive_expiry
-        while (slot := self._idle.oldest()) is not None and slot.idle_since < limit:
+    def _drop_expired(self, now: Moment) -> None:
+        # By the wall clock too: of a connection that the server ended while this machine slept nobody tells us.
+        while (slot := self._idle.oldest()) is not None and now.since(slot.idle_since) > self._keepalive_expiry:
             self._idle.pop_oldest().stream.abort()
 
     def _make_room(self) -> None:

@@ -52,6 +52,10 @@ class _Trouble(Exception):
         self.hint = hint
 
 
+class _Doubt(_Trouble):
+    """All of the file has come, as far as is told; it may be cut all the same, and has to come once more."""
+
+
 class Patience:
     """How much longer a slow transfer is borne: 30 s, and from anew whenever 30 kB have come. Pure."""
 
@@ -150,6 +154,8 @@ class Download:
                 await in_thread(self._part.flush)
                 if self._part.size >= self._furthest + PROGRESS:
                     self._furthest, tries, since = self._part.size, 0, loop.time()
+                elif isinstance(trouble, _Doubt):
+                    since = loop.time()  # the next transfer takes as long as this one did
                 tries += 1
                 hint = trouble.hint if isinstance(trouble, _Trouble) else None
                 pause = self._retry.delay(tries, hint, random.random())
@@ -266,7 +272,7 @@ class Download:
         return ending_of(content_type)
 
     async def _doubt(self, why: str, *, may_be_so: bool) -> None:
-        """The file may be cut. Raise `_Trouble`, unless it has come in this very length for the second time.
+        """The file may be cut. Raise `_Doubt`, unless it has come in this very length for the second time.
 
         A length can be a lie that cuts the file (then more bytes come than it has room for), and a file can be odd.
         """
@@ -281,7 +287,7 @@ class Download:
             return
         self._doubted = size
         await in_thread(self._part.restart)
-        raise _Trouble(why)
+        raise _Doubt(why)
 
     def _check_page(self, answer: MediaAnswer) -> None:
         if is_page(self._part.head, answer.headers.get("content-type", "")):

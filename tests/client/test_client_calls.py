@@ -330,6 +330,13 @@ async def test_an_answer_without_an_id_shows_what_it_says_instead() -> None:
             await client.submit(PICTURE)
 
 
+async def test_an_error_that_comes_with_200_is_no_success() -> None:
+    async with canned(lambda request: {"error": {"code": "key_limited", "message": "not for this key"}}) as client:
+        for read in (client.raw("GET", "/v1/elsewhere"), client.credits(), client.tasks.get("task-1")):
+            with pytest.raises(ResponseError, match=r"\(HTTP 200\) holds an error: key_limited not for this key"):
+                await read
+
+
 @pytest.mark.looptime
 async def test_a_wait_of_which_no_look_got_through_says_what_stood_in_the_way() -> None:
     def handler(request: httpx.Request) -> Any:

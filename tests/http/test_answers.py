@@ -62,7 +62,7 @@ for status in (401, 402):
 for code in ("key_disabled", "key_expired", "user_disabled", "user_expired", "account_disabled", "KEY_DISABLED"):
     row(f"403-{code}", answer(403, now_shape(code)), Verdict.ACCOUNT, Next.NOT_SUBMIT)
 row("503-hint", answer(503, now_shape("x"), retry_after="30"), Verdict.LOST, Next.REPLAY)
-for status in (302, 307, 405, 408, 409, 418, 500, 502, 503, 504, 520, 524):
+for status in (302, 307, 405, 408, 409, 418, 425, 500, 502, 503, 504, 520, 524):
     row(f"{status}", answer(status, now_shape("internal_error")), Verdict.LOST, Next.REPLAY)
     row(f"{status}-html", answer(status, HTML), Verdict.LOST, Next.REPLAY)
 row("302-location", answer(302, location="https://elsewhere.test/"), Verdict.LOST, Next.REPLAY)
@@ -137,6 +137,14 @@ def test_after_a_lost_answer_only_an_id_settles(name: str) -> None:
     asked = int(verdict is Verdict.IN_PROGRESS)
     history = History(age=5, lost=1, asked=asked)
     assert next_step(verdict, history, judge_submission(given).retry_after).next is doubtful
+
+
+def test_no_other_status_says_that_a_request_was_free() -> None:
+    """F40, F46, F47: what is neither in the table nor a task may have been paid for."""
+    free = {400, 401, 402, 403, 404, 413, 415, 422, 429}
+    bodies = (now_shape("some_error"), HTML, b"")
+    told = {(status, judge_submission(answer(status, body)).verdict) for status in range(100, 1000) for body in bodies}
+    assert {status for status, verdict in told if verdict is not Verdict.LOST} == free
 
 
 @pytest.mark.parametrize("verdict", [Verdict.REFUSED, Verdict.ACCOUNT, Verdict.CONFLICT])

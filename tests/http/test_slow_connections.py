@@ -1,4 +1,7 @@
-"""Paid requests over sockets that took long to open: the limit and the cool-downs hold at the first byte of each."""
+"""Paid requests over sockets that took long to open: the limit and the cool-downs hold at the first byte of each.
+
+And over those that were open before a laptop slept.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 from test_transport import Answer, Peer, serving
 
-from evolink_async import AsyncEvoLink, ImageRequest
+from evolink_async import AsyncEvoLink, ImageRequest, clock
 
 pytestmark = pytest.mark.looptime
 
@@ -170,3 +174,32 @@ async def test_a_connection_that_leaves_no_time_for_the_answer_is_given_up_befor
     async with serving(after_a_second) as server:
         await submit(server.url, 1, request_timeout=4, on_lost_response="hold")
         assert len(server.requests) == 1
+
+
+async def test_after_hours_of_sleep_nothing_is_sent_over_a_connection_of_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server has ended them, and a machine that slept heard nothing of it. Loop time stood still."""
+    start, asleep = datetime(2026, 11, 20, tzinfo=UTC), timedelta()
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(clock, "now", lambda: start + timedelta(seconds=loop.time()) + asleep)
+    arrivals: list[float] = []
+    accept, of_before = accepting(arrivals), 0
+
+    def answer(peer: Peer, request: bytes) -> None:
+        if peer.number < of_before:
+            peer.transport.abort()
+        else:
+            loop.call_later(0.1, accept, peer, request)
+
+    requests = [ImageRequest(model="gpt-4o-image", prompt=str(number)) for number in range(20)]
+    async with (
+        serving(answer) as server,
+        AsyncEvoLink("sk-slow-connections", base_url=server.url, rate_limit="100/s") as client,
+    ):
+        assert all(outcome.ok for outcome in await client.run_many(requests))
+        of_before, asleep = len(server.peers), timedelta(hours=8)
+        assert of_before > 10
+        outcomes = await client.run_many(requests)
+        assert [outcome.status for outcome in outcomes] == ["completed"] * 20
+        assert len(server.requests) == len(arrivals) == 40

@@ -225,6 +225,36 @@ async def test_a_new_ledger_appears_whole_or_not_at_all(tmp_path: Path, monkeypa
     assert [other.name for other in tmp_path.iterdir()] == ["job.db"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere folders cannot be synchronized")
+async def test_what_is_committed_and_the_name_of_a_new_ledger_outlive_the_power(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as the disk keeps its word (F118)."""
+    in_loop(monkeypatch)
+    path = tmp_path / "job.db"
+    connections: list[sqlite3.Connection] = []
+    folders: list[bool] = []
+    real_connect, sync = sqlite3.connect, os.fsync
+
+    def connect(*args: Any, **options: Any) -> sqlite3.Connection:
+        connections.append(real_connect(*args, **options))
+        return connections[-1]
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            folders.append(path.exists())
+        sync(descriptor)
+
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    monkeypatch.setattr(os, "fsync", fsync)
+    async with opened(path) as job:
+        assert folders == [True]
+        await row_in(job, State.COMPLETED, "k")
+        [writer] = [each for each in connections[1:] if each.total_changes]  # the first one has made the file
+        assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert writer.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL: each commit waits for the disk
+
+
 async def test_a_new_ledger_is_whole_though_its_log_cannot_be_written_back_when_it_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

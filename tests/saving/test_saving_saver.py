@@ -784,6 +784,23 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_is_too_afterw
     assert names_in(tmp_path) == ["a.png"]
 
 
+@pytest.mark.parametrize("planted", ["link", "file"])
+def test_a_temporary_file_is_never_one_that_is_there_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    """F99: not even if its random name was guessed."""
+    monkeypatch.setattr(folder.secrets, "token_hex", lambda count: "0" * 2 * count)
+    mine, there = tmp_path / "mine.txt", tmp_path / f".evolink-{'0' * 16}.part"
+    mine.write_bytes(b"mine")
+    there.symlink_to(mine) if planted == "link" else there.hardlink_to(mine)
+    part = PartFile(tmp_path)
+    with pytest.raises(FileExistsError):
+        part.open()
+    part.discard()
+    assert mine.read_bytes() == b"mine"
+    there.unlink()  # it is there still
+
+
 def test_a_file_that_is_being_written_is_no_leftover(tmp_path: Path) -> None:
     part = PartFile(tmp_path)
     part.open()

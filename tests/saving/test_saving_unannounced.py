@@ -83,3 +83,37 @@ async def test_chunks_tell_that_a_transfer_is_whole(saver: AsyncEvoLink, tmp_pat
         [path] = await saver.save(f"{host.url}/result", tmp_path)
     assert path.read_bytes() == whole
     assert len(host.calls) == 1
+
+
+async def test_a_part_that_is_shorter_than_it_says_is_not_the_rest_of_the_file(
+    saver: AsyncEvoLink, tmp_path: Path
+) -> None:
+    async def handler(call: Call, writer: asyncio.StreamWriter) -> None:
+        if call.number == 1:
+            answer(writer, MP3[:700], length=len(MP3), etag='"one"')
+            return
+        start = int(call.headers["range"].removeprefix("bytes=").removesuffix("-"))
+        end = len(MP3) - 10 if call.number == 2 else len(MP3)
+        span = f"bytes {start}-{len(MP3) - 1}/{len(MP3)}"
+        answer(writer, MP3[start:end], "206 Partial Content", etag='"one"', content_range=span)
+
+    async with media_host(handler) as host:
+        [path] = await saver.save(f"{host.url}/result", tmp_path)
+    assert path.read_bytes() == MP3
+    assert len(host.calls) == 3
+
+
+@pytest.mark.looptime
+async def test_a_slow_transfer_that_must_come_twice_has_the_time_for_it(saver: AsyncEvoLink, tmp_path: Path) -> None:
+    async def handler(call: Call, writer: asyncio.StreamWriter) -> None:
+        answer(writer, MP3, length=None, content_type="audio/mpeg")
+        for _ in range(400):  # each transfer alone takes longer than is waited without progress
+            await asyncio.sleep(1)
+            writer.write(bytes(5_000))
+            await writer.drain()
+
+    async with media_host(handler) as host:
+        [path] = await saver.save(f"{host.url}/result", tmp_path)
+    assert path.stat().st_size == len(MP3) + 2_000_000
+    assert len(host.calls) == 2
+    assert asyncio.get_running_loop().time() >= 800
