@@ -28,11 +28,11 @@ from evolink_async.errors import (
     InvalidRequestError,
     LedgerError,
     NotSubmittedError,
-    RateLimitError,
     TaskLostError,
 )
 from evolink_async.http.answers import is_account_error
 from evolink_async.http.pace import Urgency
+from evolink_async.http.retry import Verdict
 from evolink_async.http.submit import GRACE, Settled, Submission
 from evolink_async.ledger import Census, Entered, Row, Todo, may_try_again, what_to_do
 from evolink_async.ledger import State as Known
@@ -523,8 +523,10 @@ class Engine:
         self.stages.posting(record)
         self._progress.changed()
 
-    def posted(self, record: Record) -> None:
+    def posted(self, record: Record, verdict: Verdict) -> None:
+        """A POST was made, and came to this."""
         self._tally.posts += 1
+        self._tally.rate_limited += verdict is Verdict.RATE_LIMITED
         if self.doubts is not None:
             self.doubts.answered(record)
 
@@ -532,8 +534,6 @@ class Engine:
         """A POST was in vain and the request is in the queue again."""
         submission = record.submission
         assert submission is not None
-        if isinstance(error, RateLimitError):
-            self._tally.rate_limited += 1
         if not submission.was_sent and record.deserted:
             self.session.submitter.withdraw(submission)
             self._finish(record, OutcomeStatus.NOT_SUBMITTED, _not_submitted(None))
