@@ -543,6 +543,7 @@ class Engine:
     def settled(self, record: Record, settled: Settled) -> None:
         if record.state is not State.SENDING:
             return  # it has its outcome already
+        self._count_unanswered(record)
         error = settled.error
         if settled.task is not None:
             self._accepted(record, settled.task)
@@ -939,9 +940,7 @@ class Engine:
 
     def _finish_as(self, record: Record, settled: Settled, why: BaseException | None) -> None:
         """Give a request that will not be sent again the outcome that is known of its submission."""
-        submission = record.submission
-        if submission is not None:
-            self._tally.posts += submission.flight is not None and submission.flight.sent
+        self._count_unanswered(record)
         if settled.task is not None:
             record.task = settled.task.task
             self._finish(record, OutcomeStatus.UNFINISHED, still_running(record.task, None))
@@ -949,6 +948,12 @@ class Engine:
             self._not_sent(record, why)
         else:
             self._finish(record, OutcomeStatus(settled.ending), settled.error)
+
+    def _count_unanswered(self, record: Record) -> None:
+        """A POST whose answer is not awaited any more was sent all the same."""
+        submission = record.submission
+        if submission is not None and submission.task is None:  # else it was answered, and is counted
+            self._tally.posts += submission.flight is not None and submission.flight.sent
 
     def _give_up(self, record: Record, why: BaseException | None) -> None:
         """Give a request that is under way the outcome that is known by now."""

@@ -411,6 +411,21 @@ async def test_the_client_closed_under_the_pool_ends_it(api_key: str) -> None:
         closing.cancel()
 
 
+async def test_a_post_without_an_answer_when_the_client_is_closed_counts_in_the_statistics(api_key: str) -> None:
+    async def never(request: httpx.Request, go_on: Handler) -> httpx.Response:
+        if request.method == "POST":
+            await asyncio.Event().wait()
+        return await go_on(request)
+
+    async with world(api_key) as w:
+        w.wire.tamper = never
+        pool = w.pool(images(1))
+        asyncio.get_running_loop().call_later(1, lambda: asyncio.ensure_future(w.client.aclose()))
+        [outcome] = await until_it_ends(pool, ClosedError)
+        assert (outcome.status, outcome.attempts) == ("unknown", 1)
+        assert pool.stats.posts == len(w.wire.posts) == 1
+
+
 async def test_a_server_error_is_no_reason(api_key: str) -> None:
     faults = [Fault(method="POST", nth=(2,), status=500)]
     async with world(api_key, {"on_lost_response": "hold"}, faults=faults) as w:
