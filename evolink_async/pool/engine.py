@@ -570,7 +570,7 @@ class Engine:
     def _defer(self, record: Record, settled: Settled) -> None:
         """There are no credits until a price is known: back to `pulled`, if one of ours finds it out."""
         if record.deserted:
-            self._not_sent(record, None)
+            self._return(record, None)
             return
         probe = self.journal.job.probe
         holders = [] if probe is None else self.stages.holders()
@@ -581,7 +581,7 @@ class Engine:
             record.submission = None
             self._wait_for_place(record, first=True)
         else:
-            self._not_sent(record, settled.error)
+            self._return(record, settled.error)
             assert settled.error is not None
             self.end_early(settled.error)
 
