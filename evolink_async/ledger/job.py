@@ -326,23 +326,40 @@ class JobLedger:
 
         return self._written(row, None, undo)
 
-    def replay(self, row: Row) -> asyncio.Future[bool]:
+    def replay(
+        self, row: Row, *, price: str | None = None, told: Decimal | None = None
+    ) -> asyncio.Future[Refusal | bool]:
         """Before the same POST is sent again, with the same key, bytes and API key. False: it must not be.
 
         Refused when the request was settled meanwhile, was sent again before, or the job has used up its replays.
+        price, told: as for `intend`, of one that has nothing reserved though there is a cap: then a `Refusal` says that
+        the credits do not suffice, and nothing has changed.
         """
         self._check()
+        account = self._account
         before = () if self._turns is None else saved_state(_stored(row))
-        replays = self._account.replays
-        if not rules.replay(row, self._account):
-            return self._ready[False]
-        counted = self._account.replays - replays
+        replays, nothing_reserved, probe = account.replays, row.reserved is None, account.probe
+        allowed = rules.replay(
+            row,
+            account,
+            price=price and as_text(price),
+            told=None if told is None else to_micro(told),
+        )
+        if probe is not None and account.probe is not probe:
+            self._note(probe)  # its price was told
+            self._written(None, None)  # whatever becomes of this request
+        if allowed is not True:
+            return self._done(allowed)
+        counted = account.replays - replays
 
         def undo() -> None:
-            reserved = row.reserved
-            restore(_stored(row), before)
-            row.reserved = reserved  # which may have been raised meanwhile
-            self._account.replays -= counted
+            if nothing_reserved:
+                rules.take_back(_stored(row), account, before)
+            else:
+                reserved = row.reserved
+                restore(_stored(row), before)
+                row.reserved = reserved  # which may have been raised meanwhile
+            account.replays -= counted
 
         return self._written(row, True, undo)
 

@@ -21,6 +21,7 @@ from evolink_async.ledger.values import (
     Row,
     StoredRow,
     as_text,
+    changed,
     restore,
     shared,
     to_credits,
@@ -44,19 +45,9 @@ def intend(
 ) -> Refusal | None:
     """Reserve the credits and let a POST be made. key_number: None unless it is a `numbered_key`."""
     state = after(row.state, Verb.INTEND, of=row)
-    known = account.price_of(price) if told is None else max(told, account.used.get(price or "", 0))
-    if known is not None and account.probe is not None and price is not None and account.probe_price == price:
-        price_probe(account, known)
-    reservation = known
-    free = account.free
-    if free is not None:
-        assert account.cap is not None
-        if known is None and (account.probe is not None or free <= 0 or price is None):
-            return Refusal(None, to_credits(free), to_credits(account.cap), account.probe)
-        if known is not None and known > free:
-            return Refusal(to_credits(known), to_credits(free), to_credits(account.cap), account.probe)
-        if known is None:
-            reservation, account.probe, account.probe_price = free, row, price
+    refusal, reservation = _afford(row, account, price, told)
+    if refusal is not None:
+        return refusal
     if row.task_id is not None:
         row.fate = Fate(number=row.number + 1, past=(*row.past, _as_past(row)))
         row.reserved = row.task_id = None  # the past try holds it
@@ -74,6 +65,25 @@ def intend(
     if reservation is not None:  # else nobody knows, and there is no cap
         _reserve(row, account, reservation)
     return None
+
+
+def _afford(row: Row, account: Account, price: str | None, told: int | None) -> tuple[Refusal | None, int | None]:
+    """What a POST must reserve, None where nobody knows and there is no cap; or why the credits do not suffice."""
+    known = account.price_of(price) if told is None else max(told, account.used.get(price or "", 0))
+    if known is not None and account.probe is not None and price is not None and account.probe_price == price:
+        price_probe(account, known)
+    free = account.free
+    if free is None:
+        return None, known
+    assert account.cap is not None
+    if known is None and (account.probe is not None or free <= 0 or price is None):
+        return Refusal(None, to_credits(free), to_credits(account.cap), account.probe), None
+    if known is not None and known > free:
+        return Refusal(to_credits(known), to_credits(free), to_credits(account.cap), account.probe), None
+    if known is not None:
+        return None, known
+    account.probe, account.probe_price = row, price
+    return None, free
 
 
 def price_probe(account: Account, price: int) -> None:
@@ -121,8 +131,11 @@ def take_back(row: StoredRow, account: Account, before: tuple[object, ...]) -> N
         _leave_probe(account)
 
 
-def replay(row: Row, account: Account) -> bool:
+def replay(row: Row, account: Account, *, price: str | None, told: int | None) -> Refusal | bool:
     """Let the same POST be made once more; False: it may not be.
+
+    Where there is a cap, one that has nothing reserved has to fit like a fresh one: it was sent when there was no cap,
+    and nobody knew its price.
 
     A lost response is sent again once, and at most three of a job before the service has proven that it honours keys.
     Where the service itself said that it still works on the request (no loss), asking again is not counted.
@@ -132,11 +145,18 @@ def replay(row: Row, account: Account) -> bool:
     state = after(row.state, Verb.REPLAY, of=row)
     if row.losses > 1 or row.error_code == CONFLICT:
         return False
-    if row.losses and not row.replayed:
-        if not account.keys_honoured:
-            if account.replays >= UNPROVEN_REPLAYS:
-                return False
-            account.replays += 1
+    counted = row.losses > 0 and not row.replayed
+    unproven = counted and not account.keys_honoured
+    if unproven and account.replays >= UNPROVEN_REPLAYS:
+        return False
+    if account.cap is not None and row.reserved is None:
+        refusal, reservation = _afford(row, account, price, told)
+        if refusal is not None:
+            return refusal
+        row.common = changed(row.common, price=price)
+        _reserve(row, account, reservation)
+    if counted:
+        account.replays += unproven
         row.fate = row.fate._replace(replayed=True)
     row.state = state
     row.attempts += 1

@@ -28,11 +28,11 @@ from evolink_async.errors import (
     InvalidRequestError,
     LedgerError,
     NotSubmittedError,
-    RateLimitError,
     TaskLostError,
 )
 from evolink_async.http.answers import is_account_error
 from evolink_async.http.pace import Urgency
+from evolink_async.http.retry import Verdict
 from evolink_async.http.submit import GRACE, Settled, Submission
 from evolink_async.ledger import Census, Entered, Row, Todo, may_try_again, what_to_do
 from evolink_async.ledger import State as Known
@@ -523,8 +523,10 @@ class Engine:
         self.stages.posting(record)
         self._progress.changed()
 
-    def posted(self, record: Record) -> None:
+    def posted(self, record: Record, verdict: Verdict) -> None:
+        """A POST was made, and came to this."""
         self._tally.posts += 1
+        self._tally.rate_limited += verdict is Verdict.RATE_LIMITED
         if self.doubts is not None:
             self.doubts.answered(record)
 
@@ -532,8 +534,6 @@ class Engine:
         """A POST was in vain and the request is in the queue again."""
         submission = record.submission
         assert submission is not None
-        if isinstance(error, RateLimitError):
-            self._tally.rate_limited += 1
         if not submission.was_sent and record.deserted:
             self.session.submitter.withdraw(submission)
             self._finish(record, OutcomeStatus.NOT_SUBMITTED, _not_submitted(None))
@@ -543,6 +543,7 @@ class Engine:
     def settled(self, record: Record, settled: Settled) -> None:
         if record.state is not State.SENDING:
             return  # it has its outcome already
+        self._count_unanswered(record)
         error = settled.error
         if settled.task is not None:
             self._accepted(record, settled.task)
@@ -569,7 +570,7 @@ class Engine:
     def _defer(self, record: Record, settled: Settled) -> None:
         """There are no credits until a price is known: back to `pulled`, if one of ours finds it out."""
         if record.deserted:
-            self._not_sent(record, None)
+            self._return(record, None)
             return
         probe = self.journal.job.probe
         holders = [] if probe is None else self.stages.holders()
@@ -580,7 +581,7 @@ class Engine:
             record.submission = None
             self._wait_for_place(record, first=True)
         else:
-            self._not_sent(record, settled.error)
+            self._return(record, settled.error)
             assert settled.error is not None
             self.end_early(settled.error)
 
@@ -939,9 +940,7 @@ class Engine:
 
     def _finish_as(self, record: Record, settled: Settled, why: BaseException | None) -> None:
         """Give a request that will not be sent again the outcome that is known of its submission."""
-        submission = record.submission
-        if submission is not None:
-            self._tally.posts += submission.flight is not None and submission.flight.sent
+        self._count_unanswered(record)
         if settled.task is not None:
             record.task = settled.task.task
             self._finish(record, OutcomeStatus.UNFINISHED, still_running(record.task, None))
@@ -949,6 +948,12 @@ class Engine:
             self._not_sent(record, why)
         else:
             self._finish(record, OutcomeStatus(settled.ending), settled.error)
+
+    def _count_unanswered(self, record: Record) -> None:
+        """A POST whose answer is not awaited any more was sent all the same."""
+        submission = record.submission
+        if submission is not None and submission.task is None:  # else it was answered, and is counted
+            self._tally.posts += submission.flight is not None and submission.flight.sent
 
     def _give_up(self, record: Record, why: BaseException | None) -> None:
         """Give a request that is under way the outcome that is known by now."""

@@ -20,7 +20,7 @@ from evolink_async.errors import ClosedError, EvoLinkError, InvalidRequestError,
 from evolink_async.http.answers import Judgement
 from evolink_async.http.retry import Replays, Verdict
 from evolink_async.http.submit import Ending, Settled, Submission, new_idempotency_key
-from evolink_async.ledger import Entered, Entry, JobLedger, Row
+from evolink_async.ledger import Entered, Entry, JobLedger, Refusal, Row
 from evolink_async.ledger.states import State
 from evolink_async.ledger.values import KEY_DIGITS, numbered_key
 from evolink_async.polling.schedule import Schedule
@@ -155,21 +155,24 @@ class Journal:
             refusal = await asked
         except LedgerError as error:
             return _unwritten(error)
-        if refusal is None:
-            return None
-        refused = refusal.error()
-        ending: Ending = "not_submitted" if refusal.probe is None else "deferred"
-        return Settled(ending, error=refused, fatal=refused)
+        return None if refusal is None else _unaffordable(refusal)
 
     async def _replay(self, row: Row, submission: Submission) -> Settled | None:
         """The same, where the POST was made before."""
         if submission.replays.proven:
             self._tell(self._job.keys_are_honoured())
-        asked = self._job.replay(row)
+        price = told = None
+        if self._capped:
+            price = price_class(submission.request)
+            with contextlib.suppress(InvalidRequestError):  # their function fails: nothing is told
+                told = self._told(submission.request)
+        asked = self._job.replay(row, price=price, told=told)
         try:
             allowed = await asked
         except LedgerError as error:
             return _unwritten(error)
+        if isinstance(allowed, Refusal):
+            return _unaffordable(allowed)
         return None if allowed else Settled("unknown")
 
     def unsent(self, row: Row) -> None:
@@ -260,6 +263,12 @@ class Journal:
 def _without_code(error: EvoLinkError) -> str:
     """What an error says besides its code, which is kept beside it."""
     return str(error).removeprefix(f"{error.code}: ")
+
+
+def _unaffordable(refusal: Refusal) -> Settled:
+    error = refusal.error()
+    ending: Ending = "not_submitted" if refusal.probe is None else "deferred"
+    return Settled(ending, error=error, fatal=error)
 
 
 def _unwritten(error: LedgerError) -> Settled:

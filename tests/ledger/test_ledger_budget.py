@@ -348,6 +348,35 @@ async def test_after_a_crash_the_answer_of_a_probe_still_teaches_the_price(quick
         assert (job.price_of("new"), job.free) == (4, 96)
 
 
+async def test_what_was_sent_without_a_cap_at_an_unknown_price_has_to_fit_before_it_is_sent_again(
+    quick_path: Path,
+) -> None:
+    path = quick_path / "job.db"
+    async with opened(path) as job:
+        for key in "abcd":
+            row = await entered(job, key)
+            await intend(job, row, price="new", told=None)
+            await job.unsettled(row, code=None, error="cut")
+        assert job.reserved == 0
+    async with opened(path, max_credits=Decimal(10)) as job:
+        await job.keys_are_honoured()
+        a, b, c, d = [(await job.enter(entry(key))).row for key in "abcd"]
+        assert await job.replay(a, price="new") is True
+        assert (job.probe, job.reserved) == (a, 10)
+        refusal = await job.replay(b, price="new")
+        assert isinstance(refusal, Refusal)
+        assert (refusal.probe, b.state, b.attempts) == (a, State.UNSETTLED, 1)
+        await accept(job, a, new_task(4), at=at())
+        assert await job.replay(b, price="new") is True
+        assert (job.probe, job.reserved) == (None, 8)
+        refusal = await job.replay(c, price="new")
+        assert isinstance(refusal, Refusal)
+        assert (refusal.price, refusal.free, refusal.probe) == (4, 2, None)
+        assert await job.replay(d, price="new", told=Decimal(2)) is True
+        assert job.free == 0
+    assert_balanced(path)
+
+
 # Replays
 
 

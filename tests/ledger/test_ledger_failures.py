@@ -245,6 +245,27 @@ async def test_a_new_try_and_a_replay_that_cannot_be_written_have_not_happened(q
 
 @in_virtual_time
 @pytest.mark.looptime
+async def test_what_a_replay_reserves_is_free_again_if_it_cannot_be_written(quick_path: Path, where: str) -> None:
+    path = quick_path / "job.db"
+    async with opened(path) as job:
+        row = await entered(job, "k")
+        await intend(job, row, price="new", told=None)
+        await job.unsettled(row, code=None, error="cut")
+    async with opened(path, max_credits=Decimal(10)) as job:
+        row = (await job.enter(entry("k"))).row
+        disk_of(job).begins = where
+        with pytest.raises(LedgerError):
+            await job.replay(row, price="new")
+        assert (row.state, row.replayed, row.reserved) == (State.UNSETTLED, False, None)
+        assert (job.probe, job.reserved, job.replays) == (None, 0, 0)
+        disk_of(job).begins = None
+        assert await job.replay(row, price="new") is True
+        assert (job.probe, job.reserved, job.replays) == (row, 10, 1)
+    assert_balanced(path)
+
+
+@in_virtual_time
+@pytest.mark.looptime
 async def test_an_intent_that_was_followed_by_news_is_not_undone_with_its_turn(quick_path: Path) -> None:
     """The news is a fact; what it came after no longer matters."""
     path = quick_path / "job.db"

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from loop_executor import in_loop
-from pool_world import answering, drain, images, now, task_json, world
+from pool_world import Handler, answering, drain, images, now, task_json, world
 
 from evolink_async import BudgetExceededError, ImageRequest, LedgerError, Outcome, TaskPool, open_ledger
 
@@ -184,6 +184,28 @@ async def test_a_job_whose_service_tells_no_prices_goes_on_once_the_caller_tells
         assert len(service.begun) == 10
         async with w.pool(images(10), ledger=ledger) as pool:
             assert [outcome.credits for outcome in await drain(pool)] == [5] * 10
+
+
+async def test_what_an_earlier_run_sent_without_a_budget_is_sent_again_within_the_budget_of_this_one(
+    api_key: str, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "job.db"
+
+    async def cut(request: httpx.Request, go_on: Handler) -> httpx.Response:
+        raise httpx.ReadError("cut")
+
+    async with world(api_key) as w:
+        w.wire.tamper = cut
+        async with w.pool(images(20), ledger=ledger) as pool:
+            await asyncio.sleep(1.5)
+        sent = {outcome.key for outcome in pool.leftovers}
+        assert len(sent) > 2  # and nobody has told their price
+        w.wire.tamper = None
+        pool = w.pool(images(20), ledger=ledger, max_credits=5)
+        outcomes = await until_the_budget_ends_it(pool)
+        assert w.emulator.book()["account"]["spent"] == pool.stats.credits_spent == 5
+        assert sum(outcome.ok for outcome in outcomes) == len(w.book) == 2
+        assert {str(outcome.status) for outcome in outcomes if outcome.key in sent} == {"completed", "unknown"}
 
 
 async def test_when_the_ledger_is_deleted_under_a_pool_nothing_more_is_sent_and_the_reason_says_what_to_do(

@@ -162,6 +162,23 @@ async def test_requests_that_wait_after_a_429_come_back_not_submitted(api_key: s
         assert sum(outcome.ok for outcome in outcomes) == len(w.book)
 
 
+async def test_a_429_to_a_post_that_is_not_sent_again_counts_in_the_statistics(api_key: str) -> None:
+    async def slow(request: httpx.Request, go_on: Handler) -> httpx.Response:
+        if request.method == "POST":
+            await asyncio.sleep(2)
+        return await go_on(request)
+
+    async with world(api_key, concurrency=1) as w:
+        w.wire.tamper = slow
+        async with w.pool(images(2)) as pool:
+            await asyncio.sleep(1)
+            pool.stop()
+            outcomes = await drain(pool)
+        assert {str(outcome.status) for outcome in outcomes} == {"completed", "not_submitted"}
+        assert sorted(post.status or 0 for post in w.wire.posts) == [200, 429]
+        assert (pool.stats.posts, pool.stats.rate_limited) == (2, 1)
+
+
 async def test_twenty_identical_refusals_end_the_pool(api_key: str) -> None:
     async with world(api_key, {"validate": False, "rate_limit": "1/s"}) as w:
         source = (image(number, size="17x4") for number in range(1000))
@@ -392,6 +409,21 @@ async def test_the_client_closed_under_the_pool_ends_it(api_key: str) -> None:
         assert counts["unfinished"] == len(w.book) > 0
         assert counts["not_submitted"] == len(outcomes) - len(w.book)
         closing.cancel()
+
+
+async def test_a_post_without_an_answer_when_the_client_is_closed_counts_in_the_statistics(api_key: str) -> None:
+    async def never(request: httpx.Request, go_on: Handler) -> httpx.Response:
+        if request.method == "POST":
+            await asyncio.Event().wait()
+        return await go_on(request)
+
+    async with world(api_key) as w:
+        w.wire.tamper = never
+        pool = w.pool(images(1))
+        asyncio.get_running_loop().call_later(1, lambda: asyncio.ensure_future(w.client.aclose()))
+        [outcome] = await until_it_ends(pool, ClosedError)
+        assert (outcome.status, outcome.attempts) == ("unknown", 1)
+        assert pool.stats.posts == len(w.wire.posts) == 1
 
 
 async def test_a_server_error_is_no_reason(api_key: str) -> None:
