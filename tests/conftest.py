@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from support import assert_nothing_left, contents, transports
 
 from evolink_async import AsyncEvoLink
 from evolink_async.emulator import Emulator
 from evolink_async.http.transport import SlotTransport
 
-settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of what is tested
+# A busy machine is no fault of what is tested.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")

@@ -774,7 +774,9 @@ async def test_a_full_disk_is_told_and_leaves_nothing(
 # --- any name at all --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(name=st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=300))
 def test_no_name_writes_outside_the_folder(tmp_path: Path, name: str) -> None:
     part = PartFile(tmp_path / "out")
