@@ -10,20 +10,22 @@ import inspect
 import logging
 import os
 import secrets
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
-from support import assert_nothing_left, transports
+from hypothesis import HealthCheck, settings
+from support import assert_nothing_left, contents, transports
 
 from evolink_async import AsyncEvoLink
 from evolink_async.emulator import Emulator
 from evolink_async.http.transport import SlotTransport
 
-settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of what is tested
+# A busy machine is no fault of what is tested.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
@@ -113,8 +115,16 @@ def _canary(
     ours.setLevel(level)
     leaks = [line for line in handler.lines if api_key in line]
     assert not leaks, f"the API key is in the log: {leaks[:3]}"
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and api_key.encode() in path.read_bytes()]
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and api_key.encode() in contents(path)]
     assert not written, f"the API key is in files: {written}"
+
+
+@pytest.fixture
+def unused_port() -> Iterator[int]:
+    """A port of this machine that refuses connections, and goes to nobody else as long as the test runs."""
+    with socket.socket() as taken:
+        taken.bind(("", 0))  # and nobody listens
+        yield int(taken.getsockname()[1])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

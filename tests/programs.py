@@ -20,7 +20,9 @@ class Finished:
     stderr: str
 
 
-async def run_program(arguments: list[str], emulator: Any, *, timeout: float = 50, cwd: Path | None = None) -> Finished:
+async def run_program(
+    arguments: list[str], emulator: Any, *, timeout: float = 300, cwd: Path | None = None
+) -> Finished:
     """Run to the end; killed, by its id, if it takes longer than `timeout` seconds."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("EVOLINK_", "PYTEST", "COV_"))

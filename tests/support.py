@@ -8,6 +8,7 @@ import re
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -37,6 +38,14 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
     length = re.search(rb"content-length: (\d+)", head, re.I)
     await reader.readexactly(int(length[1]) if length else 0)
     return head
+
+
+def contents(path: Path) -> bytes:
+    """Nothing, of a file that was removed since its folder was listed."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 @asynccontextmanager

@@ -7,17 +7,15 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 from programs import ROOT, run_program
 
 NOBODY = SimpleNamespace(base_url="http://127.0.0.1:9", api_key="sk-of-no-use")  # it brings its own service
 
 
-@pytest.mark.timeout(150)
 async def test_the_benchmark_of_the_ledger_measures_writes_size_and_what_a_pool_pays_for_it(tmp_path: Path) -> None:
     small = ["--requests", "200", "--tasks", "200", "--rounds", "1", "--size", "1000", "--folder", str(tmp_path)]
     arguments = [sys.executable, str(ROOT / "benchmarks" / "ledger.py"), "--json", *small]
-    finished = await run_program(arguments, NOBODY, timeout=140)
+    finished = await run_program(arguments, NOBODY, timeout=550)
     assert finished.code == 0, finished.stderr
     results = json.loads(finished.stdout)
     assert set(results["many"]) == {"append and fdatasync", "ledger", "ledger in memory"}

@@ -7,17 +7,15 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 from programs import ROOT, run_program
 
 NOBODY = SimpleNamespace(base_url="http://127.0.0.1:9", api_key="sk-of-no-use")  # it brings its own service
 
 
-@pytest.mark.timeout(240)
 async def test_the_benchmark_of_pools_measures_every_part_and_draws_it(tmp_path: Path) -> None:
     plot = tmp_path / "cost.png"
     arguments = [sys.executable, str(ROOT / "benchmarks" / "pool.py"), "--quick", "--json", "--plot", str(plot)]
-    finished = await run_program(arguments, NOBODY, timeout=220)
+    finished = await run_program(arguments, NOBODY, timeout=550)
     assert finished.code == 0, finished.stderr
     results = json.loads(finished.stdout)
     assert results["setting"]["seed"] == 1

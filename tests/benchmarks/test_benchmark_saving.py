@@ -15,7 +15,7 @@ NOBODY = SimpleNamespace(base_url="http://127.0.0.1:9", api_key="sk-of-no-use") 
 async def test_the_benchmark_of_saving_saves_with_every_client(tmp_path: Path) -> None:
     program = str(ROOT / "benchmarks" / "saving.py")
     arguments = [sys.executable, program, "--rows", "tiny", "--rounds", "1", "--json", "--folder", str(tmp_path)]
-    finished = await run_program(arguments, NOBODY, timeout=50)
+    finished = await run_program(arguments, NOBODY, timeout=550)
     assert finished.code == 0, finished.stderr
     results = json.loads(finished.stdout)
     assert {"machine", "python", "evolink_async", "httpx"} <= results.keys()

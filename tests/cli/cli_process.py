@@ -51,7 +51,7 @@ async def started(*arguments: object, server: Any = None, env: dict[str, str] | 
 
 async def ended(process: asyncio.subprocess.Process, given: bytes | None = None) -> Ended:
     """Wait for it."""
-    stdout, stderr = await asyncio.wait_for(process.communicate(given), 40)
+    stdout, stderr = await asyncio.wait_for(process.communicate(given), 300)
     assert process.returncode is not None
     return Ended(process.returncode, (stdout or b"").decode(), (stderr or b"").decode())
 
@@ -85,15 +85,15 @@ async def on_terminal(*arguments: object, columns: int = 60, **env: str) -> tupl
     values = environment(TERM="xterm-256color", COLUMNS=str(columns), LINES="24") | env
     async with started(*arguments, env=values, stdout=theirs, stderr=theirs, stdin=theirs) as process:
         os.close(theirs)
-        await asyncio.wait_for(process.wait(), 40)
-        await asyncio.wait_for(all_read.wait(), 10)
+        await asyncio.wait_for(process.wait(), 300)
+        await asyncio.wait_for(all_read.wait(), 60)
     os.close(ours)
     return process.returncode, received.decode(env.get("PYTHONIOENCODING", "utf-8"))
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that the other process makes true."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  (it is another process that makes it true)
             await asyncio.sleep(0.02)
 

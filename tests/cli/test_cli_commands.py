@@ -152,7 +152,7 @@ async def test_a_wrong_parameter_is_found_before_anything_is_sent(emulator: Any)
 async def test_an_interrupted_generation_names_its_task(api_key: str) -> None:
     from evolink_async.emulator import Emulator
 
-    async with Emulator(speed=1, api_key=api_key).serve() as server:
+    async with Emulator(standing=True, api_key=api_key).serve() as server:
         arguments = ("generate", "video", "--model", "veo3.1-fast-beta", "--prompt", "waves")
         async with started(*arguments, server=server) as process:
             await until(lambda: bool(server.emulator.book()["posts"]))
@@ -179,7 +179,7 @@ async def test_waiting_that_takes_too_long_says_how_to_go_on(api_key: str) -> No
     from evolink_async.emulator import Emulator
 
     async with (
-        Emulator(speed=1, api_key=api_key).serve() as server,
+        Emulator(standing=True, api_key=api_key).serve() as server,
         AsyncEvoLink(base_url=server.base_url) as client,
     ):
         task = await client.videos.submit(model="veo3.1-fast-beta", prompt="waves")
@@ -198,7 +198,7 @@ async def test_waiting_that_takes_too_long_says_how_to_go_on(api_key: str) -> No
 async def test_waiting_for_what_is_no_task_says_so_and_not_that_it_runs(
     task_id: str, code: int, said: str, emulator: Any
 ) -> None:
-    result = await command("wait", task_id, "--timeout", 1, server=emulator)
+    result = await command("wait", task_id, "--timeout", 5, server=emulator)
     assert (result.code, result.stdout) == (code, "")
     assert said in result.stderr
     assert "running" not in result.stderr
@@ -208,9 +208,9 @@ async def test_a_wait_for_a_service_that_is_not_there_keeps_to_its_time_and_a_qu
     env = environment(EVOLINK_BASE_URL="http://127.0.0.1:9", EVOLINK_API_KEY="sk-x")
     began = time.monotonic()
     assert (await command("wait", "task-1", "--timeout", 1, env=env)).code == 1
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     async with started("credits", env=env) as process:
-        assert b"no answer yet" in await asyncio.wait_for(process.stderr.readline(), 30)
+        assert b"no answer yet" in await asyncio.wait_for(process.stderr.readline(), 60)
 
 
 async def test_a_refused_key_ends_every_command_with_3(emulator: Any) -> None:
@@ -239,7 +239,7 @@ async def test_the_base_url_may_be_an_option(emulator: Any) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_the_emulator_serves_until_it_is_told_to_stop(number: int) -> None:
     async with started("emulator", "--port", 0, "--speed", 100) as process:
-        address = (await asyncio.wait_for(process.stderr.readline(), 20)).decode()
+        address = (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
         export = (await process.stderr.readline()).decode()
         assert "100 times real speed" in address
         found = re.fullmatch(r"export EVOLINK_BASE_URL=(\S+) EVOLINK_API_KEY=(\S+)\n", export)
@@ -271,7 +271,7 @@ async def test_the_emulator_takes_behaviours_and_dialects_from_files(tmp_path: A
     (tmp_path / "dialect.json").write_text('{"created": "full", "credits": "old"}')
     files = ("--models", tmp_path / "models.json", "--dialect", tmp_path / "dialect.json")
     async with started("emulator", "--port", 0, "--standing", *files) as process:
-        await asyncio.wait_for(process.stderr.readline(), 20)
+        await asyncio.wait_for(process.stderr.readline(), 60)
         export = (await process.stderr.readline()).decode()
         url, key = re.findall(r"=(\S+)", export)
         async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}) as client:
@@ -304,7 +304,7 @@ async def test_an_interrupted_demo_names_what_runs(tmp_path: Path) -> None:
     async with started("demo", "--speed", 1, cwd=tmp_path) as process:
         seen = b""
         while b"requests, at most" not in seen:
-            seen += await asyncio.wait_for(process.stderr.readline(), 20)
+            seen += await asyncio.wait_for(process.stderr.readline(), 60)
         await asyncio.sleep(1)  # the first ones are on their way; how many doesn't matter
         process.send_signal(signal.SIGINT)
         result = await ended(process)

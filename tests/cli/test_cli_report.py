@@ -56,7 +56,7 @@ async def test_every_run_adds_to_the_record_of_progress_and_the_report_counts_th
 
 async def test_an_interrupted_run_has_a_report_of_what_runs_and_what_was_not_sent(api_key: str, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "in.jsonl", *images(30))
-    async with Emulator(speed=1, seed=1, api_key=api_key).serve() as server:
+    async with Emulator(standing=True, seed=1, api_key=api_key).serve() as server:
         options = ("--max-outstanding", 4, *FAST)
         async with started("run", file, "--out", tmp_path / "out", *options, server=server) as process:
             await until(lambda: len(server.emulator.book()["posts"]) == 4)
@@ -70,7 +70,7 @@ async def test_an_interrupted_run_has_a_report_of_what_runs_and_what_was_not_sen
 async def test_a_killed_run_is_reported_from_its_ledger(api_key: str, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "in.jsonl", *images(8))
     async with (
-        Emulator(speed=1, seed=1, api_key=api_key).serve() as server,
+        Emulator(standing=True, seed=1, api_key=api_key).serve() as server,
         started("run", file, "--out", tmp_path / "out", *FAST, server=server) as process,
     ):
         await until(lambda: len(server.emulator.book()["posts"]) == 8)

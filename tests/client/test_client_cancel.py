@@ -15,8 +15,6 @@ from support import virtual_service
 
 from evolink_async import AsyncEvoLink, EvoLinkError, ImageRequest, Outcome, TaskPool
 
-pytestmark = pytest.mark.timeout(240)
-
 PICTURE = ImageRequest(model="gpt-4o-image", prompt="a lighthouse")
 LATE = {"path": "/v1/images", "delay": 3}
 TOO_LATE = {"path": "/v1/images", "delay": 8}  # later than the five seconds that a cancelled caller waits

@@ -121,7 +121,7 @@ async def test_a_program_that_ends_in_the_middle_is_quiet_and_tells_what_it_leav
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         output, _ = await process.communicate()
     told = output.decode()
     assert process.returncode == code, told

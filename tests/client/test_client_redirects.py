@@ -66,6 +66,7 @@ async def redirecting(status: int, where: str = "") -> AsyncIterator[tuple[Async
             yield client, service, elsewhere
 
 
+@pytest.mark.looptime
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("name", READS)
 async def test_a_read_or_an_upload_is_not_sent_elsewhere(name: str, status: int) -> None:
@@ -99,6 +100,7 @@ async def test_a_poll_is_not_sent_elsewhere_and_says_nothing_about_its_task(stat
         assert not elsewhere.requests
 
 
+@pytest.mark.looptime
 async def test_a_redirect_within_the_service_is_not_followed_either() -> None:
     async with redirecting(307, "/v1/credits") as (client, service, _):
         with pytest.raises(EvoLinkError, match="redirect"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +57,7 @@ async def exchange(
     content = b"" if body is None else json.dumps(body).encode()
     lines = [f"{method} {path} HTTP/1.1", f"Host: {host}:{port}", f"Authorization: Bearer {server.api_key}"]
     lines += [f"{name}: {value}" for name, value in {"Connection": "close", **(headers or {})}.items()]
-    started = time.monotonic()
+    started = asyncio.get_running_loop().time()
     writer.write("\r\n".join([*lines, f"Content-Length: {len(content)}", "", ""]).encode() + content)
     data, end = b"", "closed"
     try:
@@ -71,6 +70,6 @@ async def exchange(
         end = "open"
     except ConnectionResetError:
         end = "reset"
-    seconds = time.monotonic() - started
+    seconds = asyncio.get_running_loop().time() - started
     writer.transport.abort()
     return Seen(data, end, seconds)

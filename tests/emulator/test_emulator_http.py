@@ -51,7 +51,7 @@ async def finished(client: httpx.AsyncClient, task: dict[str, Any], pause: float
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that other tasks of this loop are about to do."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             if condition():
                 return
@@ -208,7 +208,8 @@ async def test_the_balance_runs_out_with_402() -> None:
 
 @pytest.mark.parametrize("style", ["seconds", "date", "ms", "body", None])
 async def test_a_429_carries_the_hint_in_the_chosen_style(style: Any) -> None:
-    async with running(rate=0.5, retry_after=style) as client:
+    now = 1_800_000_000.0
+    async with running(rate=0.5, retry_after=style, clock=lambda: now) as client:
         assert (await client.post(IMAGES, json=IMAGE)).status_code == 200
         answer = await client.post(IMAGES, json=IMAGE)
         assert answer.status_code == 429
@@ -218,7 +219,7 @@ async def test_a_429_carries_the_hint_in_the_chosen_style(style: Any) -> None:
         if style == "seconds":
             assert hint == "2"
         elif style == "date":
-            assert 0 <= parsedate_to_datetime(hint or "").timestamp() - time.time() <= 4
+            assert 2 <= parsedate_to_datetime(hint or "").timestamp() - now <= 3
         elif style == "ms":
             assert 1000 < int(answer.headers["retry-after-ms"]) <= 2000
         assert (hint is not None) == (style in ("seconds", "date"))
@@ -294,7 +295,7 @@ async def test_a_dropped_connection_is_closed_on_the_wire_without_a_byte() -> No
         host, port = server.base_url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"GET /v1/credits HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert await asyncio.wait_for(reader.read(), 60) == b""
         writer.close()
         await writer.wait_closed()
 
@@ -343,6 +344,7 @@ async def test_garbage_can_be_answered_after_the_task_was_accepted() -> None:
         assert len((await book_of(client))["posts"]) == 1
 
 
+@pytest.mark.looptime
 async def test_a_late_answer_to_a_submission_has_its_task_at_once() -> None:
     async with running(faults=[Fault(path=IMAGES, delay=30)]) as client:
         with pytest.raises(httpx.ReadTimeout):
@@ -419,15 +421,23 @@ def test_faults_that_make_no_sense_are_refused(row: dict[str, Any]) -> None:
 
 
 async def test_an_answer_does_not_wait_for_acknowledgements() -> None:
-    # Without TCP_NODELAY each of these takes 40 ms.
     async with running() as client:
-        await client.get("/_emulator/health")
-        started = time.perf_counter()
-        for _ in range(25):
-            await client.get("/_emulator/health")
-        assert time.perf_counter() - started < 0.8
+
+        async def seconds() -> float:
+            started = time.perf_counter()
+            for _ in range(25):
+                await client.get("/_emulator/health")
+            return time.perf_counter() - started
+
+        # Without TCP_NODELAY each of these takes 40 ms, always; a machine that is busy is so for a while.
+        for _ in range(20):
+            if await seconds() < 0.8:
+                break
+        else:
+            pytest.fail("25 answers never came within 0.8 s")
 
 
+@pytest.mark.looptime
 async def test_the_server_stops_at_once_with_idle_and_busy_connections() -> None:
     async with aiohttp.ClientSession() as session:
         async with Emulator(faults=[Fault(path="/v1/credits", delay=60)]).serve() as server:
@@ -435,8 +445,8 @@ async def test_the_server_stops_at_once_with_idle_and_busy_connections() -> None
                 assert await answer.json() == {"status": "ok"}
             busy = asyncio.create_task(session.get(f"{server.base_url}/v1/credits"))
             await until(lambda: "GET /v1/credits" in server.emulator.book()["requests"])
-            started = time.perf_counter()
-        assert time.perf_counter() - started < 0.5
+            started = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - started < 0.5
         with pytest.raises(aiohttp.ClientError):
             await busy
         with pytest.raises(aiohttp.ClientConnectorError):
@@ -473,7 +483,7 @@ def test_run_serves_until_a_signal_and_returns(name: str) -> None:
         base_url = process.stdout.readline().strip()
         assert httpx.get(f"{base_url}/_emulator/health").status_code == 200
         process.send_signal(getattr(signal, name))
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=100)
     assert (out, err, process.returncode) == ("returned\n", "", 0)
 
 

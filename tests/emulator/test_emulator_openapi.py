@@ -722,7 +722,7 @@ async def raw_server() -> AsyncIterator[Callable[[bytes], Awaitable[bytes]]]:
         async def send(request: bytes) -> bytes:
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(request)
-            answer = await asyncio.wait_for(reader.read(), 10)
+            answer = await asyncio.wait_for(reader.read(), 60)
             writer.close()
             await writer.wait_closed()
             return answer
@@ -798,7 +798,6 @@ async def test_half_a_surrogate_pair_is_answered_as_valid_json() -> None:
 # --- schemathesis ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(240)
 async def test_schemathesis_finds_nothing() -> None:
     # A bounded share of what tests/emulator/schemathesis.toml describes: all phases, but the coverage phase only of the
     # calls that don't generate, as for 165 models it sends 18 000 requests.

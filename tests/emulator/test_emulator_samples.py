@@ -121,7 +121,7 @@ class SampleClient:
         data = None if body is None else dumps(body).encode()
         request = urllib.request.Request(self.base_url + path, data, self.headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return loads(answer.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -156,7 +156,7 @@ async def test_submit_poll_and_read_the_results(kind: str, body: Any, dialect: D
         created = client.call("POST", f"/v1/{kind}/generations", body)
         assert created["status"] == "pending"
         done = client.wait(created["id"])
-        with urllib.request.urlopen(done["results"][0], timeout=10) as media:
+        with urllib.request.urlopen(done["results"][0], timeout=60) as media:
             return created, done, media.headers["content-type"]
 
     async with Emulator(speed=FAST, dialect=dialect).serve() as server:

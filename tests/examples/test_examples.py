@@ -147,6 +147,6 @@ def test_programs_that_use_the_package_pass_a_strict_type_check(tmp_path: Path) 
     programs = [*EXAMPLES.glob("*.py"), EXAMPLES / "testing_your_code" / "covers.py"]
     # In a process of its own: mypy tells the garbage collector to rest, and that would hold for the tests after it.
     command = [sys.executable, "-m", "mypy", "--strict", f"--cache-dir={tmp_path}", *map(str, programs)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=550, check=False)
     assert done.stderr == ""
     assert done.stdout.startswith("Success"), done.stdout

@@ -40,6 +40,7 @@ async def test_a_paid_request_whose_answer_was_cut_is_unknown_with_the_request_i
             await client.images.submit(model="gpt-4o-image", prompt="a lighthouse")
 
 
+@pytest.mark.looptime
 async def test_a_read_whose_answer_was_cut_says_so_too() -> None:
     async with service(HEAD % b"req-2026-4711" + PART) as client:
         with pytest.raises(ConnectionFailedError, match="req-2026-4711"):

@@ -53,6 +53,7 @@ async def sharing(connections: int, **options: Any) -> AsyncIterator[tuple[Slow,
         yield service, http_client, client
 
 
+@pytest.mark.looptime
 async def test_requests_that_queue_for_the_connections_of_a_users_client_are_not_lost() -> None:
     count = 20
     timeout = count / 2 * SECONDS / 2  # the queue takes twice as long
@@ -63,6 +64,7 @@ async def test_requests_that_queue_for_the_connections_of_a_users_client_are_not
         assert service.posts == count
 
 
+@pytest.mark.looptime
 async def test_a_users_client_whose_connections_are_all_taken_has_sent_nothing() -> None:
     retry = RetryPolicy(0.01, 0.02)
     async with sharing(1, request_timeout=0.3, retry=retry) as (service, http_client, client):

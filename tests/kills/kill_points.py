@@ -52,6 +52,7 @@ class Points:
         self._ledger = Path(ledger)
         self._die_at, self._full_at, self._room_after = die_at, full_at, room_after
         self._reached: Counter[str] = Counter()
+        self.unsent: set[str] = set()  # requests whose intent is durable, and whose POST has not begun
 
     def note(self, *words: str) -> None:
         os.write(self._log, (" ".join(words) + "\n").encode())
@@ -63,6 +64,10 @@ class Points:
             os.kill(os.getpid(), signal.SIGKILL)
         if now == self._full_at:
             self._fill_disk()
+
+    def fills_at(self, point: str) -> bool:
+        """Whether the disk will be full the next time that the point is reached."""
+        return f"{point}:{self._reached[point] + 1}" == self._full_at
 
     def _fill_disk(self) -> None:
         filler = self._ledger.parent / "filler"
@@ -105,6 +110,7 @@ class Points:
             key, name = match[1].decode(), json.loads(call.body)["prompt"]
             self.reached("before post")
             self.note("post", key, name)
+            self.unsent.discard(name)
             try:
                 head = await send(slot, call)
             except BaseException:
@@ -126,6 +132,7 @@ class WatchedJob:
     def __init__(self, job: JobLedger, points: Points) -> None:
         self._job = job
         self._points = points
+        self._writing: set[asyncio.Future[Any]] = set()
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._job, name)
@@ -138,6 +145,8 @@ class WatchedJob:
         return verb
 
     def _verb(self, name: str, value: Any, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+        if self._points.fills_at(f"before {name}") and (self._writing or self._points.unsent):
+            return asyncio.ensure_future(self._once_written(name, value, *args, **kwargs))
         identity = getattr(args[0], "identity", "") if args else ""
         self._points.reached(f"before {name}")
         if name in _ASKED:
@@ -147,7 +156,15 @@ class WatchedJob:
             self._done(name, identity, durable)
         else:  # the first to hear of it
             durable.add_done_callback(lambda future: self._done(name, identity, future))
+            self._writing.add(durable)
+            durable.add_done_callback(self._writing.discard)
         return durable
+
+    async def _once_written(self, name: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """The disk is full from here on: what was asked for before is written by then, and its POST begun."""
+        while self._writing or self._points.unsent:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        return await self._verb(name, value, *args, **kwargs)
 
     def _done(self, name: str, identity: str, future: asyncio.Future[Any]) -> None:
         if future.cancelled() or future.exception() is not None:
@@ -155,5 +172,6 @@ class WatchedJob:
         self._points.reached(f"after {name}")
         if name in _ASKED:
             self._points.note("intended", identity)
+            self._points.unsent.add(identity)
         elif name in _SETTLING:
             self._points.note("settled", identity)

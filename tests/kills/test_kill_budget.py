@@ -103,7 +103,7 @@ async def one_round(chance: random.Random, path: Path | None, told: bool) -> tup
 
 
 @pytest.mark.looptime
-@pytest.mark.timeout(60 + ROUNDS)
+@pytest.mark.timeout(600 + ROUNDS)
 @pytest.mark.parametrize("told", [True, False], ids=["price told", "price learned"])
 @pytest.mark.parametrize("with_ledger", [True, False], ids=["ledger", "memory"])
 async def test_a_hundred_coroutines_use_the_credits_that_fit_and_not_one_more(

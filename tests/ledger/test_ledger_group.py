@@ -113,7 +113,6 @@ async def test_a_row_that_is_held_again_is_not_forgotten(monkeypatch: pytest.Mon
         assert len(job._rows) == 1
 
 
-@pytest.mark.timeout(180)
 async def test_many_requests_take_no_more_memory_than_a_few(tmp_path: Path) -> None:
     """In a process of its own, whose memory can be measured."""
     count = 20_000

@@ -441,7 +441,6 @@ class Life(RuleBasedStateMachine):
         assert sums_on_disk(self.path)[:2] == (self.naive.reserved, self.naive.spent)
 
 
-@pytest.mark.timeout(300)
 def test_a_ledger_its_twin_in_memory_and_a_naive_model_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     in_loop(monkeypatch)
     run_state_machine_as_test(  # type: ignore[no-untyped-call]

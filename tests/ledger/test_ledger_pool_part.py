@@ -148,7 +148,6 @@ async def test_a_process_may_die_at_every_point(quick_path: Path, point: str, po
         assert {name: again[name] for name in kept} == kept
 
 
-@pytest.mark.timeout(240)
 async def test_random_lives_of_a_job_end_with_the_money_of_the_book(quick_path: Path) -> None:
     alone = os.environ.get("LEDGER_SEED")
     reached: Counter[str] = Counter()

@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -30,6 +31,7 @@ done = {}
 async with client.pool(requests, ledger="job.db", save_to="out", max_outstanding=4, on_progress=progress_bar()) as pool:
     async for outcome in pool:
         done[outcome.key] = outcome
+        open("taken", "w").write(str(len(done)))
 """
 
 # What a user finds after the interruption, and that the loop is as usable as before.
@@ -59,13 +61,21 @@ async def book() -> dict[str, Any]:
         return found
 
 
-async def until_half_way(some: int) -> None:
-    """Until that many tasks are done and others run."""
+async def clock(**value: Any) -> None:
+    async with httpx.AsyncClient(base_url=os.environ["EVOLINK_BASE_URL"]) as http:
+        (await http.post("/_emulator/clock", json=value)).raise_for_status()
+
+
+async def until_half_way(folder: Path, some: int) -> None:
+    """Until that many outcomes were taken and other tasks run: these go on running, for the clock stands from then."""
+    taken = folder / "taken"
     while True:
         posts = (await book())["posts"]
         done = sum(post["status"] == "completed" for post in posts)
-        if done >= some and len(posts) > done:
+        if len(posts) > done and taken.exists() and int(taken.read_text() or 0) >= some:
             return
+        if done < some:
+            await clock(advance=0.2)
         await asyncio.sleep(0.02)
 
 
@@ -82,10 +92,13 @@ async def main(folder: str, requests: int, interruptions: int) -> None:
         await client.async_execute_cell(setup, 0)
         for run in range(interruptions + 1):
             error = None
+            (Path(folder) / "taken").unlink(missing_ok=True)
             cell = asyncio.ensure_future(client.async_execute_cell(job, 1))
             if run < interruptions:
-                await until_half_way((run + 1) * requests // (interruptions + 2))
+                await until_half_way(Path(folder), (run + 1) * requests // (interruptions + 2))
                 await client.km.interrupt_kernel()
+            else:
+                await clock(standing=False)
             try:
                 await cell
             except nbclient.exceptions.CellExecutionError as failure:

@@ -18,9 +18,9 @@ async def test_a_job_cell_interrupted_twice_and_run_again_pays_once_for_every_re
     api_key: str, tmp_path: Path
 ) -> None:
     driver = Path(__file__).parent / "interrupting.py"
-    async with Emulator(speed=50, seed=1, api_key=api_key).serve() as server:
+    async with Emulator(speed=50, standing=True, seed=1, api_key=api_key).serve() as server:
         arguments = [sys.executable, str(driver), str(tmp_path), str(REQUESTS), "2"]
-        done = await run_program(arguments, server, timeout=150)
+        done = await run_program(arguments, server, timeout=550)
         assert done.code == 0, done.stderr
         posts: list[dict[str, Any]] = server.emulator.book()["posts"]
     found = json.loads(done.stdout)

@@ -7,16 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "polling.py"
 
 
-@pytest.mark.timeout(180)
 def test_a_quick_run_prints_its_figures_and_draws_them(tmp_path: Path) -> None:
     picture = tmp_path / "frontier.png"
     command = [sys.executable, str(PROGRAM), "--quick", "--json", "--seed", "3", "--jobs", "1", "--plot", str(picture)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=170)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=550)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert {"machine", "python", "seeds", "grid", "cost", "claims"} <= figures.keys()

@@ -252,9 +252,10 @@ async def test_rejected_by_the_service(api_key: str) -> None:
     assert outcome.submitted_at is not None
 
 
-async def test_rejected_because_the_host_cannot_be_reached(unused_tcp_port: int) -> None:
+@pytest.mark.looptime
+async def test_rejected_because_the_host_cannot_be_reached(unused_port: int) -> None:
     async with AsyncEvoLink(
-        base_url=f"http://127.0.0.1:{unused_tcp_port}",
+        base_url=f"http://127.0.0.1:{unused_port}",
         retry=RetryPolicy(base_delay=0.05, max_delay=0.1, unreachable_for=0.3),
     ) as client:
         outcomes = await client.run_many(images(3))

@@ -107,7 +107,7 @@ async def test_a_download_holds_no_place_among_the_outstanding(api_key: str, tmp
     async with Emulator(speed=100, api_key=api_key, faults=[stalled]).serve() as server, client_of(server) as client:
         async with client.pool(max_outstanding=1, save_to=tmp_path) as pool:
             runs = [asyncio.create_task(pool.run(request)) for request in images(3)]
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(200):
                 while len(server.emulator.book()["posts"]) < 3:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
         outcomes = await asyncio.gather(*runs)
@@ -147,7 +147,7 @@ async def test_while_the_disk_is_full_saving_waits_and_no_more_is_paid_for(
     caplog.set_level(logging.WARNING, "evolink_async")
 
     async def make_room(server: Any) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(200):
             while sum(record.event == "disk_full" for record in caplog.records if hasattr(record, "event")) < 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)
@@ -202,7 +202,7 @@ async def test_a_disk_that_stays_full_is_not_waited_for_for_ever(
     async with (
         Emulator(speed=100, api_key=api_key).serve() as server,
         client_of(server) as client,
-        asyncio.timeout(30),
+        asyncio.timeout(200),
         client.pool(images(40), save_to=tmp_path, max_outstanding=10) as pool,
     ):
         outcomes = await drain(pool)
@@ -216,7 +216,7 @@ async def test_leaving_a_pool_whose_disk_is_full_waits_for_no_room(
 ) -> None:
     FullDisk(monkeypatch)
     async with Emulator(speed=100, api_key=api_key).serve() as server, client_of(server) as client:
-        async with asyncio.timeout(30), client.pool(save_to=tmp_path) as pool:
+        async with asyncio.timeout(200), client.pool(save_to=tmp_path) as pool:
             running = asyncio.create_task(pool.run(images(1)[0]))
             while not pool._engine.stages.saving:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -246,7 +246,7 @@ async def test_a_file_that_never_fits_is_given_up_although_smaller_ones_are_save
     async with (
         Emulator(speed=200, api_key=api_key).serve() as server,
         client_of(server) as client,
-        asyncio.timeout(30),
+        asyncio.timeout(200),
         client.pool(some(), save_to=tmp_path) as pool,
     ):
         async for outcome in pool:

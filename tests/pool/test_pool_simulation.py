@@ -21,7 +21,7 @@ from evolink_async import ClosedError, ImageRequest, Outcome
 from evolink_async.emulator import Fault
 from evolink_async.pool import TaskPool
 
-pytestmark = [pytest.mark.looptime, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.looptime
 
 LIVES, PARTS = 200, 4
 POSTS = {"method": "POST", "path": "/v1/images"}

@@ -46,7 +46,7 @@ async def test_break_with_posts_on_the_wire_accounts_for_every_task(emulator: An
 
 
 async def test_a_wrong_key_ends_the_pool_after_one_round_trip(emulator: Any) -> None:
-    async with AsyncEvoLink("sk-not-the-right-one", base_url=emulator.base_url, rate_limit="20/s") as client:
+    async with AsyncEvoLink("sk-not-the-right-one", base_url=emulator.base_url, rate_limit="5/s") as client:
         with pytest.raises(AuthenticationError):
             async with client.pool(images(1000)) as pool:
                 outcomes = await drain(pool)

@@ -191,7 +191,7 @@ def test_two_reports_at_once_leave_the_warnings_of_the_program_as_they_were(
             second_is_in.wait(0.3)
         else:
             second_is_in.set()
-            first_is_out.wait(5)
+            first_is_out.wait(60)
 
     def first() -> None:
         previews(tmp_path, ["first.png"])
@@ -202,7 +202,7 @@ def test_two_reports_at_once_leave_the_warnings_of_the_program_as_they_were(
     threads = [threading.Thread(target=first), threading.Thread(target=previews, args=(tmp_path, ["second.png"]))]
     for thread in threads:
         thread.start()
-        assert first_is_in.wait(5)
+        assert first_is_in.wait(60)
     for thread in threads:
         thread.join()
     assert warnings.filters == before

@@ -30,7 +30,7 @@ async def test_what_is_put_in_the_moment_the_last_worker_ends_is_worked_on_too(s
         crew.put(item)
     await asyncio.sleep(0)
     gate.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await done.wait()
     assert sorted(worked) == list(range(size + 1))
     await crew.aclose()

@@ -53,7 +53,7 @@ def whole_files(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.mark.timeout(120 + 10 * KILLS)
+@pytest.mark.timeout(600 + 10 * KILLS)
 @pytest.mark.skipif(not hasattr(os, "setxattr"), reason="needs Linux: files carry marks")
 async def test_a_killed_process_leaves_whole_files_only_and_the_next_one_goes_on(tmp_path: Path, api_key: str) -> None:
     seed = random.randrange(10**6)

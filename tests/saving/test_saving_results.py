@@ -289,7 +289,7 @@ async def test_a_proxy_that_cannot_be_spoken_to_ends_a_download_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "socks5://user:SECRET@127.0.0.1:1080")
-    async with AsyncEvoLink(base_url="http://127.0.0.1:9") as client, asyncio.timeout(5):
+    async with AsyncEvoLink(base_url="http://127.0.0.1:9") as client, asyncio.timeout(60):
         with pytest.raises(DownloadError, match="HTTP_PROXY asks for a socks5 proxy") as caught:
             await client.save("http://media.invalid/a.png", tmp_path)
     assert "SECRET" not in str(caught.value)
@@ -710,7 +710,7 @@ async def half_an_answer(call: Call, writer: Writer) -> None:
 
 
 async def begun(host: MediaHost, tmp_path: Path) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             if bytes_in(tmp_path):
                 return
@@ -774,7 +774,9 @@ async def test_a_full_disk_is_told_and_leaves_nothing(
 # --- any name at all --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(name=st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=300))
 def test_no_name_writes_outside_the_folder(tmp_path: Path, name: str) -> None:
     part = PartFile(tmp_path / "out")

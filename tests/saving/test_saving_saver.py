@@ -744,7 +744,7 @@ async def test_polls_and_submissions_don_t_wait_for_files(emulator: Any, tmp_pat
         ]
         while len(host.calls) < 20:  # noqa: ASYNC110  (nobody tells us)
             await asyncio.sleep(0.01)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(200):
             task = await client.images.generate(model="gpt-4o-image", prompt="a lighthouse")
         assert task.succeeded
         assert not any(save.done() for save in saves)

@@ -59,7 +59,7 @@ async def generated(server: Any) -> list[tuple[Any, Task]]:
     return [(outcome, outcome.unwrap()) for outcome in outcomes]
 
 
-@pytest.mark.timeout(120 + TASKS)
+@pytest.mark.timeout(600 + TASKS)
 async def test_what_has_its_name_is_whole_whatever_the_host_and_the_network_do(
     tmp_path: Path, api_key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ async def test_a_single_call_is_told_in_events(client: AsyncEvoLink, caplog: pyt
     ]
 
 
+@pytest.mark.looptime
 @pytest.mark.parametrize(("pause", "level"), [("1", logging.INFO), ("90", logging.WARNING)])
 async def test_a_cool_down_is_told_once_and_a_long_one_loudly(
     pause: str, level: int, api_key: str, caplog: pytest.LogCaptureFixture

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -188,14 +189,18 @@ async def test_a_refused_or_lost_request_is_an_error_span_without_a_task(api_key
     seen.close()
 
 
-async def test_a_429_is_an_event_of_the_span_a_post_and_a_cool_down(api_key: str) -> None:
+@pytest.mark.looptime
+async def test_a_429_is_an_event_of_the_span_a_post_and_a_cool_down(
+    api_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(otel, "clock", asyncio.get_running_loop().time)
     faults = [
         {"method": "POST", "path": "/v1/images/generations", "status": 429, "nth": 1, "headers": {"Retry-After": "1"}}
     ]
-    async with Emulator(speed=100, api_key=api_key, faults=faults).serve() as server:  # noqa: SIM117
-        async with AsyncEvoLink(base_url=server.base_url) as client:
-            seen = Seen(client)
-            await client.images.generate(model=MODEL, prompt="p")
+    emulator = Emulator(clock=asyncio.get_running_loop().time, api_key=api_key, faults=faults)
+    async with emulator.serve() as server, AsyncEvoLink(base_url=server.base_url) as client:
+        seen = Seen(client)
+        await client.images.generate(model=MODEL, prompt="p")
     [span] = seen.spans
     verdicts = [(event.attributes or {})["evolink.verdict"] for event in span.events if event.name == "evolink.post"]
     assert verdicts == ["rate_limited", "accepted"]
@@ -206,12 +211,17 @@ async def test_a_429_is_an_event_of_the_span_a_post_and_a_cool_down(api_key: str
     seen.close()
 
 
-async def test_a_later_wait_is_a_span_of_its_own_that_links_to_the_submission(client: AsyncEvoLink, seen: Seen) -> None:
+async def test_a_later_wait_is_a_span_of_its_own_that_links_to_the_submission(
+    client: AsyncEvoLink, seen: Seen, emulator: Any
+) -> None:
+    async with httpx.AsyncClient(base_url=emulator.base_url) as control:
+        (await control.post("/_emulator/clock", json={"standing": True})).raise_for_status()
     task = await client.images.submit(model=MODEL, prompt="p")
     [submission] = seen.spans
     assert named(submission)["evolink.status"] == "submitted"
     with pytest.raises(TaskTimeoutError):
         await client.tasks.wait(task.id, timeout=0.001)
+    emulator.emulator.advance(60)
     await client.tasks.wait(task.id)
     _, first, second = seen.spans
     assert named(first)["evolink.status"] == "unfinished"

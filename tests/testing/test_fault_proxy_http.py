@@ -1,4 +1,4 @@
-"""The fault proxy in front of the emulator, seen by HTTP clients that are not ours, in real time."""
+"""The fault proxy in front of the emulator, seen by HTTP clients that are not ours."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from evolink_async.testing import (
 MODELS = "/v1/models"  # the longest answer, some 20 kB
 
 
-async def fetch(proxy: FaultProxy, key: str, timeout: float = 5) -> bytes:
+async def fetch(proxy: FaultProxy, key: str, timeout: float = 60) -> bytes:
     """What httpx gets, over a connection of its own."""
     async with httpx.AsyncClient(base_url=proxy.base_url, timeout=timeout, trust_env=False) as http:
         return (await http.get(MODELS, headers={"authorization": f"Bearer {key}"})).content
 
 
-async def fetch_with_aiohttp(proxy: FaultProxy, key: str, timeout: float = 5) -> bytes:
+async def fetch_with_aiohttp(proxy: FaultProxy, key: str, timeout: float = 60) -> bytes:
     """What aiohttp gets, over a connection of its own."""
     limits = aiohttp.ClientTimeout(total=timeout)
     async with (
@@ -64,6 +64,7 @@ FATAL = [
 ]
 
 
+@pytest.mark.looptime
 @pytest.mark.parametrize(("toxic", "with_httpx", "with_aiohttp"), FATAL, ids=lambda value: getattr(value, "name", None))
 async def test_each_toxic_that_breaks_an_exchange_is_the_error_that_clients_know(
     emulator: Any, toxic: Toxic, with_httpx: type[Exception] | None, with_aiohttp: type[Exception]
