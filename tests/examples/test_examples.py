@@ -14,7 +14,7 @@ from evolink_async.emulator import Emulator
 EXAMPLES = ROOT / "examples"
 
 USE_BACKEND = """
-import asyncio, sys
+import asyncio, os, sys
 import httpx
 sys.path.insert(0, "examples")
 import web_backend
@@ -37,6 +37,8 @@ async def main():
         web_backend.PATIENCE = 0.5
         nobodys = await http.get("/pictures/task-unified-1774857405-nobody00", timeout=40)
         assert nobodys.status_code == 404, nobodys.text
+        async with httpx.AsyncClient() as control:  # no task ends from here on
+            await control.post(os.environ["EVOLINK_BASE_URL"] + "/_emulator/clock", json={"standing": True})
         running = (await http.post("/pictures", json={"prompt": "a slow one"})).json()
         seen = await http.get(f"/pictures/{running['id']}", timeout=40)
         assert seen.status_code == 202 and seen.json()["status"] in ("pending", "processing"), seen.text
