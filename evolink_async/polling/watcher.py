@@ -645,6 +645,9 @@ class Watcher:
     def _take_answer(self, watched: _Watched, answer: Answer | EvoLinkError, asked_at: float) -> None:
         if watched.follower is None:
             return
+        compared = False
+        if watched.trouble is not None:  # at one look: a later one may tell what has happened since
+            compared, watched.trouble.compared = watched.trouble.compared, False
         if not isinstance(answer, Answer) or not 200 <= answer.status < 300:
             self._refused(watched, answer, asked_at)
             return
@@ -656,7 +659,7 @@ class Watcher:
             watched.in_trouble().answered = True
             self._failed(watched, error, asked_at)
         else:
-            if reading.is_terminal and watched.trouble is not None and watched.trouble.compared:
+            if reading.is_terminal and compared:
                 self._learned.note_behind()
             self._saw(watched, reading, answer, asked_at, self._loop.time(), alone=True)
 

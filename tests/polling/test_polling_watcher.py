@@ -550,6 +550,26 @@ async def test_batches_that_tell_of_no_end_are_found_out_and_given_up() -> None:
     assert learned.batches is False
 
 
+async def test_batches_are_not_behind_where_a_task_ended_after_a_single_look_that_failed() -> None:
+    failed: set[str] = set()
+
+    def told(id_: str) -> Any:
+        return done(id_) if now() > (400 if id_ in failed else 600) else running(id_)
+
+    def single(id_: str) -> Any:
+        if now() > 400:
+            return told(id_)
+        failed.add(id_)
+        return refusal(500)
+
+    learned = Learned()
+    async with watching(FakeReader(single, lambda ids: {"data": list(map(told, ids))}), learned=learned) as watcher:
+        ears = follow(watcher, [fresh(f"task-{n}") for n in range(60)])
+        await asyncio.gather(*(ear.over for ear in ears))
+    assert len(failed) > 3
+    assert learned.batches is True
+
+
 async def test_batches_that_have_told_of_an_end_are_believed() -> None:
     """They may still be a little behind, as here; that is no reason for fifty times the requests."""
 
