@@ -260,14 +260,15 @@ async def _sent(run: _Run) -> int:
 
 
 class _Balance:
-    """Warns once, as soon as prices are known, that the credits there are will not do for the whole file."""
+    """Warns once, as soon as it shows, that the credits there are will not do for the whole file."""
 
     def __init__(self, screen: Screen, credits: Decimal | None, total: int) -> None:
         self._screen, self._credits, self._total = screen, credits, total
 
     def look(self, stats: PoolStats) -> None:
         """Compare. Takes what was asked for so far as a sample of the rest."""
-        asked = stats.completed + stats.failed + stats.outstanding
+        free = stats.counts.get(OutcomeStatus.REJECTED, 0) + stats.counts.get(OutcomeStatus.NOT_SUBMITTED, 0)
+        asked = stats.pulled - stats.waiting - free  # also those whose results are being saved
         cost = stats.credits_spent + stats.credits_reserved
         if self._credits is None or not cost or asked < min(_SAMPLE, self._total):
             return
@@ -278,7 +279,7 @@ class _Balance:
                 f"{amount(self._credits)}; what they do not do for comes back to be sent later",
                 style="yellow",
             )
-        self._credits = None
+            self._credits = None
 
 
 async def _balance(client: AsyncEvoLink) -> Decimal | None:
