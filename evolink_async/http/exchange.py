@@ -19,7 +19,7 @@ from evolink_async.clock import Moment
 from evolink_async.errors import ConfigurationError
 from evolink_async.http.addresses import is_loopback
 from evolink_async.http.answers import Answer, excerpt
-from evolink_async.http.foreign import ForeignTransport, HttpxCaller, HttpxTransport
+from evolink_async.http.foreign import ForeignTransport
 from evolink_async.http.gate import Lane
 from evolink_async.http.transport import Call, SlotTransport, origin_of
 from evolink_async.http.wire import Pairs, header_lines
@@ -52,7 +52,7 @@ class AnswerLost(Exception):
 
 
 class Answered(Protocol):
-    """An answer whose body is still to be read: a `Reply`, or what stands for one."""
+    """An answer whose body is still to be read."""
 
     status: int
     headers: Pairs
@@ -62,7 +62,7 @@ class Answered(Protocol):
 
 
 class Caller(Protocol):
-    """What carries calls: `SlotTransport`, or `HttpxCaller` over anything of httpx's shape."""
+    """What carries calls: `SlotTransport` or `ForeignTransport`."""
 
     def call(self, call: Call) -> Awaitable[Answered]: ...
 
@@ -119,9 +119,8 @@ class Exchange:
     Raises `ConfigurationError` if the environment asks for a proxy on the way there that cannot be used.
     """
 
-    def __init__(self, transport: SlotTransport | HttpxTransport, base_url: str) -> None:
+    def __init__(self, transport: Caller, base_url: str) -> None:
         self._transport = transport
-        self._caller: Caller = transport if isinstance(transport, SlotTransport) else HttpxCaller(transport)
         url = httpx.URL(base_url)
         self.host = url.netloc.decode("ascii")
         self._origin = origin_of(url)
@@ -168,7 +167,7 @@ class Exchange:
                 clear=clear,
                 on_bytes=flight.first_byte,
             )
-            reply = await self._caller.call(call)
+            reply = await self._transport.call(call)
             try:
                 answer = flight.answer = Answer(reply.status, _headers_of(reply.headers))
                 await _read_body(reply, answer)

@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 
+from evolink_async.http.transport import Call
+
 KEY = "sk-scripted-0123456789"
 TASK = {"id": "task-unified-1774857405-abc123", "status": "pending"}
 
@@ -69,21 +71,30 @@ class ScriptedTransport:
         self.knocks: list[float] = []
         self.open_answers = 0
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def call(self, call: Call) -> ScriptedReply:
+        try:
+            async with asyncio.timeout(call.seconds):
+                return await self._answer(call)
+        except TimeoutError as error:
+            raise httpx.ReadTimeout("too slow") from error
+
+    async def _answer(self, call: Call) -> ScriptedReply:
         loop = asyncio.get_running_loop()
-        request.extensions["on_slot"]()
         number = len(self.knocks)
         self.knocks.append(loop.time())
-        sent = Sent(loop.time(), request.method, request.url.raw_path.decode(), request.headers, request.content)
+        headers = httpx.Headers([tuple(line.split(b": ", 1)) for line in call.lines.splitlines() if line])
+        assert isinstance(call.body, bytes)
+        sent = Sent(loop.time(), call.method.decode(), call.target.decode(), headers, call.body)
         say = self.choose(sent, number) if self.choose else self.script[min(number, len(self.script) - 1)]
         if say.unsent:
             await asyncio.sleep(say.after)
             assert say.error is not None
             raise say.error
-        if (clear := request.extensions.get("clear")) is not None:
-            while not await clear():
+        if call.clear is not None:
+            while not await call.clear():
                 pass
-        request.extensions["on_bytes"]()
+        assert call.on_bytes is not None
+        call.on_bytes()
         self.sent.append(sent)
         try:
             await asyncio.sleep(say.after)
@@ -93,7 +104,7 @@ class ScriptedTransport:
         if say.error is not None:
             raise say.error
         self.open_answers += 1
-        return httpx.Response(say.status, headers=say.headers, stream=Body([_encoded(say.body)], self._closed))
+        return ScriptedReply(say, self._closed)
 
     def _closed(self) -> None:
         self.open_answers -= 1
@@ -101,6 +112,23 @@ class ScriptedTransport:
     @property
     def times(self) -> list[float]:
         return [round(sent.at, 2) for sent in self.sent]
+
+
+class ScriptedReply:
+    """An answer as calls get it."""
+
+    def __init__(self, say: Say, closed: Callable[[], None]) -> None:
+        self.status = say.status
+        self.headers = [(name.encode(), value.encode()) for name, value in say.headers.items()]
+        self._body = _encoded(say.body)
+        self._closed = closed
+
+    async def read(self) -> bytes:
+        body, self._body = self._body, b""
+        return body
+
+    async def aclose(self) -> None:
+        self._closed()
 
 
 class Body(httpx.AsyncByteStream):

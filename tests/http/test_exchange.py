@@ -19,12 +19,14 @@ from test_keys import everything_of
 from evolink_async import AsyncEvoLink, ConnectionFailedError, EvoLinkError, SubmitOutcomeUnknownError
 from evolink_async.http.answers import Answer, judge_submission
 from evolink_async.http.exchange import ERROR_CAP, TASK_CAP, AnswerLost, Exchange, Flight, NotSent
+from evolink_async.http.foreign import ForeignTransport
+from evolink_async.http.gate import Gate
 from evolink_async.http.retry import Verdict
 
 TASK = b'{"id": "task-1"}'
 
 
-class Canned:
+class Canned(httpx.AsyncBaseTransport):
     """Answers everything with the same response."""
 
     def __init__(self, status: int, parts: Iterable[bytes], headers: dict[str, str]) -> None:
@@ -32,17 +34,19 @@ class Canned:
         self.closed = 0
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        request.extensions["on_slot"]()
-        request.extensions["on_bytes"]()
         return httpx.Response(self.status, headers=self.headers, stream=Body(self.parts, self._close))
 
     def _close(self) -> None:
         self.closed += 1
 
 
+def exchange_over(transport: httpx.AsyncBaseTransport) -> Exchange:
+    return Exchange(ForeignTransport(httpx.AsyncClient(transport=transport), Gate(10)), "http://127.0.0.1")
+
+
 async def get(status: int, parts: Iterable[bytes], **headers: str) -> Answer:
     canned = Canned(status, parts, {name.replace("_", "-"): value for name, value in headers.items()})
-    answer = await Exchange(canned, "http://127.0.0.1").send("GET", "/v1/x", key=KEY, lane="read", seconds=5)
+    answer = await exchange_over(canned).send("GET", "/v1/x", key=KEY, lane="read", seconds=5)
     assert canned.closed == 1
     return answer
 
@@ -147,7 +151,7 @@ async def test_where_keys_change_an_answer_is_cleared_of_the_key_of_its_own_call
             await both_sent.wait()
             return answer
 
-    exchange = Exchange(Quoting(401, [], {}), "http://127.0.0.1")
+    exchange = exchange_over(Quoting(401, [], {}))
     answers = await asyncio.gather(
         *(exchange.send("GET", "/v1/x", key=key, lane="read", seconds=5) for key in (KEY, f"{KEY}-rotated"))
     )
@@ -308,13 +312,11 @@ async def test_an_answer_that_drips_is_cut_at_the_timeout() -> None:
                 await asyncio.sleep(1)
                 yield b" "
 
-    class Dripping:
+    class Dripping(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            request.extensions["on_slot"]()
-            request.extensions["on_bytes"]()
             return httpx.Response(200, stream=Drip([]))
 
-    exchange = Exchange(Dripping(), "http://127.0.0.1")
+    exchange = exchange_over(Dripping())
     with pytest.raises(AnswerLost, match="longer than 5 s"):
         await exchange.send("GET", "/v1/x", key=KEY, lane="read", seconds=5)
 

@@ -27,7 +27,7 @@ from evolink_async.http import stream as stream_module
 from evolink_async.http.foreign import ForeignTransport
 from evolink_async.http.gate import Gate
 from evolink_async.http.proxies import Proxies
-from evolink_async.http.transport import Call, SlotTransport, TransportClosed
+from evolink_async.http.transport import Call, SlotTransport, TransportClosed, origin_of
 
 # For localhost and 127.0.0.1, signed by itself, known to nobody: worth nothing outside these tests.
 TEST_CERTIFICATE = """\
@@ -1390,6 +1390,25 @@ async def test_a_proxy_that_only_the_files_host_needs_hinders_no_other_call(prox
 # -- A user's own client -----------------------------------------------------------------------------
 
 
+def users_call(url: str, body: bytes | AsyncIterator[bytes] = b"", **options: Any) -> Call:
+    place = httpx.URL(url)
+    length = 2 if not isinstance(body, bytes) else len(body)
+    lines = b"Host: %b\r\nAuthorization: Bearer ours\r\nContent-Length: %d\r\n" % (place.netloc, length)
+    method = b"POST" if body else b"GET"
+    return Call(method, origin_of(place), place.raw_path, lines, body, **{"seconds": 60.0, **options})
+
+
+async def body_of(transport: ForeignTransport, call: Call) -> bytes:
+    reply = await transport.call(call)
+    try:
+        body = b""
+        while part := await reply.read():
+            body += part
+        return body
+    finally:
+        await reply.aclose()
+
+
 async def test_a_users_client_sends_our_request_and_nothing_of_its_own() -> None:
     async with serving(in_turn(always(OK.replace(b"OK\r\n", b"OK\r\nSet-Cookie: a=b\r\n")), always(OK))) as server:
         async with httpx.AsyncClient(
@@ -1397,13 +1416,13 @@ async def test_a_users_client_sends_our_request_and_nothing_of_its_own() -> None
         ) as client:
             transport = ForeignTransport(client, Gate(2))
             calls = Calls()
-            asked = request(server.url, method="POST", content=b"{}", lane="submit", **calls.extensions)
-            asked.headers["authorization"] = "Bearer ours"
-            response = await transport.handle_async_request(asked)
+            reply = await transport.call(users_call(server.url, b"{}", lane="submit", **calls.extensions))
             assert transport.gate.used_by("submit") == 1
-            assert await response.aread() == b"ok"
+            assert [await reply.read(), await reply.read()] == [b"ok", b""]
+            await reply.aclose()
+            await reply.aclose()
             assert (transport.gate.in_use, calls) == (0, ["slot", "bytes"])
-            assert await fetch(transport, server.url) == b"ok"
+            assert await body_of(transport, users_call(server.url)) == b"ok"
             await transport.aclose()
             assert not client.is_closed
         head = server.requests[0][1].lower()
@@ -1416,9 +1435,9 @@ async def test_a_users_client_follows_no_redirect_with_our_key() -> None:
     moved = b"HTTP/1.1 307 Moved\r\nLocation: http://evolink.invalid/\r\nContent-Length: 0\r\n\r\n"
     async with serving(always(moved)) as server, httpx.AsyncClient(follow_redirects=True, trust_env=False) as client:
         transport = ForeignTransport(client, Gate(1))
-        response = await transport.handle_async_request(request(server.url))
-        assert response.status_code == 307
-        await response.aclose()
+        reply = await transport.call(users_call(server.url))
+        assert reply.status == 307
+        await reply.aclose()
         assert transport.gate.in_use == 0
 
 
@@ -1427,8 +1446,7 @@ async def test_cancelling_a_users_client_releases_the_place(phase: str) -> None:
     answer = silence if phase == "before the head" else always(HALF_A_BODY)
     async with serving(answer) as server, httpx.AsyncClient(trust_env=False) as client:
         gate = Gate(1)
-        transport = ForeignTransport(client, gate)
-        task = asyncio.create_task(fetch(transport, server.url))
+        task = asyncio.create_task(body_of(ForeignTransport(client, gate), users_call(server.url)))
         await server.until_requests(1)
         await settle()
         assert gate.in_use == 1
@@ -1450,9 +1468,9 @@ async def test_a_users_client_that_fails_to_close_costs_no_place() -> None:
     gate = Gate(1)
     answering = httpx.MockTransport(lambda asked: httpx.Response(200, stream=Stubborn()))
     async with httpx.AsyncClient(transport=answering) as client:
-        response = await ForeignTransport(client, gate).handle_async_request(request("http://evolink.invalid"))
+        reply = await ForeignTransport(client, gate).call(users_call("http://evolink.invalid"))
         with pytest.raises(OSError, match="no"):
-            await response.aclose()
+            await reply.aclose()
     assert gate.in_use == 0
 
 
@@ -1461,11 +1479,11 @@ async def test_pool_timeout_and_failures_of_a_users_client(unused_port: int) -> 
     async with httpx.AsyncClient(trust_env=False) as client:
         transport = ForeignTransport(client, gate)
         with pytest.raises(httpx.ConnectError):
-            await fetch(transport, f"http://127.0.0.1:{unused_port}")
+            await transport.call(users_call(f"http://127.0.0.1:{unused_port}"))
         assert gate.in_use == 0
         gate.try_acquire("read")
         with pytest.raises(httpx.PoolTimeout):
-            await fetch(transport, f"http://127.0.0.1:{unused_port}", timeout={"pool": 0.01})
+            await transport.call(users_call(f"http://127.0.0.1:{unused_port}", pool_timeout=0.01))
         gate.release("read")
 
 
@@ -1483,7 +1501,7 @@ def other_family(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
             return await super().send(request, **options)
 
     AsyncClient.__module__ = Request.__module__ = "otherx._client"
-    family.AsyncClient, family.Request = AsyncClient, Request  # type: ignore[attr-defined]
+    family.AsyncClient, family.Request, family.URL = AsyncClient, Request, httpx.URL  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "otherx", family)
     return family
 
@@ -1498,11 +1516,8 @@ async def test_a_client_of_another_family_gets_a_request_of_its_own(other_family
 
     async with serving(always(OK)) as server, Mine(trust_env=False) as client:
         transport = ForeignTransport(client, Gate(1))
-        assert await fetch(transport, server.url, method="POST", content=b"body") == b"ok"
-        streamed = httpx.Request("POST", server.url, content=parts(), headers={"content-length": "2"})
-        response = await transport.handle_async_request(streamed)
-        assert type(response) is httpx.Response
-        await response.aread()
+        assert await body_of(transport, users_call(server.url, b"body")) == b"ok"
+        assert await body_of(transport, users_call(server.url, parts())) == b"ok"
         assert [head.rpartition(b"\r\n")[2] for _, head in server.requests] == [b"body", b"ab"]
         assert repr(transport).endswith("read: 0 in use + 0 waiting)>>")
 
