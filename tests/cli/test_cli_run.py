@@ -81,6 +81,7 @@ async def test_bad_lines_are_skipped_when_asked_and_kept(emulator: Any, tmp_path
     wrong, nonsense = lines_of(tmp_path / "out/errors.jsonl")
     assert (wrong["n"], wrong["line"], wrong["error"]["status"]) == (3, 3, "rejected")
     assert (nonsense["text"], nonsense["line"]) == ("{nonsense", 4)
+    assert f"as lines for another run: {tmp_path / 'out/errors.jsonl'}" in result.stderr
 
 
 async def test_standard_input_is_read(emulator: Any, tmp_path: Path) -> None:
@@ -518,6 +519,7 @@ async def test_changed_input_is_told_and_not_paid_for(api_key: str, tmp_path: Pa
     told = " ".join(result.stderr.split())
     assert "1 request has another body" in told
     assert "1 request of earlier runs did not come" in told
+    assert f"results.jsonl is without them: evolink-async job export {tmp_path / 'out/job.db'}" in told
 
 
 async def test_foreign_text_neither_colours_nor_moves_anything(api_key: str, tmp_path: Path) -> None:
