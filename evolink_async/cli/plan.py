@@ -285,7 +285,10 @@ def _known_lines(plan: Plan) -> list[str]:
     if todo[Todo.FOLLOW]:
         lines.append(f"{counted(todo[Todo.FOLLOW], 'task')} submitted by earlier runs, followed until the end")
     if todo[Todo.SETTLE]:
-        lines.append(f"{counted(todo[Todo.SETTLE], 'request')} sent without an answer, settled under the same key")
+        lines.append(
+            f"{counted(todo[Todo.SETTLE], 'request')} sent without an answer: sent again under the same key where that "
+            "is still allowed, 10 min after the first attempt at the latest; else unknown, not sent"
+        )
     if todo[Todo.HOLD]:
         lines.append(f"{counted(todo[Todo.HOLD], 'request')} unknown, never sent again by itself")
     if todo[Todo.REFUSE]:
