@@ -376,12 +376,11 @@ def _tell_changes(screen: Screen, ending: Ending, ledger: Path) -> None:
     if census.changed:
         one = "1 request has" if census.changed == 1 else f"{census.changed:,} requests have"
         screen.say(f"{one} another body than in an earlier run under the same key", style="yellow")
-    if census.gone and ending.reason is None and not ending.cut_short:
-        screen.say(
-            f"{counted(census.gone, 'request')} of earlier runs did not come this time; the ledger still knows them, "
-            f"{RESULTS} is without them:",
-            style="yellow",
-        )
+    gone = census.gone if ending.reason is None and not ending.cut_short else 0
+    if gone:
+        screen.say(f"{counted(gone, 'request')} of earlier runs did not come this time", style="yellow")
+    if census.changed or gone:
+        screen.say(f"{RESULTS} is without what became of them in earlier runs; the ledger has it:", style="yellow")
         screen.verbatim(f"  {shlex.join(['evolink-async', 'job', 'export', str(ledger)])}")
 
 
