@@ -18,7 +18,7 @@ from evolink_async.catalog import get_model
 from evolink_async.checks import checked_id
 from evolink_async.cli.entries import BadInput, Defaults, convert, request_from
 from evolink_async.cli.job import tell_running
-from evolink_async.cli.outputs import Standard, result_line, stopped_by_account, task_line, to_terminal
+from evolink_async.cli.outputs import Standard, refuse_no_text, result_line, stopped_by_account, task_line, to_terminal
 from evolink_async.cli.running import Source, leave_at_once, opened, run_through
 from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.text import amount, clean, counted
@@ -67,6 +67,8 @@ class Generation:
 
 def generate_one(screen: Screen, settings: Settings, wanted: Generation) -> int:
     """Generate one; print its links, or the paths of its files. Raises `EvoLinkError` before anything is sent."""
+    if wanted.out is not None:
+        refuse_no_text(wanted.out)
     fields: dict[str, Any] = {"kind": str(wanted.kind), "model": wanted.model}
     if wanted.prompt is not None:
         fields["prompt"] = _standard_input() if wanted.prompt == "-" else wanted.prompt
