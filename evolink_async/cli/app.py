@@ -292,7 +292,7 @@ def generate(
     out: Annotated[
         str | None, typer.Option(help="Save the files into this folder and print their paths.", metavar="DIR")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for it.", metavar="S")] = 3600,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds in all.", metavar="S")] = 3600,
     as_json: Annotated[bool, typer.Option("--json", help="The outcome as a JSON line.")] = False,
 ) -> None:
     """Generate one image, video or audio and print its links, one a line. They die in 24 hours: --out saves them.

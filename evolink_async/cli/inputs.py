@@ -356,6 +356,10 @@ def _kind_of_file(file: IO[bytes], name: str) -> tuple[int, bool]:
     start = file.read(4096)
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or start[1:2] == b"\0":
         raise BadInput(f"{name} is UTF-16; save it as UTF-8")
+    if start.startswith(b"PK\x03\x04"):
+        raise BadInput(f"{name} is an Excel workbook or another archive: save it as 'CSV UTF-8' and give that file")
+    if start.startswith(b"\x1f\x8b"):
+        raise BadInput(f"{name} is compressed; unpack it first")
     skip = len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0
     if not start[skip:].strip() and len(start) < 4096:
         raise BadInput(f"{name} is empty")

@@ -346,8 +346,8 @@ def _sum_up(run: _Run, ending: Ending) -> None:
         screen.complain(f"ended early: {ending.reason}")
     if completed:
         screen.say(f"files: {folder}, and what each is: {folder / RESULTS}")
-    _tell_changes(screen, ending)
-    if ending.counts.total() > completed:
+    _tell_changes(screen, ending, run.folder.ledger)
+    if ending.counts.total() > completed or run.left_out:
         screen.say(f"what did not complete, as lines for another run: {folder / ERRORS}")
     if ending.unknown:
         screen.say(
@@ -368,7 +368,7 @@ def _sum_up(run: _Run, ending: Ending) -> None:
         screen.verbatim(f"  {shlex.join(['evolink-async', *sys.argv[1:]])}")
 
 
-def _tell_changes(screen: Screen, ending: Ending) -> None:
+def _tell_changes(screen: Screen, ending: Ending, ledger: Path) -> None:
     """How this file compares with that of earlier runs."""
     census = ending.census
     if census is None or not census.known:
@@ -376,8 +376,12 @@ def _tell_changes(screen: Screen, ending: Ending) -> None:
     if census.changed:
         one = "1 request has" if census.changed == 1 else f"{census.changed:,} requests have"
         screen.say(f"{one} another body than in an earlier run under the same key", style="yellow")
-    if census.gone and ending.reason is None and not ending.cut_short:
-        screen.say(f"{counted(census.gone, 'request')} of earlier runs did not come this time", style="yellow")
+    gone = census.gone if ending.reason is None and not ending.cut_short else 0
+    if gone:
+        screen.say(f"{counted(gone, 'request')} of earlier runs did not come this time", style="yellow")
+    if census.changed or gone:
+        screen.say(f"{RESULTS} is without what became of them in earlier runs; the ledger has it:", style="yellow")
+        screen.verbatim(f"  {shlex.join(['evolink-async', 'job', 'export', str(ledger)])}")
 
 
 def tell_ids(screen: Screen, ids: list[str], file: Path | None = None) -> None:

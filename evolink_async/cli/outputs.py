@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic_core import to_json
 
-from evolink_async.cli.text import clean, escaped
+from evolink_async.cli.text import clean, escaped, readable
 from evolink_async.errors import APIStatusError, BudgetExceededError, ConfigurationError, EvoLinkError
 from evolink_async.report.files import ERRORS, LEDGER, RESULTS
 from evolink_async.requests import GenerationRequest, body_with, local_files
@@ -43,6 +43,7 @@ class OutputFolder:
         self._made = self._begun = False
 
     def __enter__(self) -> Self:
+        refuse_no_text(self.path)
         try:
             self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,13 @@ class OutputFolder:
             return (self.path / name).stat().st_size > 0
         except OSError:
             return True  # whatever is the matter, removing files is not the answer
+
+
+def refuse_no_text(folder: str | Path) -> None:
+    """Raises `ConfigurationError` for a name that no line of JSON can hold: the paths of results go into such lines."""
+    name = readable(str(folder))
+    if name != str(folder):
+        raise ConfigurationError(f"--out {name}: the name is no UTF-8; give another folder")
 
 
 def refuse_without_ledger(folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from evolink_async.catalog import get_model
 from evolink_async.cli.outputs import as_number
-from evolink_async.cli.text import amount, clean, counted, shortened
+from evolink_async.cli.text import amount, clean, counted, readable, shortened
 from evolink_async.durations import duration
 from evolink_async.http.rates import START_RATE
 from evolink_async.ledger import Entered, LedgerJob, Row, State, Todo, open_ledger, what_to_do
@@ -285,7 +285,10 @@ def _known_lines(plan: Plan) -> list[str]:
     if todo[Todo.FOLLOW]:
         lines.append(f"{counted(todo[Todo.FOLLOW], 'task')} submitted by earlier runs, followed until the end")
     if todo[Todo.SETTLE]:
-        lines.append(f"{counted(todo[Todo.SETTLE], 'request')} sent without an answer, settled under the same key")
+        lines.append(
+            f"{counted(todo[Todo.SETTLE], 'request')} sent without an answer: sent again under the same key where that "
+            "is still allowed, 10 min after the first attempt at the latest; else unknown, not sent"
+        )
     if todo[Todo.HOLD]:
         lines.append(f"{counted(todo[Todo.HOLD], 'request')} unknown, never sent again by itself")
     if todo[Todo.REFUSE]:
@@ -346,7 +349,7 @@ def _about(seconds: float) -> str:
 def plan_line(plan: Plan, name: str, report: Report, *, acceptable: bool) -> dict[str, Any]:
     """What --dry-run --json says; documented in docs/cli.md."""
     return {
-        "file": name,
+        "file": readable(name),
         "acceptable": acceptable,
         "requests": report.requests,
         "bad_lines": report.bad_count,

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from evolink_async.cli.outputs import stopped_by_account
 from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.view import Screen, pool_picture, pool_sentence
@@ -75,6 +77,7 @@ class Ending:
     from_ledger: int = 0
     census: Census | None = None
     cut_short: bool = False  # by a second signal: what was never read was not written down either
+    out_of_time: bool = False
 
     @property
     def code(self) -> int:
@@ -106,13 +109,14 @@ async def run_through(
     interrupts: Interrupts,
     *,
     begin: Callable[[], object] | None = None,
+    within: float | None = None,
     **options: Any,
 ) -> Ending:
     """Run all of the source. Each request comes to `take` exactly once, also after a signal or an early end.
 
     The first signal (a cancellation) ends the pool: nothing more is sent and POSTs under way have 5 s. The second cuts
     that short. Where `take` says False nothing more is sent, and what runs is waited for. `begin` is called when the
-    pool is open, its ledger with it. The options are the pool's.
+    pool is open, its ledger with it. After `within` seconds the pool is left as it is then. The options are the pool's.
     """
     pool = client.pool(source, **options)
     ending = Ending(pool.stats)
@@ -136,8 +140,10 @@ async def run_through(
         async with screen.following(picture, lambda: pool_sentence(pool.stats)), pool:
             if begin is not None:
                 begin()
-            async for outcome in pool:
-                handed(outcome)
+            with anyio.move_on_after(within) as limit:
+                async for outcome in pool:
+                    handed(outcome)
+            ending.out_of_time = limit.cancelled_caught
     except asyncio.CancelledError:
         if interrupts.code is None:
             raise

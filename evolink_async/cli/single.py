@@ -18,7 +18,7 @@ from evolink_async.catalog import get_model
 from evolink_async.checks import checked_id
 from evolink_async.cli.entries import BadInput, Defaults, convert, request_from
 from evolink_async.cli.job import tell_running
-from evolink_async.cli.outputs import Standard, result_line, stopped_by_account, task_line, to_terminal
+from evolink_async.cli.outputs import Standard, refuse_no_text, result_line, stopped_by_account, task_line, to_terminal
 from evolink_async.cli.running import Source, leave_at_once, opened, run_through
 from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.text import amount, clean, counted
@@ -29,6 +29,7 @@ from evolink_async.errors import (
     DownloadError,
     EvoLinkError,
     NotFoundError,
+    NotSubmittedError,
     TaskError,
     TaskTimeoutError,
 )
@@ -66,6 +67,8 @@ class Generation:
 
 def generate_one(screen: Screen, settings: Settings, wanted: Generation) -> int:
     """Generate one; print its links, or the paths of its files. Raises `EvoLinkError` before anything is sent."""
+    if wanted.out is not None:
+        refuse_no_text(wanted.out)
     fields: dict[str, Any] = {"kind": str(wanted.kind), "model": wanted.model}
     if wanted.prompt is not None:
         fields["prompt"] = _standard_input() if wanted.prompt == "-" else wanted.prompt
@@ -134,8 +137,14 @@ async def _generated(screen: Screen, client: AsyncEvoLink, request: GenerationRe
             if saver is not None:
                 await saver.prepare()
             source = Source(iter([request]), 1)
-            ending = await run_through(client, source, ended.append, screen, interrupts, task_timeout=wanted.timeout)
+            seconds = wanted.timeout
+            ending = await run_through(
+                client, source, ended.append, screen, interrupts, within=seconds, task_timeout=seconds
+            )
             code = ending.code
+            if ending.out_of_time and ended[0].status == "not_submitted":
+                why = f"nothing was sent: no way through to the service within {duration(seconds)}"
+                ended[0] = replace(ended[0], error=NotSubmittedError(why))
             if saver is not None and ended[0].status == "completed" and interrupts.code is None:
                 ended[0] = await _saved(saver, ended[0])
                 code = max(code, 0 if ended[0].ok else 1)
@@ -167,7 +176,25 @@ async def _saved(saver: Saver, outcome: Outcome) -> Outcome:
 
 
 def _tell_outcome(screen: Screen, outcome: Outcome, wanted: Generation) -> None:
-    standard = screen.standard()
+    try:
+        _print_outcome(screen.standard(), outcome, wanted)
+    except OSError:  # a full disk: what is paid for is at least told
+        if outcome.task is not None:
+            screen.say(f"task {outcome.task.id}, whose links live for 24 hours:")
+        for what in (*outcome.urls, *outcome.files):
+            screen.verbatim(f"  {what}")
+        if outcome.error is not None:
+            screen.complain(outcome.error)
+        raise
+    if outcome.error is not None and outcome.status != "unfinished":
+        screen.complain(outcome.error)
+    if wanted.out is not None and outcome.urls and len(outcome.files) < len(outcome.urls):
+        screen.say("its links, which live for 24 hours:")
+        for url in outcome.urls:
+            screen.verbatim(f"  {url}")
+
+
+def _print_outcome(standard: Standard, outcome: Outcome, wanted: Generation) -> None:
     if wanted.as_json:
         standard.json(result_line(outcome))
     elif wanted.out is None:
@@ -176,12 +203,6 @@ def _tell_outcome(screen: Screen, outcome: Outcome, wanted: Generation) -> None:
     else:
         for file in outcome.files:
             standard.line(str(file))
-    if outcome.error is not None and outcome.status != "unfinished":
-        screen.complain(outcome.error)
-    if wanted.out is not None and outcome.urls and len(outcome.files) < len(outcome.urls):
-        screen.say("its links, which live for 24 hours:")
-        for url in outcome.urls:
-            screen.verbatim(f"  {url}")
 
 
 # Tasks that exist

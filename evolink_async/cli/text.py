@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from decimal import Decimal
 
@@ -21,6 +22,11 @@ def clean(text: object) -> str:
 def escaped(text: str) -> str:
     """A line of JSON in which what moves the cursor or turns the reading direction is written out, as JSON may."""
     return _CONTROLS.sub(lambda found: "".join(f"\\u{ord(character):04x}" for character in found[0]), text)
+
+
+def readable(name: str) -> str:
+    """A file's name as text: bytes that are no UTF-8, as old disks have them, are written out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 _PLAIN = {"…": "...", "·": "-", "×": "x", "—": "-", "–": "-", "’": "'", "‘": "'", "“": '"', "”": '"', "→": "->"}

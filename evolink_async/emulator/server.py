@@ -155,8 +155,10 @@ def listen(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(2048)
-    except BaseException:
+    except BaseException as error:
         listener.close()
+        if isinstance(error, TypeError):  # so `bind` calls a name that no host can have
+            raise OSError(str(error)) from None
         raise
     return listener
 

@@ -370,8 +370,9 @@ def lock_job(path: Path, job: int, name: str) -> FileLock:
 
 def job_holder(connection: sqlite3.Connection, job: int) -> str | None:
     """The process that runs a job now, in words; None: none does."""
-    [[_, _, path], *_] = connection.execute("PRAGMA database_list")
-    return holder_of(_lock_path(Path(path), job))
+    # As bytes: a name of an old disk may be no UTF-8.
+    [[path]] = connection.execute("SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'")
+    return holder_of(_lock_path(Path(os.fsdecode(path)), job))
 
 
 def _lock_path(path: Path, job: int) -> Path:

@@ -21,6 +21,8 @@ from evolink_async import __version__
 from evolink_async.cli.text import amount, clean, shortened
 from evolink_async.durations import duration
 
+AN_OWL = ("generate", "image", "--model", "krea-2-turbo", "--prompt", "an owl")
+
 
 async def generated(server: Any, *options: object) -> str:
     """The id of a task."""
@@ -172,6 +174,38 @@ async def test_status_tells_of_each_task(emulator: Any) -> None:
     assert unknown == {"task_id": "task-nobody-knows", "status": None}
     assert "doesn't know 1 task: task-nobody-knows" in result.stderr
     assert (await command("status", task_id, server=emulator)).stdout.startswith(f"{task_id}\tcompleted\t100 %")
+
+
+async def test_generating_keeps_to_its_time_where_nothing_gets_through(api_key: str) -> None:
+    from evolink_async.emulator import Emulator
+
+    faults = [{"method": "POST", "path": "/v1/images", "status": 429}]
+    async with Emulator(api_key=api_key, faults=faults).serve() as server, asyncio.timeout(60):
+        result = await command(*AN_OWL, "--timeout", 1, server=server)
+        assert server.emulator.book()["posts"] == []
+    assert (result.code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1] == "nothing was sent: no way through to the service within 1.0 s"
+
+
+async def test_generating_that_takes_too_long_says_how_to_go_on(api_key: str) -> None:
+    from evolink_async.emulator import Emulator
+
+    async with Emulator(standing=True, api_key=api_key).serve() as server:
+        result = await command(*AN_OWL, "--timeout", 2, "--json", server=server)
+        [post] = server.emulator.book()["posts"]
+    outcome = from_json(result.stdout)
+    assert (result.code, outcome["status"], outcome["task_id"]) == (1, "unfinished", post["task_id"])
+    assert f"evolink-async wait {post['task_id']}" in result.stderr
+
+
+async def test_a_link_that_standard_output_has_no_room_for_is_on_standard_error(emulator: Any) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    result = await command(*AN_OWL, server=emulator, stdout=full)
+    os.close(full)
+    [post] = emulator.emulator.book()["posts"]
+    assert result.code == 1
+    assert f"/results/{post['task_id']}-1.png" in result.stderr
+    assert result.stderr.splitlines()[-1] == "cannot write to standard output: No space left on device"
 
 
 async def test_waiting_that_takes_too_long_says_how_to_go_on(api_key: str) -> None:

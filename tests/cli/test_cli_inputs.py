@@ -205,6 +205,8 @@ def test_the_only_column_is_the_prompt_whatever_its_name(table: Path) -> None:
         (b"a" * 200_000, "must name the columns"),
         (b"prompt,model\n\xe4,krea-2-turbo\n", "line 2: not UTF-8"),
         ("prompt\na".encode("utf-16"), "UTF-16"),
+        (b"PK\x03\x04" + b"\0" * 40, "Excel .* save it as 'CSV UTF-8'"),
+        (b"\x1f\x8b\x08\x00" + b"\xe4" * 40, "compressed; unpack it"),
         (b"", "empty"),
         (b" \n", "empty"),
     ],

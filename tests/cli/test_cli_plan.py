@@ -104,6 +104,25 @@ async def test_each_state_of_the_ledger_is_planned_as_a_run_would_treat_it(tmp_p
     await job.aclose()
 
 
+async def test_what_got_no_answer_is_not_promised_to_be_settled(tmp_path: Path) -> None:
+    from evolink_async.ledger import Entry
+    from evolink_async.pool.identity import content_hash
+
+    request = ImageRequest(model=MODEL, prompt="picture 0")
+    (tmp_path / "out").mkdir()
+    job = await open_job(tmp_path / "out/job.db")
+    row = (await job.enter(Entry("k0", content_hash(request), request.endpoint, request.model))).row
+    assert await job.intend(row, idempotency_key="ea-" + "0" * 32, body=b"{}", fingerprint="0", at=_now()) is None
+    await job.unsettled(row, code=None, error="the connection was cut")
+    await job.aclose()
+    file = write_lines(tmp_path / "in.jsonl", *images(1))
+    result = await command("run", file, "--out", tmp_path / "out", "--dry-run")
+    assert result.code == 0
+    assert (
+        "1 request sent without an answer: sent again under the same key where that is still allowed" in result.stderr
+    )
+
+
 async def test_equal_requests_without_a_key_are_told_apart_by_how_many_came_before(tmp_path: Path) -> None:
     import asyncio
 

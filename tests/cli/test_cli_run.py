@@ -81,6 +81,7 @@ async def test_bad_lines_are_skipped_when_asked_and_kept(emulator: Any, tmp_path
     wrong, nonsense = lines_of(tmp_path / "out/errors.jsonl")
     assert (wrong["n"], wrong["line"], wrong["error"]["status"]) == (3, 3, "rejected")
     assert (nonsense["text"], nonsense["line"]) == ("{nonsense", 4)
+    assert f"as lines for another run: {tmp_path / 'out/errors.jsonl'}" in result.stderr
 
 
 async def test_standard_input_is_read(emulator: Any, tmp_path: Path) -> None:
@@ -514,10 +515,16 @@ async def test_changed_input_is_told_and_not_paid_for(api_key: str, tmp_path: Pa
         write_lines(file, {"key": "k0", "model": "gpt-4o-image", "prompt": "something else"}, images(2)[1])
         result = await command("run", file, "--out", tmp_path / "out", *FAST, server=server)
         assert result.code == 1
+        write_lines(file, *images(3, prompt="all changed"))
+        again = await command("run", file, "--out", tmp_path / "out", *FAST, server=server)
         assert len(posts(server)) == 3
     told = " ".join(result.stderr.split())
     assert "1 request has another body" in told
     assert "1 request of earlier runs did not come" in told
+    export = f"the ledger has it: evolink-async job export {tmp_path / 'out/job.db'}"
+    assert f"results.jsonl is without what became of them in earlier runs; {export}" in told
+    assert lines_of(tmp_path / "out/results.jsonl") == []
+    assert export in " ".join(again.stderr.split())
 
 
 async def test_foreign_text_neither_colours_nor_moves_anything(api_key: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,39 @@ def test_an_interruption_while_it_starts_is_130_without_a_traceback(monkeypatch:
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 130
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every file name is text")
+async def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_paid(emulator: Any, tmp_path: Path) -> None:
+    name = os.fsdecode(b"na\xefve")
+    file = write_lines(tmp_path / f"{name}.jsonl", *images(1))
+    one = ("generate", "image", "--model", "krea-2-turbo", "--prompt", "a")
+    for arguments in (["run", file, "--out", tmp_path / name], [*one, "--out", tmp_path / name, "--json"]):
+        result = await command(*arguments, server=emulator)
+        assert result.code == 2
+        assert "is no UTF-8" in result.stderr
+    assert not (tmp_path / name).exists()
+    assert emulator.emulator.book()["posts"] == []
+    plan = await command("run", file, "--dry-run", "--json")
+    assert (plan.code, from_json(plan.stdout)["file"]) == (0, "na\\xefve.jsonl")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every file name is text")
+async def test_a_run_below_a_folder_whose_name_is_no_text_is_reported(emulator: Any, tmp_path: Path) -> None:
+    below = tmp_path / os.fsdecode(b"na\xefve")
+    below.mkdir()
+    write_lines(below / "in.jsonl", *images(1))
+    result = await command("run", "in.jsonl", "--out", "out", server=emulator, cwd=below)
+    assert (result.code, "no report was written" in result.stderr) == (0, False)
+    shown = await command("job", "show", "out", cwd=below)
+    assert (shown.code, "1 completed" in shown.stdout) == (0, True)
+
+
+async def test_an_emulator_cannot_listen_on_what_is_no_host() -> None:
+    result = await command("emulator", "--host", "ä..b", "--port", 0)
+    assert result.code == 2
+    assert "cannot listen on ä..b" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 async def test_a_full_disk_under_standard_output_is_one_sentence(emulator: Any) -> None:
