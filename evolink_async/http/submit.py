@@ -413,7 +413,7 @@ class Submitter:
             end.error.__cause__ = error
             self._end_replay(submission, marked=False)
             self._settle(submission, end)
-        if isinstance(error, Exception):
+        if not isinstance(error, KeyboardInterrupt | SystemExit):
             submission.listener.crashed(error)
 
     async def _attempt(self, submission: Submission, flight: Flight) -> None:
@@ -430,11 +430,13 @@ class Submitter:
             self._landed(submission, post)
             self._cut(submission, flight)
             raise
-        except (Exception, KeyboardInterrupt, SystemExit) as error:
+        except GeneratorExit:  # its loop is gone
+            raise
+        except BaseException as error:  # what a user's transport raises need be no Exception: pytest.fail is none
             self._landed(submission, post)
             self._end_replay(submission, marked=False)
             self._broken(submission, error)
-            if not isinstance(error, Exception):
+            if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
         else:
             self._landed(submission, post)

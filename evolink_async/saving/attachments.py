@@ -66,6 +66,8 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 10.0, 60.0  # between two questions how many pla
 GRACE = 5.0  # at the client's end, for what is to be removed
 _WORTH_USING = timedelta(hours=24)  # so long a link of the caller's own upload must live: the request may have to wait
 _FULL = "40003"
+# What ends a worker. Nothing else does: what a user's transport raises need be no Exception, pytest.fail is none.
+_CUTS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
 
 Told = Callable[[EvoLinkError | None], None]
 
@@ -363,7 +365,10 @@ class Attachments:
         quota: FileQuota | None = None
         try:
             quota = await self._service.quota(ASK_SECONDS)
-        except EvoLinkError as error:  # the endpoint isn't documented: an upload will tell
+        except _CUTS:
+            raise
+        except BaseException as trouble:  # noqa: BLE001  (the endpoint isn't documented: an upload will tell)
+            error = _ours(trouble)
             logger.info("how many files the account may have is not known: %s", error, extra={"event": "quota_unknown"})
         before = len(self._line)
         if quota is not None:
@@ -400,7 +405,9 @@ class Attachments:
                 with contextlib.closing(opened), anyio.CancelScope() as stored.scope:
                     stored.form = MultipartBody(await in_thread(opened.reopen, stored.content))
                     stored.file = await self._service.upload(stored.form, stored.bears)
-        except Exception as trouble:  # noqa: BLE001  (whoever waits must hear of it)
+        except _CUTS:
+            raise
+        except BaseException as trouble:  # noqa: BLE001  (whoever waits must hear of it)
             error = _ours(trouble)
         stored.form = stored.scope = None
         if error is not None:
@@ -526,7 +533,7 @@ def _of_parameter(error: EvoLinkError, attachment: Attachment, digest: str) -> E
     return told
 
 
-def _ours(trouble: Exception) -> EvoLinkError:
+def _ours(trouble: BaseException) -> EvoLinkError:
     if isinstance(trouble, EvoLinkError):
         return trouble
     logger.error(

@@ -23,6 +23,7 @@ from evolink_async import (
     QuotaExhaustedError,
     RateLimitError,
     ServerError,
+    SubmitOutcomeUnknownError,
 )
 from evolink_async.core import ClientCore
 from evolink_async.emulator import Fault
@@ -385,6 +386,28 @@ async def test_a_fault_that_stays_where_an_end_is_counted_and_logged_hangs_nobod
             accounted(w, pool, outcomes)
     finally:
         log.removeFilter(failing)
+
+
+async def failing(request: httpx.Request, go_on: Handler) -> httpx.Response:
+    if request.method == "POST":
+        pytest.fail("nothing may be sent here")
+    return await go_on(request)
+
+
+async def test_what_a_users_transport_raises_beside_exceptions_is_the_reason(api_key: str) -> None:
+    """A test that fails inside its own transport raises what is no Exception."""
+    async with world(api_key) as w, asyncio.timeout(60):
+        w.wire.tamper = failing
+        outcomes = await until_it_ends(w.pool(images(3)), pytest.fail.Exception)
+    assert {str(outcome.status) for outcome in outcomes} <= {"unknown", "not_submitted"}
+
+
+async def test_a_submission_hears_at_once_what_a_users_transport_raises_beside_exceptions(api_key: str) -> None:
+    async with world(api_key) as w, asyncio.timeout(60):
+        w.wire.tamper = failing
+        with pytest.raises(SubmitOutcomeUnknownError) as caught:
+            await w.client.submit(image())
+        assert isinstance(caught.value.__cause__, pytest.fail.Exception)
 
 
 async def test_a_crash_in_one_pool_does_not_touch_another(api_key: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,25 @@ async def test_a_cool_down_over_an_hour_that_begins_during_an_upload_ends_the_po
         assert seen.stored == 0
 
 
+@pytest.mark.parametrize("path", [f"{FILES}/quota", UPLOAD])
+async def test_what_a_users_transport_raises_beside_exceptions_leaves_no_request_hanging(
+    api_key: str, path: str
+) -> None:
+    """A test that fails inside its own transport raises what is no Exception."""
+    async with watched(api_key) as (w, _), asyncio.timeout(900):
+
+        async def failing(request: httpx.Request, go_on: Handler) -> httpx.Response:
+            if request.url.path == path:
+                pytest.fail("this may not be asked for")
+            return await go_on(request)
+
+        w.wire.tamper = failing
+        async with w.pool([edit(picture(1)), image(2)]) as pool:
+            outcomes = await drain(pool)
+    told = {outcome.index: outcome.status for outcome in outcomes}
+    assert told == {0: "rejected" if path == UPLOAD else "completed", 1: "completed"}
+
+
 # --- the quota --------------------------------------------------------------------------------------------------
 
 
