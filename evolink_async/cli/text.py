@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from decimal import Decimal
 
@@ -26,7 +25,7 @@ def escaped(text: str) -> str:
 
 def readable(name: str) -> str:
     """A file's name as text: bytes that are no UTF-8, as old disks have them, are written out."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 _PLAIN = {"…": "...", "·": "-", "×": "x", "—": "-", "–": "-", "’": "'", "‘": "'", "“": '"', "”": '"', "→": "->"}

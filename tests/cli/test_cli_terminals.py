@@ -267,7 +267,7 @@ async def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_paid
     assert not (tmp_path / name).exists()
     assert emulator.emulator.book()["posts"] == []
     plan = await command("run", file, "--dry-run", "--json")
-    assert (plan.code, from_json(plan.stdout)["file"]) == (0, "na\\xefve.jsonl")
+    assert (plan.code, from_json(plan.stdout)["file"]) == (0, "na\\udcefve.jsonl")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every file name is text")
