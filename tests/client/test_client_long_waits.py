@@ -69,6 +69,7 @@ async def test_polls_that_take_longer_than_the_pauses_between_them_never_overlap
         await asyncio.sleep(300)
         assert set(most) == set(ids)
         assert set(most.values()) == {1}
+        assert not any(wait.done() for wait in waits)  # nobody was answered within the 15 s that a poll has
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
