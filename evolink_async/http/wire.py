@@ -185,7 +185,7 @@ def parser_class() -> type[H11Parser] | type[HttptoolsParser]:
 class H11Parser:
     """Reads with h11. It is told of a request with the same method, so that it knows how the answer ends."""
 
-    __slots__ = ("_connection", "complete", "head", "parts")
+    __slots__ = ("_ambiguous", "_connection", "complete", "head", "parts")
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -197,6 +197,7 @@ class H11Parser:
         self.head: Head | None = None
         self.parts.clear()
         self.complete = False
+        self._ambiguous = False  # its length is told in two ways, and whoever is between us may go by the other one
 
     def feed(self, data: bytes) -> None:
         connection = self._connection
@@ -216,6 +217,7 @@ class H11Parser:
                     if event.http_version not in (b"1.0", b"1.1"):
                         raise httpx.RemoteProtocolError(_NOT_OURS)
                     self.head = Head(event.status_code, event.reason, list(event.headers.raw_items()))
+                    self._ambiguous = {_CODING, _LENGTH} <= {name for name, _ in event.headers}
         except h11.RemoteProtocolError as error:
             what = f"{_NOT_OURS}: {error}" if self.head is None else str(error)
             raise httpx.RemoteProtocolError(what) from error
@@ -224,7 +226,7 @@ class H11Parser:
     def may_go_on(self) -> bool:
         connection = self._connection
         clean = connection.trailing_data == (b"", False)  # neither more bytes nor the end of the connection
-        return clean and connection.our_state is connection.their_state is h11.DONE
+        return clean and not self._ambiguous and connection.our_state is connection.their_state is h11.DONE
 
     @property
     def has_surplus(self) -> bool:

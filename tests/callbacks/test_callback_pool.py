@@ -97,10 +97,16 @@ async def test_each_request_is_called_back_about_at_an_address_of_its_own_unless
 
 
 async def test_polling_alone_is_enough_when_no_callback_comes(api_key: str, post: Post) -> None:
-    async with world(api_key, models={}) as w, w.client.pool(images(20), callbacks=w.receiver()) as pool:
-        outcomes = await drain(pool)
-    assert len(outcomes) == 20
-    assert all(outcome.ok for outcome in outcomes)
+    took = []
+    for without in (True, False):
+        async with world(api_key, models={}) as w:
+            begun = now()
+            async with w.client.pool(images(20), **{} if without else {"callbacks": w.receiver()}) as pool:
+                outcomes = await drain(pool)
+            took.append(now() - begun)
+        assert len(outcomes) == 20
+        assert all(outcome.ok for outcome in outcomes)
+    assert took[1] <= 1.2 * took[0] + 5
 
 
 async def test_callbacks_tell_ends_at_once_and_a_body_is_worth_one_look(api_key: str, post: Post) -> None:
@@ -286,9 +292,9 @@ async def test_what_was_given_up_can_still_be_settled(api_key: str, ledger: Path
 
 
 @contextlib.asynccontextmanager
-async def in_doubt(w: World, ledger: Path | None, *more: Any) -> Any:
+async def in_doubt(w: World, ledger: Path | None, *more: Any, **receiver_options: Any) -> Any:
     """A pool with one request that is unknown, and the job to look at."""
-    receiver = w.receiver()
+    receiver = w.receiver(**receiver_options)
     async with w.client.pool([*images(1), *more], ledger=ledger, callbacks=receiver) as pool:
         await asyncio.sleep(1)
         yield receiver, pool
@@ -363,6 +369,22 @@ async def test_a_task_that_does_not_fit_the_request_is_not_taken(
         await call_about(w, receiver, "k0")
         assert await still_unknown(pool)
         assert "is not taken for its own" in caplog.text
+
+
+async def test_the_end_of_a_task_that_settles_nothing_is_told_once_all_the_same(api_key: str) -> None:
+    ended: list[str] = []
+    async with (
+        world(api_key, HOLD, faults=[Fault(**LOST, nth=(1,))]) as w,
+        in_doubt(w, None, on_task=lambda task: ended.append(task.id)) as (receiver, pool),
+    ):
+        task_id = w.book[0]["task_id"]
+        body = {"id": task_id, "status": "completed", "model": "another", "results": ["https://a.example/x.png"]}
+        w.wire.tamper = lambda request: (200, body) if request.method == "GET" else None
+        for _ in range(3):
+            await call_about(w, receiver, "k0")
+            assert await still_unknown(pool)
+        assert w.looks_at(task_id) > 1
+    assert ended == [task_id]
 
 
 async def test_a_task_that_the_service_does_not_know_settles_nothing(api_key: str) -> None:

@@ -38,6 +38,22 @@ def test_a_callback_with_a_user_name_is_remarked_upon_without_showing_the_passwo
     assert "hunter2" not in str(remark)
 
 
+@pytest.mark.parametrize(
+    "host",
+    ["localhost.", "LOCALHOST", "a.localhost.", "127.0.0.1.", "[::ffff:10.0.0.1]", "[::ffff:a9fe:a9fe]", "0.0.0.0"],
+)
+def test_a_private_host_is_known_however_it_is_spelt(host: str) -> None:
+    assert findings(f"https://{host}/hook") == [("error", "callback_url")]
+    assert findings(f"https://{host}/hook", lenient=True) == []
+
+
+@pytest.mark.parametrize(
+    "host", ["8.8.8.8", "[::ffff:8.8.8.8]", "[2606:4700::1111]", "localhost.example", "example.com."]
+)
+def test_a_public_host_is_not_taken_for_a_private_one(host: str) -> None:
+    assert findings(f"https://{host}/hook") == []
+
+
 def test_a_user_name_before_a_private_host_does_not_hide_it() -> None:
     assert findings("https://example.com@10.0.0.1/hook") == [("error", "callback_url")]
 

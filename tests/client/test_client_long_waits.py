@@ -69,6 +69,7 @@ async def test_polls_that_take_longer_than_the_pauses_between_them_never_overlap
         await asyncio.sleep(300)
         assert set(most) == set(ids)
         assert set(most.values()) == {1}
+        assert not any(wait.done() for wait in waits)  # nobody was answered within the 15 s that a poll has
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
@@ -78,10 +79,17 @@ async def test_answers_that_come_late_but_in_time_end_the_wait() -> None:
     async def service(request: httpx.Request) -> object:
         if request.method == "POST":
             return httpx.Response(404)
+        task_id = request.url.path.rpartition("/")[2]
+        if task_id in answered:
+            pauses.append(now() - answered[task_id])
         await asyncio.sleep(14)
-        return state_of(request.url.path.rpartition("/")[2], over=now() > 100)
+        answered[task_id] = now()
+        return state_of(task_id, over=now() > 100)
 
+    answered: dict[str, float] = {}
+    pauses: list[float] = []
     async with canned(service) as client:
         tasks = await asyncio.gather(*(client.tasks.wait(f"task-{number}", timeout=600) for number in range(100)))
     assert all(task.succeeded for task in tasks)
     assert now() < 300
+    assert min(pauses) >= 2 / 3  # a slow service is not asked again as soon as it has answered

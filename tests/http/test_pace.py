@@ -152,6 +152,15 @@ async def test_no_window_sees_more_than_the_rate_and_one(limit: RateLimit, seed:
     assert most_in_a_window(room.times, limit.per) <= limit.rate + 1
 
 
+@pytest.mark.parametrize("rate", [250, 400, 1000])
+async def test_a_fast_limit_holds_in_every_window_that_is_full(rate: int) -> None:
+    room = service(RateLimit(rate))
+    for _ in range(3 * rate):
+        room.add()
+    await room.drain(3 * rate)
+    assert 0.98 * rate <= most_in_a_window(room.times, 1.0) <= rate + 1
+
+
 @pytest.mark.parametrize("limit", LIMITS[:5], ids=str)
 async def test_the_rate_is_reached(limit: RateLimit) -> None:
     room = service(limit)
@@ -373,6 +382,13 @@ async def test_so_it_is_where_no_connection_can_be_made() -> None:
     await asyncio.sleep(over + 0.1 - now())
     pace.unreachable(now(), over - TICK / 2)
     assert pace._unreachable_until > now()
+
+
+async def test_clients_that_were_refused_together_come_back_one_after_the_other() -> None:
+    paces = [Pace(None, 10, POLICY, {}) for _ in range(20)]
+    for pace in paces:
+        pace.refused("m", now(), now(), None)
+    assert len({pace.cool_down_of("m", now()) for pace in paces}) == 20
 
 
 async def test_after_a_pause_one_goes_first() -> None:

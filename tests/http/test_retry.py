@@ -29,6 +29,13 @@ def test_jitter_takes_at_most_half_and_a_hint_is_never_undercut(attempt: int, ra
         assert hint <= policy.delay(attempt, hint, random) <= max(ceiling, hint + 1)
 
 
+@pytest.mark.parametrize("hint", [None, 0.0, 7.0, 60.0])
+def test_a_thousand_who_were_refused_in_one_second_do_not_come_back_in_one_moment(hint: float | None) -> None:
+    delays = [RetryPolicy().delay(3, hint, number / 1000) for number in range(1000)]
+    assert max(delays) - min(delays) >= 0.5
+    assert max(sum(low <= delay < low + 0.1 for delay in delays) for low in delays) <= 250
+
+
 BAD: list[dict[str, Any]] = [
     {"base_delay": 0},
     {"base_delay": -1},

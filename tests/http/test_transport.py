@@ -336,6 +336,20 @@ async def test_connection_close_is_obeyed(make: Make) -> None:
         assert server.connections_of_requests == [0, 1]
 
 
+@pytest.mark.parametrize("length", [b"3", b"30"])
+async def test_an_answer_with_a_length_and_chunks_costs_its_connection(make: Make, length: bytes) -> None:
+    """Somebody on the way may have read it by its length, and takes the next answer for the rest of this one."""
+    both = b"HTTP/1.1 200 OK\r\nContent-Length: %b\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n" % length
+    transport = make()
+    async with serving(in_turn(always(both), always(OK))) as server:
+        try:
+            assert await fetch(transport, server.url) == b"ok"
+        except httpx.RemoteProtocolError:  # httptools reads no such answer
+            pass
+        assert await fetch(transport, server.url) == b"ok"
+        assert server.connections_of_requests == [0, 1]
+
+
 async def test_a_connection_that_the_server_closed_gets_no_request(make: Make) -> None:
     transport = make()
     async with serving(in_turn(then_close(OK), always(OK))) as server:
@@ -504,6 +518,22 @@ async def test_no_byte_is_written_when_tls_fails(make: Make, server_tls: ssl.SSL
     assert calls == ["slot"]
 
 
+async def test_no_byte_is_written_to_who_shows_the_certificate_of_another_host(
+    make: Make, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    calls = Calls()
+    logging.getLogger("asyncio").disabled = True
+    try:
+        async with serving(always(OK), server_tls) as server:
+            extensions = {**calls.extensions, "sni_hostname": "api.example"}
+            with pytest.raises(httpx.ConnectError, match=r"certificate is not valid for 'api\.example'"):
+                await fetch(make(verify=client_tls), server.url, method="POST", content=b"x", **extensions)
+            assert server.requests == []
+    finally:
+        logging.getLogger("asyncio").disabled = False
+    assert calls == ["slot"]
+
+
 async def test_no_byte_is_written_when_the_header_is_invalid_and_it_isnt_shown(make: Make) -> None:
     calls = Calls()
     transport = make()
@@ -622,6 +652,14 @@ async def test_an_answer_in_single_bytes_is_read_like_any_other(make: Make) -> N
             assert await fetch(transport, server.url) == body
         assert len(server.peers) == 1
         await asyncio.gather(*drips)
+
+
+async def test_chunks_that_come_together_are_all_read(make: Make) -> None:
+    parts = [b"{", "\u00e9".encode()[:1], "\u00e9".encode()[1:], b"}" * 1000]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+    async with serving(always(answer)) as server:
+        assert await fetch(make(), server.url) == b"".join(parts)
 
 
 async def test_a_big_body_in_both_directions(make: Make) -> None:
@@ -787,6 +825,27 @@ async def test_a_peer_that_hangs_up_during_the_handshake(make: Make, client_tls:
         server.peers[0].close()
         with pytest.raises(httpx.ConnectError):
             await task
+
+
+@pytest.mark.parametrize("does", ["speaks first", "hangs up"])
+async def test_who_has_spoken_or_gone_before_the_handshake_is_not_waited_for(
+    does: str, client_tls: ssl.SSLContext
+) -> None:
+    async with serving(silence) as server:
+        stream = stream_module.SocketStream()
+        await stream.connect("127.0.0.1", server.port)
+        await server.until_peers(1)
+        if does == "speaks first":
+            server.peers[0].write(b"SSH-2.0-OpenSSH_9.2\r\n")
+        else:
+            server.peers[0].close()
+        while not stream.is_readable():
+            await settle()
+        await settle()  # and the loop has told
+        with pytest.raises(httpx.ConnectError):
+            async with asyncio.timeout(5):
+                await stream.start_tls(client_tls, "127.0.0.1")
+        stream.abort()
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,16 @@ async def test_requests_that_queue_for_the_connections_of_a_users_client_are_not
 
 
 @pytest.mark.looptime
+@pytest.mark.parametrize("whose", ["ours", "the user's"])
+async def test_who_waits_for_a_connection_is_not_refused_however_long_it_takes(whose: str) -> None:
+    async with sharing(2) as (service, http_client, _):
+        given = {"http_client": http_client} if whose == "the user's" else {}
+        async with AsyncEvoLink(base_url=service.url, max_connections=2, request_timeout=1, **given) as client:  # type: ignore[arg-type]
+            answers = await asyncio.gather(*(client.raw("POST", "/v1/anything", json={}) for _ in range(40)))
+        assert len(answers) == service.posts == 40
+
+
+@pytest.mark.looptime
 async def test_a_users_client_whose_connections_are_all_taken_has_sent_nothing() -> None:
     retry = RetryPolicy(0.01, 0.02)
     async with sharing(1, request_timeout=0.3, retry=retry) as (service, http_client, client):
@@ -73,6 +83,33 @@ async def test_a_users_client_whose_connections_are_all_taken_has_sent_nothing()
                 await client.images.submit(model="unknown", prompt="x", timeout=0.5)
         assert service.posts == 0
         assert (await client.images.submit(model="unknown", prompt="x")).id == "task-1"
+
+
+class Patient(httpx.AsyncBaseTransport):
+    """Takes all the time it is given to find a connection, to connect and to agree on TLS, and then gives up."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        timeouts = request.extensions["timeout"]
+        for step in ("pool", "connect", "connect"):
+            await asyncio.sleep(timeouts[step] - 0.001)
+        raise httpx.ConnectTimeout("no connection", request=request)
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("request_timeout", [None, 3.0, 60.0])
+async def test_a_users_client_that_never_connects_is_heard_before_it_is_cut(request_timeout: float | None) -> None:
+    async with (
+        httpx.AsyncClient(transport=Patient()) as http_client,
+        AsyncEvoLink(
+            base_url="http://127.0.0.1:9",
+            http_client=http_client,
+            request_timeout=request_timeout,
+            retry=RetryPolicy(unreachable_for=1),
+        ) as client,
+    ):
+        [outcome] = await client.run_many([ImageRequest(model="unknown", prompt="x")])
+        assert outcome.status == "rejected"
+        assert isinstance(outcome.error, ConnectionFailedError)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import pickle
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from time import tzset
 from typing import Any
 
 import pytest
@@ -144,7 +145,12 @@ MOMENT = datetime(2026, 3, 30, 7, 56, 45, tzinfo=UTC)
     ],
     ids=repr,
 )
-def test_created_is_aware_utc_or_none(created: Any, moment: datetime | None) -> None:
+def test_created_is_aware_utc_or_none(
+    created: Any, moment: datetime | None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")  # where the program runs is of no interest
+    tzset()
+    request.addfinalizer(tzset)
     for name in ("created", "created_at"):
         task = read(**{name: created})
         assert task.created == moment

@@ -363,6 +363,20 @@ async def test_the_reason_is_raised_once_however_often_the_block_is_left(api_key
         assert isinstance(pool.reason, LookupError)
 
 
+async def test_a_pool_that_is_entered_twice_sends_nothing_twice(api_key: str) -> None:
+    async with world(api_key) as w:
+        pool = w.pool(images(3))
+        async with pool:
+            await asyncio.sleep(1)
+            with pytest.raises(ClosedError, match="a pool is used once"):
+                await pool.__aenter__()
+            assert [outcome.ok for outcome in await drain(pool)] == [True] * 3
+        with pytest.raises(ClosedError, match="a pool is used once"):
+            async with pool:
+                pass
+        assert len(w.book) == len(w.wire.posts) == 3
+
+
 async def test_from_another_thread_a_pool_is_refused_and_goes_on(api_key: str) -> None:
     async with world(api_key) as w, w.pool(images(2)) as pool:
 

@@ -518,6 +518,22 @@ async def test_what_was_learned_of_durations_is_there_for_the_next_run(api_key: 
                 assert client._core.memory.schedule.export() == learned
 
 
+async def test_only_what_has_a_connection_is_on_record_as_sent(api_key: str, ledger: Path) -> None:
+    """After a crash nobody could tell that the others, with an intent and no byte written, were not paid for."""
+    async with (
+        world(api_key, {"max_connections": 4, "rate_limit": "1000/s"}, faults=[Fault(**POSTS, delay=10)]) as w,
+        w.pool(images(40), ledger=ledger) as pool,
+    ):
+        await asyncio.sleep(5)
+        assert w.wire.flying == 3
+        with sqlite3.connect(ledger) as file:
+            [(intended,)] = file.execute("SELECT count(*) FROM request WHERE idempotency_key IS NOT NULL")
+        file.close()
+        assert intended == 3
+        pool.stop()
+        await drain(pool)
+
+
 async def test_who_stops_waiting_for_a_shared_request_takes_nothing_from_the_other(api_key: str) -> None:
     async with world(api_key) as w, w.pool() as pool:
         first = asyncio.create_task(pool.run(image(1, key="a")))

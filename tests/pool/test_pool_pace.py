@@ -123,6 +123,22 @@ async def test_what_stands_behind_a_waiting_model_in_the_same_source_goes_on_for
     assert max(early) < 1.0  # nobody asks during the cool-down
 
 
+async def test_what_was_refused_for_pace_goes_first_when_its_pause_is_over(api_key: str) -> None:
+    async with world(api_key, {"rate_limit": "1/s"}) as w:
+
+        async def tamper(request: httpx.Request, go_on: Handler) -> httpx.Response:
+            if len(w.wire.posts) <= 3 and request.url.path.endswith("/generations"):
+                return response(429, {"error": {"message": "slow down"}}, **{"retry-after": "5"})
+            return await go_on(request)
+
+        w.wire.tamper = tamper
+        outcomes = await w.client.run_many(requests(OTHER, 5))
+    assert all(outcome.ok for outcome in outcomes)
+    keys = [post.key for post in w.wire.posts]
+    assert keys[:4] == [outcomes[0].idempotency_key] * 4
+    assert keys[3:] == [outcome.idempotency_key for outcome in outcomes]
+
+
 async def test_single_requests_of_a_waiting_model_are_not_read_on_either(api_key: str) -> None:
     async with world(api_key, models=QUICK) as w:
         cool(w)

@@ -20,7 +20,8 @@ import pytest
 from mediahost import Call, answer, media_host, picture
 from programs import ROOT
 
-from evolink_async import AsyncEvoLink, ConfigurationError, DownloadError, RetryPolicy, Task
+from evolink_async import AsyncEvoLink, ConfigurationError, DownloadError, ImageRequest, Outcome, RetryPolicy, Task
+from evolink_async.emulator import Emulator
 from evolink_async.saving import ObjectPath, Saver, folder, objects
 
 Writer = asyncio.StreamWriter
@@ -65,8 +66,13 @@ def bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in (settings | {"ENDPOINT_URL": s3_url}).items():
         monkeypatch.setenv(f"AWS_{name}", value)
     name = f"bucket-{secrets.token_hex(4)}"
-    urlopen(Request(f"{s3_url}/{name}", method="PUT")).close()
+    told(s3_url, "PUT", name)
     return name
+
+
+def told(s3_url: str, method: str, bucket: str) -> None:
+    """Make a bucket, or remove it."""
+    urlopen(Request(f"{s3_url}/{bucket}", method=method)).close()
 
 
 @pytest.fixture
@@ -218,6 +224,35 @@ async def test_a_transfer_that_breaks_off_leaves_no_object(client: AsyncEvoLink,
         with pytest.raises(DownloadError, match="could not be fetched"):
             await Saver(client._core, f"s3://{bucket}").save(task_with(f"{host.url}/1"), **NAMES)
     assert objects_in(f"s3://{bucket}") == {}
+
+
+async def test_what_a_store_did_not_take_is_saved_by_the_next_run_and_not_paid_for_again(
+    api_key: str, s3_url: str, bucket: str, tmp_path: Path
+) -> None:
+    request = ImageRequest(model="gpt-4o-image", prompt="a lighthouse", key="k")
+    address = f"s3://{bucket}/out"
+
+    async def run(server: Any, *, fails: bool) -> Outcome:
+        options: dict[str, Any] = {"ledger": tmp_path / "job.db", "save_to": address}
+        async with (
+            AsyncEvoLink(base_url=server.base_url, retry=FAST) as client,
+            client.pool([request], **options) as pool,
+        ):
+            if fails:
+                told(s3_url, "DELETE", bucket)
+            [outcome] = [outcome async for outcome in pool]
+        return outcome
+
+    async with Emulator(speed=100, seed=1, api_key=api_key).serve() as server:
+        failed = await run(server, fails=True)
+        assert (failed.status, failed.files) == ("completed", ())
+        assert isinstance(failed.error, DownloadError)
+        told(s3_url, "PUT", bucket)
+        saved = await run(server, fails=False)
+        assert saved.ok
+        assert saved.from_ledger
+        assert [str(file) for file in saved.files] == list(map(f"s3://{bucket}/".__add__, objects_in(f"s3://{bucket}")))
+        assert len(server.emulator.book()["posts"]) == 1
 
 
 async def test_a_bucket_that_is_not_there_is_found_before_anything_is_paid(client: AsyncEvoLink, bucket: str) -> None:

@@ -330,6 +330,19 @@ async def test_a_fresh_task_is_asked_for_once_for_all_dead_links(client: AsyncEv
             await saver.save(task, fresh=as_dead, **Named("i").as_options())
 
 
+async def test_files_are_numbered_in_the_order_of_the_links_each_once(client: AsyncEvoLink, tmp_path: Path) -> None:
+    contents = {"/z": PNG, "/a": MP4, "/m": PNG + b"m"}
+
+    async def handler(call: Call, writer: Writer) -> None:
+        answer(writer, contents[call.path])
+
+    async with media_host(handler) as host:
+        task = task_with(f"{host.url}/z", f"{host.url}/a", f"{host.url}/z", f"{host.url}/m")
+        files = await Saver(client._core, tmp_path).save(task, **Named("k").as_options())
+    assert files == (tmp_path / "k-1.png", tmp_path / "k-2.mp4", tmp_path / "k-3.png")
+    assert [file.read_bytes() for file in map(Path, files)] == [PNG, MP4, PNG + b"m"]
+
+
 async def test_what_could_be_saved_is_in_the_error_of_what_could_not(client: AsyncEvoLink, tmp_path: Path) -> None:
     async def handler(call: Call, writer: Writer) -> None:
         answer(writer, b"<html>" if call.path == "/1" else PNG)
