@@ -23,8 +23,10 @@ _BELOW, _SHORT = 0.99, 0.7
 _CLIMB_SECONDS, _CLIMB_REQUESTS, _LEAST_CLIMB = 8.0, 20.0, 10.0
 _DEEPEST_CUT = 0.5
 # Climbing and probing take at most so long, in seconds and in accepted requests, and as many times as long as a hint
-# asks for seconds: this sets the share of refusals, and that of the time which goes into pauses.
+# asks for seconds: this sets the share of refusals, and that of the time which goes into pauses. At a slow rate as many
+# requests would take hours: then at most so many patient seconds, for a limit that was raised is to be noticed.
 _PATIENCE_SECONDS, _PATIENCE, _LEAST_PATIENCE = 30.0, 300.0, 50.0
+_PATIENT_SECONDS = 600.0
 _BOLDNESS = 0.1  # how far above what was refused a probe is after as many accepted as its patience
 # Under a limit as much comes through per second at one rate that is refused as at another. Where less comes through at
 # the lower one, the refusals don't come from our rate, and each cut only makes the time between two of them longer.
@@ -435,7 +437,7 @@ class ModelPace:
         self._allowed = allowed
         level = max(SLOWEST, _BELOW * allowed)
         refused = level + _SHORT * max(0.0, refused - level)  # the limit is nearer to what was accepted
-        longest = max(1.0, self._hint) * max(_PATIENCE, _PATIENCE_SECONDS * level)
+        longest = max(1.0, self._hint) * max(min(_PATIENCE, _PATIENT_SECONDS * level), _PATIENCE_SECONDS * level)
         distance = refused / level - 1
         steps = max(_CLIMB_SECONDS * level, _CLIMB_REQUESTS) / max(distance, 1e-3)
         patience = 2.0 * self._taken

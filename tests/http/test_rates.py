@@ -69,6 +69,14 @@ def test_a_limit_that_was_raised_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("rate", [0.03, 0.1])
+def test_a_slow_limit_that_was_raised_is_noticed_soon_too(rate: float, seed: int) -> None:
+    found = figures(seed, rate=rate, factor=10.0, seconds=28800.0)
+    assert found["second used"] > 0.5
+    assert found["second refused"] < 0.01
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("hint", [1.0, None])
 def test_refusals_by_mere_chance_do_not_slow_it_down_for_good(hint: Any, seed: int) -> None:
     found = figures(seed, rate=None, chance=0.01, chance_hint=hint, ceiling=500.0)
