@@ -395,8 +395,8 @@ class ModelPace:
         if searching and self._was_for_places(now):
             self._cut_places()
             self._go_back_to(max(self._trials.highest_rate, self._usable_rate))
-        elif searching and self._full and self.running >= _PLACES_KEPT * self._cap.refused:
-            self._cut_places()  # it may have been for either
+        elif searching and self._full and self.running >= self._cap.refused:
+            self._cut_places()  # as many were refused before: it may have been for either
             self._search_rate(_PLACES_KEPT * self._usable_rate, self._usable_rate)
         else:
             self._cut_rate(now)

@@ -54,6 +54,21 @@ def test_random_refusals_of_short_tasks_are_seldom_taken_for_a_lack_of_places(sh
     assert statistics.fmean(seconds) < most
 
 
+@pytest.mark.parametrize("hint", [1.0, None], ids=["hint", "no-hint"])
+@pytest.mark.parametrize("ceiling", [None, 20.0], ids=["no-ceiling", "ceiling"])
+def test_rare_refusals_by_chance_do_not_take_away_one_place_after_the_other(
+    ceiling: float | None, hint: float | None
+) -> None:
+    long = {"places": 100, "lasts": 15.0, "lag": 1.75, "seconds": 3600.0}
+    per_second = figures("per second", rate=None, chance=0.01, chance_hint=hint, ceiling=ceiling, **long)
+    assert statistics.fmean(per_second) > 0.7 * 100 / 16.5
+
+
+def test_rare_refusals_by_chance_do_not_turn_a_limit_on_the_rate_into_one_on_places() -> None:
+    used = figures("whole used", rate=5.0, chance=0.01, lasts=15.0, lag=1.75, seconds=7200.0)
+    assert statistics.fmean(used) > 0.5
+
+
 def test_a_limit_is_found_though_some_are_refused_whatever_the_rate() -> None:
     assert statistics.fmean(figures("whole used", rate=5.0, chance=0.1)) > 0.45
     assert statistics.fmean(figures("whole refused", rate=5.0, chance=0.1)) < 0.25
