@@ -49,6 +49,7 @@ from evolink_async.pool.savings import Savings, not_saved
 from evolink_async.pool.sources import Sources
 from evolink_async.pool.stages import Stages
 from evolink_async.pool.uploads import Uploads
+from evolink_async.pool.waiting import Line
 from evolink_async.requests import GenerationRequest, has_local_files
 from evolink_async.saving.saver import Saver
 from evolink_async.session import POLL_TIMEOUT, Session
@@ -140,7 +141,7 @@ class Engine:
             self.core.observation.observer.pool_entered(self)
         if self.doubts is not None:
             self.doubts.open()
-        for record in list(self.stages.outstanding.values()):
+        for record in self.stages.these(State.OUTSTANDING):
             self._follow(record, _by_id(record.identity), None)
         self.sources.start()
 
@@ -154,7 +155,7 @@ class Engine:
 
     def attach(self, task_id: str) -> None:
         """Follow a task that exists already."""
-        if task_id not in self.stages.outstanding:
+        if task_id not in self.stages:
             record = AttachedTask(self, None, None, id=task_id)
             self._unfinished += 1
             self._given += 1
@@ -176,14 +177,14 @@ class Engine:
 
     def notify(self, task_id: str) -> None:
         """A hint that a task may have ended."""
-        if task_id in self.stages.outstanding and self.entered and not self.left:
+        if task_id in self.stages and self.entered and not self.left:
             self.session.watcher.notify(task_id)
 
     def who_has(self, task_id: str) -> str | None:
         """Who has this task already, in words; None: nobody that we know of."""
         if self.session.watcher.follows(task_id) or task_id in self.core.memory.reads.submitted:
             return "it is followed already"
-        if any(other.task_id == task_id for other in self.stages.under_way()):
+        if any(other.task_id == task_id for other in self.stages):
             return "another request of this pool has it"
         return None
 
@@ -199,7 +200,7 @@ class Engine:
     @property
     def outstanding(self) -> int:
         """Requests that are submitted or being submitted, and have not ended."""
-        return self.stages.places_held - len(self.stages.unsent)
+        return self.stages.places - len(self.stages.unsent)
 
     @property
     def finished(self) -> int:
@@ -252,10 +253,13 @@ class Engine:
 
     # Pulling
 
-    def _take(self, item: Any) -> str | None:
+    def _take(self, item: Any) -> Line | None:
         """An item was pulled from a source. Gives the line for whose sake that source is not to be read on for now."""
-        record = self._new_record(item, None)
-        return None if record.request is None or self.stages.may_wait(record.line) else record.line
+        line = self._new_record(item, None).line
+        if self.stages.may_wait(line):
+            return None
+        line.held = True
+        return line
 
     def _new_record(self, item: Any, waiter: asyncio.Future[Outcome] | None) -> Record:
         index = self._next_index
@@ -293,10 +297,12 @@ class Engine:
         if not self.entered:
             self._not_sent(record, self.reason or _stopped())
             return
-        self.stages.enter(record)
-        if has_local_files(record.request):
+        request = record.request
+        if has_local_files(request):  # such wait among themselves, for places at the files service
+            self.stages.enter(record, f"{request.model} with files")
             self._uploads.look(record, self.session)
         else:
+            self.stages.enter(record, request.model)
             self._enter(record)
 
     def _looked_at(self, record: Record, error: EvoLinkError | None) -> None:
@@ -346,7 +352,7 @@ class Engine:
             return
         record.row = row = known.row
         if todo is Todo.SHARE:
-            if any(other.row is row for other in self.stages.under_way() if other is not record):
+            if any(other.row is row for other in self.stages if other is not record):
                 self._sharing.setdefault(row, []).append(record)
                 return
             if row.state is Known.ENTERED:
@@ -381,16 +387,18 @@ class Engine:
             self._withdraw_unsent(self.reason or (_block_left() if self.left else _stopped()))
         self._fill()
 
-    def _read_on(self, line: str) -> None:
+    def _read_on(self, line: Line) -> None:
         """Fewer of this line wait now, perhaps."""
-        if self.sources.holds(line) and self.stages.may_wait(line):
+        if line.held and self.stages.may_wait(line):
+            line.held = False
             self.sources.release(line)
 
     # Sending
 
     def _fill(self) -> None:
         """Give free places to requests that wait for one: those awaited first."""
-        if self._filling or not self.stages.anyone_waits:
+        stages = self.stages
+        if self._filling or not (stages.pulled.count or stages.runs.count):
             return  # a step of the loop below, which goes on by itself, has called; or nobody wants a place
         self._filling = True
         try:
@@ -573,8 +581,8 @@ class Engine:
             self._return(record, None)
             return
         probe = self.journal.job.probe
-        holders = [] if probe is None else self.stages.holders()
-        finder = next((other for other in holders if other.row is probe), None)
+        holders = self.stages.these(State.SENDING, State.OUTSTANDING)
+        finder = None if probe is None else next((other for other in holders if other.row is probe), None)
         if probe is None or finder is not None:
             self._probe = finder
             self._uploads.release(record)
@@ -768,8 +776,7 @@ class Engine:
         self._close(record, status, error, files)
         self._fill()
         self.sources.notice_room()
-        if record.request is not None:
-            self._read_on(record.line)
+        self._read_on(record.line)
         self._progress.changed()
 
     def _not_sent(self, record: Record, reason: BaseException | None) -> None:
@@ -864,7 +871,7 @@ class Engine:
         """Everything outstanding comes back with its id now, what is on the wire as soon as it is answered."""
         self._broken = self._broken or error
         self.end_early(error)
-        for record in list(self.stages.outstanding.values()):
+        for record in self.stages.these(State.OUTSTANDING):
             if record.state is State.OUTSTANDING:
                 self._give_up(record, error)
 
@@ -906,7 +913,7 @@ class Engine:
                 self.stages.pull(record)  # it is outstanding
             else:
                 self._return(record, reason)
-        for record in list(self.stages.sending):
+        for record in self.stages.these(State.SENDING):
             if record.state is not State.SENDING:
                 continue
             settled = self._take_back(record)
@@ -998,7 +1005,7 @@ class Engine:
         if self.doubts is not None:
             await self.doubts.aclose()
         self._withdraw_unsent(_block_left())
-        sending = [record.submission for record in self.stages.sending]
+        sending = [record.submission for record in self.stages.these(State.SENDING)]
         posts = {submission.post for submission in sending if submission is not None and submission.post is not None}
         tasks = posts | self.sources.tasks()
         try:
@@ -1046,9 +1053,9 @@ class Engine:
 
     def _collect_leftovers(self) -> None:
         left = ClosedError("the pool's block was left; the task goes on: wait for it with its id")
-        for record in [*self.stages.holders(), *self.stages.saving]:
+        for record in self.stages.these(State.SENDING, State.OUTSTANDING, State.SAVING):
             self._give_up(record, left)
-        for record in list(self.stages.entering):  # now that what they might share has its outcome
+        for record in self.stages.these(State.ENTERING):  # now that what they might share has its outcome
             self._not_sent(record, _block_left())
         for outcome in self.stages.untaken:
             self._leave_behind(outcome)
@@ -1078,7 +1085,8 @@ class Engine:
                 self._sharing[record.row].remove(record)
                 record.row = None
             self._not_sent(record, None)
-        elif self.stages.runs.remove(record):
+        elif record.state is State.PULLED:
+            self.stages.runs.remove(record)
             self._return(record, None)
         elif record.state is State.SENDING and record.submission is not None:
             submission = record.submission

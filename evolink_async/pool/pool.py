@@ -22,6 +22,7 @@ from evolink_async.pool.journal import Journal
 from evolink_async.pool.options import MOST, refuse_unknown
 from evolink_async.pool.outcome import Outcome, PoolStats
 from evolink_async.pool.pricing import Prices, checked_credits, checked_prices
+from evolink_async.pool.record import State
 from evolink_async.requests import GenerationRequest
 from evolink_async.saving.saver import Saver
 from evolink_async.types import TASK_ID, Task
@@ -194,7 +195,7 @@ class TaskPool:
     @property
     def outstanding(self) -> tuple[str, ...]:
         """The ids of the tasks that run now."""
-        held = self._engine.stages.outstanding.values()
+        held = self._engine.stages.these(State.OUTSTANDING)
         return tuple(record.task_id for record in held if record.task_id is not None)
 
     @property

@@ -65,6 +65,7 @@ from evolink_async.ledger.values import shared, to_credits
 from evolink_async.polling.endings import failure_of, still_running
 from evolink_async.pool.journal import Journal
 from evolink_async.pool.outcome import Outcome, OutcomeStatus
+from evolink_async.pool.waiting import NO_LINE, Line
 from evolink_async.requests import GenerationRequest
 from evolink_async.saving.objects import path_of
 from evolink_async.types import Task, TaskReading, TaskStatus, Usage
@@ -116,11 +117,7 @@ class Record:
     progress: int = 0
     from_ledger: bool = False  # how it ended was known before this run
     accepted_before: int = 0  # so many that an earlier run has submitted were read before it
-    line: str = ""  # what it waits among: requests of its model, which may wait for the service's sake
-
-    def __post_init__(self) -> None:
-        if self.request is not None:
-            self.line = self.request.model
+    line: Line = NO_LINE  # what it waits among
 
     @property
     def waiter(self) -> asyncio.Future[Outcome] | None:

@@ -104,10 +104,6 @@ class Sources:
         """There may be room again."""
         self._wake.set()
 
-    def holds(self, reason: Hashable) -> bool:
-        """Whether anything is held for this reason."""
-        return reason in self._held or reason == self._singles_held
-
     def release(self, reason: Hashable) -> None:
         """Read on what was held for this reason."""
         if reason in self._held:

@@ -33,11 +33,10 @@ class Uploads:
         self._of: dict[Record, Attachment] = {}
 
     def look(self, record: Record, session: Session) -> None:
-        """Look at its files. Such requests wait among themselves, for places at the files service."""
+        """Look at its files."""
         assert record.request is not None
         self._attachments = attachments_of(self._core, session)
         self._of[record] = self._attachments.look(record.request, lambda error: self._looked_at(record, error))
-        record.line = f"{record.model} with files"
 
     def names(self, record: Record) -> dict[str, str]:
         """What counts as the files in the identity of its request, and as links to earlier uploads, by their places."""

@@ -2,52 +2,66 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import deque
+from typing import TYPE_CHECKING
 
-from evolink_async.pool.record import Record
+if TYPE_CHECKING:
+    from evolink_async.pool.record import Record
+
+
+class Line:
+    """Requests of one model, which may have to wait for the service's sake; those with local files have their own.
+
+    sending: so many of them are. held: a source is not read on, since it gave one of these last and they are enough.
+    """
+
+    __slots__ = ("held", "sending")
+
+    def __init__(self) -> None:
+        self.sending = 0
+        self.held = False
+
+
+NO_LINE = Line()  # of what waits for nothing
 
 
 class Waiting:
-    """Records in the order they were pulled, by line (mostly their model): some may have no place at the moment.
+    """Records in the order they were pulled, by line. A line of which `most` are sending has no place for more.
 
     count: how many there are.
     """
 
-    def __init__(self, may_have_place: Callable[[str], bool]) -> None:
-        self._may_have_place = may_have_place
-        self._queues: dict[str, OrderedDict[Record, None]] = {}
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._queues: dict[Line, deque[Record]] = {}
         self.count = 0
 
     def put(self, record: Record, *, first: bool = False) -> None:
-        """Add a record, as the last of its model or as the `first`."""
+        """Add a record, as the last of its line or as the `first`."""
         queue = self._queues.get(record.line)
         if queue is None:
-            queue = self._queues[record.line] = OrderedDict()
-        queue[record] = None
+            queue = self._queues[record.line] = deque()
         if first:
-            queue.move_to_end(record, last=False)
+            queue.appendleft(record)
+        else:
+            queue.append(record)
         self.count += 1
 
     def next(self) -> Record | None:
-        """The oldest one whose model may have a place; it stays here."""
+        """The oldest one whose line may have a place; it stays here."""
         oldest = None
-        for model, queue in self._queues.items():
-            record = next(iter(queue))
-            if self._may_have_place(model) and (oldest is None or record.number < oldest.number):
-                oldest = record
+        for line, queue in self._queues.items():
+            if line.sending < self._most and (oldest is None or queue[0].number < oldest.number):
+                oldest = queue[0]
         return oldest
 
-    def remove(self, record: Record) -> bool:
-        """Take a record out; whether it was here."""
-        queue = self._queues.get(record.line)
-        if queue is None or record not in queue:
-            return False
-        del queue[record]
+    def remove(self, record: Record) -> None:
+        """Take a record out that is here."""
+        queue = self._queues[record.line]
+        queue.remove(record)  # mostly the first
         if not queue:
             del self._queues[record.line]
         self.count -= 1
-        return True
 
     def take_all(self) -> list[Record]:
         """Take out all of them, in the order they were pulled."""
@@ -58,9 +72,6 @@ class Waiting:
         self.count = 0
         return records
 
-    def of(self, model: str) -> int:
-        """How many wait for this model."""
-        return len(self._queues.get(model, ()))
-
-    def __iter__(self) -> Iterator[Record]:
-        return (record for queue in self._queues.values() for record in queue)
+    def of(self, line: Line) -> int:
+        """How many wait in this line."""
+        return len(self._queues.get(line, ()))

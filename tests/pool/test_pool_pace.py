@@ -69,9 +69,9 @@ async def finished_before_the_pause(pool: TaskPool, model: str) -> list[Outcome]
 async def watch_places(pool: TaskPool, most: int, model: str = COOLING) -> None:
     """Fails when the queue of a model holds more places than `most`."""
     while True:
-        places = sum(record.state == "sending" and record.model == model for record in pool._engine.stages.sending)
+        places = sum(record.state == "sending" and record.model == model for record in pool._engine.stages)
         assert places <= most, places
-        assert pool._engine.stages.places_held <= pool._engine._most
+        assert pool._engine.stages.places <= pool._engine._most
         await asyncio.sleep(0.25)
 
 
@@ -201,7 +201,7 @@ async def test_a_pool_that_ends_returns_what_waits_of_every_model(api_key: str) 
     assert stats.waiting == stats.outstanding == 0
     assert stats.pulled == len(outcomes)
     assert [outcome.index for outcome in sorted(outcomes, key=lambda o: o.index or 0)] == list(range(len(outcomes)))
-    assert not any(pool._engine.stages._sending_of.values())
+    assert not any(line.sending for line in pool._engine.stages._lines.values())
 
 
 # -- Places at the service ------------------------------------------------------------------------------

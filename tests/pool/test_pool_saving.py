@@ -24,6 +24,7 @@ from evolink_async import (
 )
 from evolink_async.emulator import Emulator
 from evolink_async.pool import savings
+from evolink_async.pool.record import State
 from evolink_async.saving import download, folder
 from evolink_async.saving.folder import PartFile
 
@@ -218,7 +219,7 @@ async def test_leaving_a_pool_whose_disk_is_full_waits_for_no_room(
     async with Emulator(speed=100, api_key=api_key).serve() as server, client_of(server) as client:
         async with asyncio.timeout(200), client.pool(save_to=tmp_path) as pool:
             running = asyncio.create_task(pool.run(images(1)[0]))
-            while not pool._engine.stages.saving:  # noqa: ASYNC110
+            while not pool._engine.stages.these(State.SAVING):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         outcome = await running
     assert outcome.status == "completed"
@@ -260,7 +261,7 @@ async def test_a_file_that_never_fits_is_given_up_although_smaller_ones_are_save
 
 
 async def close_when_saving(client: AsyncEvoLink, pool: TaskPool) -> None:
-    while len(pool._engine.stages.saving) < 6:  # noqa: ASYNC110
+    while len(pool._engine.stages.these(State.SAVING)) < 6:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     await client.aclose()
 
