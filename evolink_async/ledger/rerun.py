@@ -6,8 +6,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from evolink_async.errors import TRANSIENT_FAILURES
+from evolink_async.ledger import states
 from evolink_async.ledger.rules import CONFLICT
-from evolink_async.ledger.states import State
 from evolink_async.ledger.values import Row
 
 
@@ -23,6 +23,9 @@ class Todo(StrEnum):
     REFUSE = "refuse"  # its key has another body
 
 
+SUBMIT, SETTLE, HOLD, FOLLOW, DELIVER, SHARE, REFUSE = Todo
+
+
 class Entered(NamedTuple):
     """A request as the ledger knows it. repeated: this run has pulled it before. changed: its key has another body."""
 
@@ -35,24 +38,24 @@ def what_to_do(entered: Entered, *, retry_failed: int = 0) -> Todo:
     """The table "running it again" of the design."""
     row = entered.row
     if entered.changed:
-        return Todo.REFUSE
+        return REFUSE
     if entered.repeated:
-        return Todo.SHARE
+        return SHARE
     match row.state:
-        case State.ENTERED | State.REJECTED:
-            return Todo.SUBMIT
-        case State.SENDING | State.UNSETTLED | State.REPLAYING:
-            return Todo.HOLD if row.losses > 1 or row.error_code == CONFLICT else Todo.SETTLE
-        case State.GIVEN_UP:
-            return Todo.HOLD
-        case State.ACCEPTED:
-            return Todo.FOLLOW
-        case State.FAILED:
-            return Todo.SUBMIT if may_try_again(row, retry_failed) else Todo.DELIVER
-        case State.COMPLETED | State.CANCELLED | State.LOST:
-            return Todo.DELIVER
+        case states.ENTERED | states.REJECTED:
+            return SUBMIT
+        case states.SENDING | states.UNSETTLED | states.REPLAYING:
+            return HOLD if row.losses > 1 or row.error_code == CONFLICT else SETTLE
+        case states.GIVEN_UP:
+            return HOLD
+        case states.ACCEPTED:
+            return FOLLOW
+        case states.FAILED:
+            return SUBMIT if may_try_again(row, retry_failed) else DELIVER
+        case _:  # completed, cancelled, lost
+            return DELIVER
 
 
 def may_try_again(row: Row, retry_failed: int) -> bool:
     """Whether a failed request may be generated, and paid for, once more: a passing failure, and tries are left."""
-    return row.state is State.FAILED and row.error_code in TRANSIENT_FAILURES and row.number <= retry_failed
+    return row.state is states.FAILED and row.error_code in TRANSIENT_FAILURES and row.number <= retry_failed

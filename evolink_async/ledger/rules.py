@@ -10,7 +10,20 @@ from dataclasses import replace
 from datetime import datetime
 
 from evolink_async.http.retry import UNPROVEN_REPLAYS
-from evolink_async.ledger.states import State, Verb, after
+from evolink_async.ledger.states import (
+    ACCEPTED,
+    CANCELLED,
+    COMPLETED,
+    ENTERED,
+    FAILED,
+    REJECTED,
+    REPLAYING,
+    SENDING,
+    UNSETTLED,
+    State,
+    Verb,
+    after,
+)
 from evolink_async.ledger.values import (
     KEY_DIGITS,
     NOTHING_YET,
@@ -28,7 +41,8 @@ from evolink_async.ledger.values import (
 )
 from evolink_async.types import Task
 
-ON_ITS_WAY = frozenset({State.SENDING, State.UNSETTLED, State.REPLAYING, State.ACCEPTED})
+ON_ITS_WAY = frozenset({SENDING, UNSETTLED, REPLAYING, ACCEPTED})
+_INTEND, _ACCEPTED, _ENDED = Verb.INTEND, Verb.ACCEPTED, Verb.ENDED  # every task goes through these
 CONFLICT = "idempotency_conflict"  # vendor's client: a task exists for this key, made from another body
 
 
@@ -44,7 +58,7 @@ def intend(
     at: datetime,
 ) -> Refusal | None:
     """Reserve the credits and let a POST be made. key_number: None unless it is a `numbered_key`."""
-    state = after(row.state, Verb.INTEND, of=row)
+    state = after(row.state, _INTEND, of=row)
     refusal, reservation = _afford(row, account, price, told)
     if refusal is not None:
         return refusal
@@ -90,7 +104,7 @@ def price_probe(account: Account, price: int) -> None:
     """The price that a request tries has become known otherwise: it holds only that."""
     row = account.probe
     assert row is not None
-    if row.state is State.COMPLETED:
+    if row.state is COMPLETED:
         row.fate = row.fate._replace(spent=price)
         account.spent += price
         price = 0
@@ -170,11 +184,11 @@ def posted_in_vain(row: Row, account: Account, *, sent: bool) -> None:
         return
     if not sent:
         row.attempts -= 1
-        if row.replayed and before is State.REPLAYING:
+        if row.replayed and before is REPLAYING:
             row.fate = row.fate._replace(replayed=False)
             if not account.keys_honoured:
                 account.replays -= 1
-    if row.state is State.ENTERED:
+    if row.state is ENTERED:
         row._submitted = None
         _release(row, account)
 
@@ -185,7 +199,7 @@ def rejected(row: Row, account: Account, code: str | None, error: str) -> None:
     if row.state is before:
         return
     row.fate = row.fate._replace(error_code=code, error=error)
-    if row.state is State.REJECTED:
+    if row.state is REJECTED:
         row.drop_body()
         _release(row, account)
     else:
@@ -195,7 +209,7 @@ def rejected(row: Row, account: Account, code: str | None, error: str) -> None:
 def unsettled(row: Row, code: str | None, error: str, *, lost: bool) -> None:
     """No answer settles the POST. lost: no use in waiting; else the service says that it works on it still."""
     before, row.state = row.state, after(row.state, Verb.UNSETTLED, of=row)
-    if row.state is not before or row.state is State.UNSETTLED:
+    if row.state is not before or row.state is UNSETTLED:
         row.fate = row.fate._replace(error_code=code, error=error)
     if row.state is not before and lost:
         row.fate = row.fate._replace(losses=row.losses + 1)
@@ -218,14 +232,14 @@ def accepted(row: Row, account: Account, task_id: str, reserved: int | None, num
         reserved = max(reserved, account.used.get(price, 0))
     if number is not None and number < row.number:
         return not _add_extra(row, account, number, task_id, reserved, at)
-    state = after(row.state, Verb.ACCEPTED, of=row)
+    state = after(row.state, _ACCEPTED, of=row)
     if row.task_id is not None and row.task_id != task_id:
         return not _add_extra(row, account, row.number, task_id, reserved, at)
     if told is not None and price is not None:
         account.prices[price] = told
     # That nothing was reserved releases nothing before it is known that this is the price.
     counts = reserved or row.reserved is None or account.price_of(price) is not None
-    if reserved is not None and counts and state is State.ACCEPTED:
+    if reserved is not None and counts and state is ACCEPTED:
         _release(row, account, reserved)
     if row.task_id is None:
         if row._submitted is None:
@@ -241,7 +255,7 @@ def _add_extra(row: Row, account: Account, number: int, task_id: str, reserved: 
     """Keep a task that is not the present try's; False if it is known already."""
     if any(past.task_id == task_id for past in row.past):
         return False
-    extra = PastTry(number, State.ACCEPTED, False, task_id, row.idempotency_key, reserved, None, at, None, None, None)
+    extra = PastTry(number, ACCEPTED, False, task_id, row.idempotency_key, reserved, None, at, None, None, None)
     mine = [past for past in row.past if past.number == number]
     if mine:
         extra = replace(extra, idempotency_key=mine[0].idempotency_key)
@@ -252,12 +266,12 @@ def _add_extra(row: Row, account: Account, number: int, task_id: str, reserved: 
 
 def ended(row: Row, account: Account, end: State, task: Task, used: int | None, at: datetime) -> bool:
     """The service says how the task ended. used: what it cost, None: it did not say. False: the end was known."""
-    state = after(row.state, Verb.ENDED, end, of=row)
+    state = after(row.state, _ENDED, end, of=row)
     if state is row.state:
         return False
     row.state = state
-    spent = 0 if state is State.FAILED else None
-    if state is State.COMPLETED:
+    spent = 0 if state is FAILED else None
+    if state is COMPLETED:
         price = row.common.price
         if price is not None:
             if used is None and account.prices.get(price) == 0 and account.price_of(price) is None:
@@ -273,7 +287,7 @@ def ended(row: Row, account: Account, end: State, task: Task, used: int | None, 
     row.fate = Fate(fate.losses, fate.replayed, spent, at, code, error, task, (), fate.number, fate.past)
     account.spent += spent or 0
     unpriced = spent is None and account.probe is row  # it keeps all until somebody tells what it has cost
-    if state is not State.CANCELLED and not unpriced:
+    if state is not CANCELLED and not unpriced:
         _release(row, account, None if spent is None else 0)
     return True
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from evolink_async.errors import BudgetExceededError, InvalidRequestError
-from evolink_async.ledger.states import State
+from evolink_async.ledger.states import ENTERED, REJECTED, State
 from evolink_async.types import Task
 
 MICRO = 1_000_000  # a ledger counts in millionths of a credit
@@ -172,7 +172,7 @@ class Row:
         *("_name", "_sent_key", "_submitted", "attempts", "common", "content", "fate", "reserved", "state", "task_id"),
     )
 
-    def __init__(self, name: str | int, content: bytes, common: Common, state: State = State.ENTERED) -> None:
+    def __init__(self, name: str | int, content: bytes, common: Common, state: State = ENTERED) -> None:
         self._name = name  # the caller's key, else how many of the same content came before
         self.content = content
         self.common = common
@@ -283,7 +283,7 @@ class Row:
     def credits(self) -> Decimal | None:
         """Spent or still reserved, over all tries; None if nobody has told, of one that may have cost something."""
         if self.reserved is None and self.spent is None:
-            unsent = self.state in (State.ENTERED, State.REJECTED)
+            unsent = self.state in (ENTERED, REJECTED)
             if not unsent or all(past.reserved is None and past.spent is None for past in self.past):
                 return None
         return to_credits(sum(self.holds))
@@ -301,7 +301,7 @@ class Row:
     @property
     def paid_for(self) -> bool:
         """Whether a task exists or may exist for it, in any try."""
-        return self.state not in (State.ENTERED, State.REJECTED) or bool(self.past)
+        return self.state not in (ENTERED, REJECTED) or bool(self.past)
 
     def __repr__(self) -> str:
         return f"<Row {self.identity!r} {self.state}{f' {self.task_id}' if self.task_id else ''}>"
@@ -316,7 +316,7 @@ class StoredRow(Row):
     __slots__ = ("__weakref__", "_past_written", "_version", "body", "id", "seen")
 
     def __init__(
-        self, id: int, name: str | int, content: bytes, common: Common, state: State = State.ENTERED, seen: int = 0
+        self, id: int, name: str | int, content: bytes, common: Common, state: State = ENTERED, seen: int = 0
     ) -> None:
         super().__init__(name, content, common, state)
         self.id = id
