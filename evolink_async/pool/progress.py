@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from evolink_async.pool.outcome import ModelStats, Outcome, OutcomeStatus, PoolStats
+from evolink_async.pool.outcome import COMPLETED, FAILED, NOT_SUBMITTED, REJECTED, ModelStats, Outcome, PoolStats
 
 logger = logging.getLogger("evolink_async.pool")
 
@@ -18,7 +18,7 @@ PAUSE = 1.0
 
 
 # What they cost is known, although nothing may be told of it.
-_FREE = frozenset({OutcomeStatus.FAILED, OutcomeStatus.REJECTED})
+_FREE = frozenset({FAILED, REJECTED})
 
 
 @dataclass(slots=True)
@@ -28,26 +28,15 @@ class _Sums:
     counts: Counter[str] = field(default_factory=Counter)
     priced: int = 0
     credits: Decimal = Decimal(0)
-    squares: float = 0.0
-
-    def add(self, outcome: Outcome, times: int) -> None:
-        status, credits = outcome.status, outcome.credits
-        self.counts[status] += times
-        if credits is not None and status is not OutcomeStatus.NOT_SUBMITTED:
-            self.priced += times
-            self.credits += credits * times
-            value = float(credits)
-            self.squares += value * value * times
-        elif status in _FREE:
-            self.priced += times
+    squares: Decimal = Decimal(0)
 
     def stats(self) -> ModelStats:
         mean = float(self.credits) / self.priced if self.priced else 0.0
-        variance = self.squares / self.priced - mean * mean if self.priced else 0.0
+        variance = float(self.squares) / self.priced - mean * mean if self.priced else 0.0
         return ModelStats(
             requests=self.counts.total(),
-            completed=self.counts[OutcomeStatus.COMPLETED],
-            failed=self.counts[OutcomeStatus.FAILED],
+            completed=self.counts[COMPLETED],
+            failed=self.counts[FAILED],
             priced=self.priced,
             credits=self.credits,
             deviation=math.sqrt(variance) if variance > 1e-9 * mean * mean else 0.0,
@@ -62,16 +51,21 @@ class Tally:
         self.posts = self.polls = self.rate_limited = 0
         self.seconds = 0.0
         self.timed = 0
-        self._models: dict[str | None, _Sums] = {}  # None: of tasks that were attached
+        self._models: defaultdict[str | None, _Sums] = defaultdict(_Sums)  # None: of tasks that were attached
 
     def outcome(self, outcome: Outcome, times: int = 1) -> None:
         """A request came to its end; -1 times: it has not, after all."""
         self.finished += times
-        model = None if outcome.request is None else outcome.request.model
-        sums = self._models.get(model)
-        if sums is None:
-            sums = self._models[model] = _Sums()
-        sums.add(outcome, times)
+        request, status, credits = outcome.request, outcome.status, outcome.credits
+        sums = self._models[None if request is None else request.model]
+        sums.counts[status] += times
+        if credits is not None and status is not NOT_SUBMITTED:
+            sums.priced += times
+            paid = credits * times
+            sums.credits += paid
+            sums.squares += paid * credits
+        elif status in _FREE:
+            sums.priced += times
 
     def counts(self) -> dict[str, int]:
         """Outcomes by status."""
