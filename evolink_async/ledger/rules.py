@@ -86,10 +86,9 @@ def _afford(row: Row, account: Account, price: str | None, told: int | None) -> 
     known = account.price_of(price) if told is None else max(told, account.used.get(price or "", 0))
     if known is not None and account.probe is not None and price is not None and account.probe_price == price:
         price_probe(account, known)
-    free = account.free
-    if free is None:
+    if account.cap is None:
         return None, known
-    assert account.cap is not None
+    free = account.cap - account.spent - account.reserved
     if known is None and (account.probe is not None or free <= 0 or price is None):
         return Refusal(None, to_credits(free), to_credits(account.cap), account.probe), None
     if known is not None and known > free:
@@ -233,21 +232,22 @@ def accepted(row: Row, account: Account, task_id: str, reserved: int | None, num
     if number is not None and number < row.number:
         return not _add_extra(row, account, number, task_id, reserved, at)
     state = after(row.state, _ACCEPTED, of=row)
-    if row.task_id is not None and row.task_id != task_id:
-        return not _add_extra(row, account, row.number, task_id, reserved, at)
-    if told is not None and price is not None:
-        account.prices[price] = told
-    # That nothing was reserved releases nothing before it is known that this is the price.
-    counts = reserved or row.reserved is None or account.price_of(price) is not None
-    if reserved is not None and counts and state is ACCEPTED:
-        _release(row, account, reserved)
     if row.task_id is None:
+        row.task_id = task_id
         if row._submitted is None:
             row._submitted = at.timestamp()
         row.drop_body()
         if row.fate is not NOTHING_YET:
             row.fate = row.fate._replace(error_code=None, error=None)
-    row.task_id, row.state = task_id, state
+    elif row.task_id != task_id:
+        return not _add_extra(row, account, row.number, task_id, reserved, at)
+    row.state = state
+    if reserved is not None:
+        if told is not None and price is not None:
+            account.prices[price] = told
+        # That nothing was reserved releases nothing before it is known that this is the price.
+        if state is ACCEPTED and (reserved or row.reserved is None or account.price_of(price) is not None):
+            _release(row, account, reserved)
     return True
 
 
@@ -282,13 +282,16 @@ def ended(row: Row, account: Account, end: State, task: Task, used: int | None, 
             spent = used
         elif account.probe is not row:
             spent = row.reserved
-    code, error = (None, None) if task.error is None else (as_text(task.error.code), as_text(task.error.message))
+    code = error = None
+    if task.error is not None:
+        code, error = as_text(task.error.code), as_text(task.error.message)
     fate = row.fate
     row.fate = Fate(fate.losses, fate.replayed, spent, at, code, error, task, (), fate.number, fate.past)
-    account.spent += spent or 0
-    unpriced = spent is None and account.probe is row  # it keeps all until somebody tells what it has cost
-    if state is not CANCELLED and not unpriced:
-        _release(row, account, None if spent is None else 0)
+    if spent is not None:
+        account.spent += spent
+        _release(row, account, 0)
+    elif state is not CANCELLED and account.probe is not row:  # it keeps all until somebody tells what it has cost
+        _release(row, account)
     return True
 
 
