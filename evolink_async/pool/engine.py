@@ -7,7 +7,6 @@ block and for whoever stops waiting for a `run`; the asyncio tasks are the sourc
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import math
 from collections.abc import Callable
@@ -30,21 +29,43 @@ from evolink_async.errors import (
     NotSubmittedError,
     TaskLostError,
 )
-from evolink_async.http.answers import is_account_error
+from evolink_async.http.answers import Judgement, is_account_error
 from evolink_async.http.pace import Urgency
 from evolink_async.http.retry import Verdict
 from evolink_async.http.submit import GRACE, Settled, Submission
-from evolink_async.ledger import Census, Entered, Row, Todo, may_try_again, what_to_do
-from evolink_async.ledger import State as Known
+from evolink_async.ledger import Census, Entered, Entry, Row, may_try_again, states, what_to_do
+from evolink_async.ledger.rerun import FOLLOW, REFUSE, SETTLE, SHARE, SUBMIT
 from evolink_async.polling.endings import failure_of, is_over, still_running
 from evolink_async.pool.brakes import Block, Refusals
 from evolink_async.pool.deadlines import Deadlines
 from evolink_async.pool.doubts import Doubts
 from evolink_async.pool.identity import content_hash
 from evolink_async.pool.journal import Journal
-from evolink_async.pool.outcome import Outcome, OutcomeStatus, PoolStats
+from evolink_async.pool.outcome import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    LOST,
+    NOT_SUBMITTED,
+    REJECTED,
+    UNFINISHED,
+    UNKNOWN,
+    Outcome,
+    OutcomeStatus,
+    PoolStats,
+)
 from evolink_async.pool.progress import Progress, Tally, log_outcome
-from evolink_async.pool.record import AttachedTask, AwaitedRecord, Record, State
+from evolink_async.pool.record import (
+    ENTERING,
+    OUTSTANDING,
+    PULLED,
+    SAVING,
+    SENDING,
+    UNTAKEN,
+    AttachedTask,
+    AwaitedRecord,
+    Record,
+)
 from evolink_async.pool.savings import Savings, not_saved
 from evolink_async.pool.sources import Sources
 from evolink_async.pool.stages import Stages
@@ -61,6 +82,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("evolink_async.pool")
 
 WARN_WITHOUT_LEDGER_AT = 100
+_OF_CALLER, _OF_SOURCE = Urgency.CALLER, Urgency.SOURCE
 _REMEMBERED_EVERY = 250  # outcomes, what was learned of durations is written down
 
 
@@ -88,17 +110,18 @@ class Engine:
         self._most = most
         self.stages = Stages(most)
         self._task_timeout = task_timeout
+        self._patience = core.options.retry.unreachable_for
         self._retry_failed = retry_failed
         self.doubts: Doubts | None = None
-        self._uploads = Uploads(
-            core, functools.partial(self._guarded, self._looked_at), functools.partial(self._guarded, self._uploaded)
-        )
+        self._uploads = Uploads(core, self._guarded(self._looked_at), self._guarded(self._uploaded))
+        self.heard = self._guarded(self._looked_up)
         self._savings = None if saver is None else Savings(saver, self._saved, self.crashed)
         has_room = self.stages.has_room
         self.sources = Sources(has_room, self._take, self._source_failed, self._break_down, self._wake_reader)
         self._has_sources = False
         self.entered = self.stopped = self.left = False
         self.reason: BaseException | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None  # in which it may be used, while it may
         self._broken: BaseException | None = None  # a fault of ours
         self._refusals = Refusals(stop_after_rejections)
         self._accepted_before = 0  # requests that an earlier run has submitted
@@ -133,6 +156,7 @@ class Engine:
     def start(self, session: Session, journal: Journal) -> None:
         """The block is entered: follow what was attached before, and begin to pull."""
         self.session, self.journal = session, journal
+        self.loop = session.loop
         self.entered = True
         self._entered_at, self._entered_on = session.loop.time(), clock.now()
         self._requests_before = session.watcher.requests
@@ -141,7 +165,7 @@ class Engine:
             self.core.observation.observer.pool_entered(self)
         if self.doubts is not None:
             self.doubts.open()
-        for record in self.stages.these(State.OUTSTANDING):
+        for record in self.stages.these(OUTSTANDING):
             self._follow(record, _by_id(record.identity), None)
         self.sources.start()
 
@@ -292,7 +316,7 @@ class Engine:
                 f"item {record.index} is no request {what}; "
                 "make a request out of a dict with GenerationRequest.from_dict"
             )
-            self._finish(record, OutcomeStatus.REJECTED, error)
+            self._finish(record, REJECTED, error)
             return
         if not self.entered:
             self._not_sent(record, self.reason or _stopped())
@@ -307,12 +331,12 @@ class Engine:
 
     def _looked_at(self, record: Record, error: EvoLinkError | None) -> None:
         """What its local files hold is known, and with it what the request is."""
-        if record.state is not State.ENTERING:
+        if record.state is not ENTERING:
             return  # it has its outcome already
         if error is None:
             self._enter(record)
         elif isinstance(error, InvalidRequestError):
-            self._finish(record, OutcomeStatus.REJECTED, error)
+            self._finish(record, REJECTED, error)
         else:
             self._not_sent(record, error)
             self.end_early(error)
@@ -322,46 +346,49 @@ class Engine:
         assert request is not None
         try:
             content = content_hash(request, self._uploads.names(record))
+            entry = Entry(request.key, content, request.endpoint, request.model)
+        except InvalidRequestError as error:
+            self._finish(record, REJECTED, error)
         except Exception as error:  # noqa: BLE001  (a class of the caller's own)
             wrong = InvalidRequestError(f"its body cannot be made: {type(error).__name__}: {error}")
             wrong.__cause__ = error
-            self._finish(record, OutcomeStatus.REJECTED, wrong)
-            return
-        try:
-            self.journal.enter(request, functools.partial(self._guarded, self._looked_up, record), content)
-        except InvalidRequestError as error:
-            self._finish(record, OutcomeStatus.REJECTED, error)
+            self._finish(record, REJECTED, wrong)
+        else:
+            self.journal.enter(record, entry)
 
-    def _guarded(self, step: Callable[[Record, Any], None], record: Record, known: Any) -> None:
-        try:
-            step(record, known)
-        except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
-            self.crashed(record, error)
+    def _guarded(self, step: Callable[[Record, Any], None]) -> Callable[[Record, Any], None]:
+        def guarded(record: Record, known: Any) -> None:
+            try:
+                step(record, known)
+            except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
+                self.crashed(record, error)
+
+        return guarded
 
     def _looked_up(self, record: Record, known: Entered | EvoLinkError) -> None:
         """What the ledger knows of a request decides what becomes of it."""
-        if record.state is not State.ENTERING:
+        if record.state is not ENTERING:
             return  # it has its outcome already
         if isinstance(known, EvoLinkError):
             self.end_early(known)
             self._not_sent(record, known)
             return
         todo = what_to_do(known, retry_failed=self._retry_failed)
-        if todo is Todo.REFUSE:
-            self._finish(record, OutcomeStatus.REJECTED, _other_body(record))
+        if todo is REFUSE:
+            self._finish(record, REJECTED, _other_body(record))
             return
         record.row = row = known.row
-        if todo is Todo.SHARE:
+        if todo is SHARE:
             if any(other.row is row for other in self.stages if other is not record):
                 self._sharing.setdefault(row, []).append(record)
                 return
-            if row.state is Known.ENTERED:
-                todo = Todo.SUBMIT  # whoever gave it before has taken it back, or it could not be sent then
-        if todo is Todo.SUBMIT:
+            if row.state is states.ENTERED:
+                todo = SUBMIT  # whoever gave it before has taken it back, or it could not be sent then
+        if todo is SUBMIT:
             assert record.request is not None
             try:
                 self.core.check(record.request)
-                self.journal.check_price(record.request)
+                self.journal.told(record.request)
             except InvalidRequestError as error:
                 self._refuse(record, row, error)
                 return
@@ -369,7 +396,7 @@ class Engine:
             self._wait_for_place(record)
             return
         self._accepted_before += row.task_id is not None
-        if todo in (Todo.FOLLOW, Todo.SETTLE):
+        if todo in (FOLLOW, SETTLE):
             self._wait_for_place(record)
         else:
             record.from_ledger = True
@@ -378,7 +405,7 @@ class Engine:
     def _refuse(self, record: Record, row: Row, error: InvalidRequestError) -> None:
         """It is found to be wrong before anything is sent."""
         self.journal.refused(row, error)
-        self._finish(record, OutcomeStatus.REJECTED, error)
+        self._finish(record, REJECTED, error)
 
     def _wait_for_place(self, record: Record, *, first: bool = False) -> None:
         """The step into `pulled`."""
@@ -397,36 +424,29 @@ class Engine:
 
     def _fill(self) -> None:
         """Give free places to requests that wait for one: those awaited first."""
+        if self._filling:
+            return  # a step of the loop below, which goes on by itself, has called
         stages = self.stages
-        if self._filling or not (stages.pulled.count or stages.runs.count):
-            return  # a step of the loop below, which goes on by itself, has called; or nobody wants a place
-        self._filling = True
-        try:
-            while (record := self._next_to_send()) is not None:
-                try:
-                    self._send(record)
-                except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
-                    self.crashed(record, error)
-        finally:
-            self._filling = False
+        while (stages.pulled.count or stages.runs.count) and (record := self._next_to_send()) is not None:
+            self._filling = True
+            try:
+                self._send(record)
+            except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
+                self.crashed(record, error)
+            finally:
+                self._filling = False
 
     def _next_to_send(self) -> Record | None:
         if self._probe is not None and self._is_probing(self._probe):
             return None
         stages = self.stages
-        if stages.runs.count and (record := stages.runs.next()) and (stages.has_place() or self._displace()):
-            stages.runs.remove(record)
-            return record
-        if stages.pulled.count and stages.has_place() and (record := stages.pulled.next()):
-            stages.pulled.remove(record)
-            return record
-        return None
+        if not stages.has_place() and not (stages.runs.has_next() and self._displace()):
+            return None
+        return (stages.runs.count and stages.runs.take()) or stages.pulled.take()
 
     def _is_probing(self, record: Record) -> bool:
         """Whether the price of this request is still being found out."""
-        probing = record.state is State.SENDING or (
-            record.state is State.OUTSTANDING and self.journal.job.probe is record.row
-        )
+        probing = record.state is SENDING or (record.state is OUTSTANDING and self.journal.job.probe is record.row)
         if not probing:
             self._probe = None
         return probing
@@ -451,13 +471,13 @@ class Engine:
         assert row is not None
         if self.core.closed:
             self.end_early(_client_closed())
-        if row.state is Known.ACCEPTED:
+        if row.state is states.ACCEPTED:
             self._go_on_with(record, row)
             return
         if self._block.error is not None and self._block.holds(self.session.loop.time()):
             self._return(record, self.reason or self._block.error)
             return
-        self._mind_long_pause(record)
+        self._mind_long_pause(request.model)
         if self.reason is not None:
             self._return(record, self.reason)
             return
@@ -466,17 +486,17 @@ class Engine:
             request,
             self.journal.key_of(row, record.index),
             self,
-            Urgency.SOURCE if record.waiter is None else Urgency.CALLER,
+            _OF_SOURCE if record.waiter is None else _OF_CALLER,
             record,
-            self.core.options.retry.unreachable_for,
+            self._patience,
             self.journal.replays,
         )
-        if row.state is Known.UNSETTLED:
+        if row.state is states.UNSETTLED:
             self._resume(submission, row)
         if self.doubts is not None:
             submission.callback_url = self.doubts.send(record)
         self._models.add(request.model)
-        if not self.journal.has_price(request):
+        if self.journal.capped and not self.journal.has_price(request):
             self._probe = record
         if self._uploads.are_due(record):
             self._uploads.upload(record)
@@ -497,7 +517,7 @@ class Engine:
         if error is None:
             submission.content = self._uploads.content(record, submission)
             self._start(record, submission)
-            self._mind_long_pause(record)  # it may have begun meanwhile
+            self._mind_long_pause(record.model)  # it may have begun meanwhile
         elif is_account_error(error) or isinstance(error, ConfigurationError):
             self.settled(record, Settled("not_submitted", error=error, fatal=error))
         elif isinstance(error, ClosedError):
@@ -531,10 +551,11 @@ class Engine:
         self.stages.posting(record)
         self._progress.changed()
 
-    def posted(self, record: Record, verdict: Verdict) -> None:
+    def posted(self, record: Record, judgement: Judgement) -> None:
         """A POST was made, and came to this."""
         self._tally.posts += 1
-        self._tally.rate_limited += verdict is Verdict.RATE_LIMITED
+        if judgement.error is not None:
+            self._tally.rate_limited += judgement.verdict is Verdict.RATE_LIMITED
         if self.doubts is not None:
             self.doubts.answered(record)
 
@@ -544,36 +565,38 @@ class Engine:
         assert submission is not None
         if not submission.was_sent and record.deserted:
             self.session.submitter.withdraw(submission)
-            self._finish(record, OutcomeStatus.NOT_SUBMITTED, _not_submitted(None))
-        self._mind_long_pause(record)
+            self._finish(record, NOT_SUBMITTED, _not_submitted(None))
+        self._mind_long_pause(record.model)
         self._progress.changed()
 
     def settled(self, record: Record, settled: Settled) -> None:
-        if record.state is not State.SENDING:
+        if record.state is not SENDING:
             return  # it has its outcome already
-        self._count_unanswered(record)
-        error = settled.error
+        error, fatal = settled.error, settled.fatal
         if settled.task is not None:
             self._accepted(record, settled.task)
         elif settled.ending == "deferred":
             self._defer(record, settled)
             return
-        elif settled.ending == "not_submitted":
-            self._not_sent(record, error)
         else:
-            self._finish(record, OutcomeStatus(settled.ending), error)
+            self._count_unanswered(record)
+            if settled.ending == "not_submitted":
+                self._not_sent(record, error)
+            else:
+                self._finish(record, OutcomeStatus(settled.ending), error)
         if self.core.closed:
             self.end_early(_client_closed())
-        elif isinstance(settled.fatal, LedgerError | BudgetExceededError):
-            self.end_early(settled.fatal)
-        elif settled.fatal is not None:
-            self._no_access(settled.fatal)
+        elif fatal is not None:
+            if isinstance(fatal, LedgerError | BudgetExceededError):
+                self.end_early(fatal)
+            else:
+                self._no_access(fatal)
         if error is not None:
             if settled.ending == "rejected" and self._refusals.too_many(
                 error, record.model, accepted_before=record.accepted_before, has_sources=self._has_sources
             ):
                 self.end_early(error)
-            self._mind_long_pause(record)
+            self._mind_long_pause(record.model)
 
     def _defer(self, record: Record, settled: Settled) -> None:
         """There are no credits until a price is known: back to `pulled`, if one of ours finds it out."""
@@ -581,7 +604,7 @@ class Engine:
             self._return(record, None)
             return
         probe = self.journal.job.probe
-        holders = self.stages.these(State.SENDING, State.OUTSTANDING)
+        holders = self.stages.these(SENDING, OUTSTANDING)
         finder = None if probe is None else next((other for other in holders if other.row is probe), None)
         if probe is None or finder is not None:
             self._probe = finder
@@ -594,37 +617,30 @@ class Engine:
             self.end_early(settled.error)
 
     def _accepted(self, record: Record, task: TaskReading) -> None:
-        """The step into `outstanding`."""
         self._refusals.accepted()
         self._block.end()
-        identity = record.identity
-        logger.info(
-            "task %s accepted for request %s",
-            task.id,
-            identity,
-            extra={"event": "task_accepted", "task_id": task.id, "identity": identity, "model": record.model},
-        )
-        self._take_task(record, task if record.task_id == task.id else _by_id(record.task_id or task.id), 0.0)
-
-    def _take_task(self, record: Record, task: TaskReading, age: float | None) -> None:
-        record.submission = None  # with the bytes that were sent
-        record.progress = task.progress
-        if self.doubts is not None:
-            self.doubts.over(record)
-        self._hold(record, task, age)
+        if logger.isEnabledFor(logging.INFO):
+            identity = record.identity
+            logger.info(
+                "task %s accepted for request %s",
+                task.id,
+                identity,
+                extra={"event": "task_accepted", "task_id": task.id, "identity": identity, "model": record.model},
+            )
+        self._hold(record, task if record.task_id == task.id else _by_id(record.task_id or task.id), 0.0)
 
     async def adopt(self, record: Record, task: TaskReading) -> None:
         """A callback has shown the task of a request that nobody knew the outcome of."""
         row = record.row
         assert row is not None
         submission = record.submission
-        if record.state is State.SENDING and submission is not None:
+        if record.state is SENDING and submission is not None:
             submission.task = task
             self.session.submitter.withdraw(submission)  # it is not sent again
         unwritten = await self.journal.accepted(row, task)
-        if record.state is State.SENDING or self._take_back_unknown(record):
-            self._take_task(record, task, self._age_of(row))
-        elif task.is_terminal and record.state is State.UNTAKEN:
+        if record.state is SENDING or self._take_back_unknown(record):
+            self._hold(record, task, self._age_of(row))
+        elif task.is_terminal and record.state is UNTAKEN:
             self.journal.ended(row, task.task)
         if unwritten is not None:
             self.end_early(unwritten)
@@ -632,7 +648,7 @@ class Engine:
     def _take_back_unknown(self, record: Record) -> bool:
         """Take the outcome `unknown` of a request from those that wait for the reader, if it is still there."""
         for place, outcome in enumerate(self.stages.untaken):
-            if outcome.index == record.index and outcome.status is OutcomeStatus.UNKNOWN:
+            if outcome.index == record.index and outcome.status is UNKNOWN:
                 del self.stages.untaken[place]
                 self._tally.outcome(outcome, -1)
                 self._unfinished += 1
@@ -641,6 +657,11 @@ class Engine:
         return False
 
     def _hold(self, record: Record, task: TaskReading, age: float | None) -> None:
+        """The step into `outstanding`."""
+        record.submission = None  # with the bytes that were sent
+        record.progress = task.progress
+        if self.doubts is not None:
+            self.doubts.over(record)
         self.stages.hold(record, task.id)
         self._follow(record, task, age)
         self._fill()
@@ -676,13 +697,13 @@ class Engine:
             self.journal.ended(row, task)
             if self._tally.finished % _REMEMBERED_EVERY == 0:
                 self.journal.remember(self.core.memory.schedule)
-            if may_try_again(row, self._retry_failed) and self._goes_on and not record.deserted:
+            if self._retry_failed and may_try_again(row, self._retry_failed) and self._goes_on and not record.deserted:
                 self._try_again(record)
                 return
         error = failure_of(task)
-        status = OutcomeStatus.COMPLETED
+        status = COMPLETED
         if error is not None:
-            status = OutcomeStatus.CANCELLED if task.status == TaskStatus.CANCELLED else OutcomeStatus.FAILED
+            status = CANCELLED if task.status == TaskStatus.CANCELLED else FAILED
         self._conclude_as(record, status, error)
 
     @property
@@ -692,27 +713,26 @@ class Engine:
 
     def _conclude_as(self, record: Record, status: OutcomeStatus, error: EvoLinkError | None) -> None:
         """How it ended is known: its results are saved, if there are any and somebody wants them."""
-        if status is not OutcomeStatus.COMPLETED or self._savings is None:
+        if status is not COMPLETED or self._savings is None:
             self._finish(record, status, error)
             return
         if self.left:  # nothing is fetched any more
             self._finish(record, status, not_saved())
             return
-        if record.state is State.OUTSTANDING:
-            self._note_end(record, clock.now())
+        if record.state is OUTSTANDING:
+            self._note_end(record, None if record.row is None else record.row.submitted_at, clock.now())
         self._uploads.release(record)
         self.stages.save(record)
         self._savings.put(record)
         self._fill()
-        self.sources.notice_room()
         self._progress.changed()
 
     def _saved(self, record: Record, files: tuple[PurePath, ...], error: DownloadError | None) -> None:
-        if record.state is not State.SAVING:
+        if record.state is not SAVING:
             return  # it has its outcome already
         if record.row is not None and files and tuple(map(str, files)) != record.row.files:
             self.journal.saved(record.row, files)
-        self._finish(record, OutcomeStatus.COMPLETED, error, files)
+        self._finish(record, COMPLETED, error, files)
         if self.core.closed:
             self.end_early(_client_closed())
 
@@ -735,9 +755,9 @@ class Engine:
         self._wait_for_place(record, first=True)
 
     def lost(self, record: Record, error: EvoLinkError) -> None:
-        status = OutcomeStatus.UNFINISHED
+        status = UNFINISHED
         if isinstance(error, TaskLostError):
-            status = OutcomeStatus.LOST
+            status = LOST
             if record.row is not None:
                 self.journal.lost(record.row, error)
         self._finish(record, status, error)
@@ -757,62 +777,61 @@ class Engine:
 
     def _give_up_watching(self, record: Record) -> None:
         task = record.known_task()
-        if record.state is State.OUTSTANDING and task is not None:
+        if record.state is OUTSTANDING and task is not None:
             why = self.session.watcher.failure(task.id)
             self.session.watcher.unfollow(task.id, record)
             if task.is_terminal:  # only its links were still awaited
                 self._conclude(record, task)
             else:
-                self._finish(record, OutcomeStatus.UNFINISHED, still_running(task, self._task_timeout, why))
+                self._finish(record, UNFINISHED, still_running(task, self._task_timeout, why))
 
     # Ending one
 
     def _finish(
         self, record: Record, status: OutcomeStatus, error: EvoLinkError | None, files: tuple[PurePath, ...] = ()
     ) -> None:
-        """Give a request its outcome, and its place to the next one. files: that hold its results."""
-        if record.state is State.UNTAKEN:
-            return
-        self._close(record, status, error, files)
-        self._fill()
-        self.sources.notice_room()
-        self._read_on(record.line)
-        self._progress.changed()
+        """The step into `untaken`: for the reader, or the caller of `run`, or who looks at the leftovers.
 
-    def _not_sent(self, record: Record, reason: BaseException | None) -> None:
-        if record.row is not None and record.row.state is Known.FAILED:  # it was only to be generated once more
-            self._finish(record, *record.known_ending())
+        files: that hold its results.
+        """
+        if record.state is UNTAKEN:
             return
-        error = reason if isinstance(reason, NotSubmittedError) else _not_submitted(reason)
-        self._finish(record, OutcomeStatus.NOT_SUBMITTED, error)
-
-    def _close(
-        self, record: Record, status: OutcomeStatus, error: EvoLinkError | None, files: tuple[PurePath, ...]
-    ) -> None:
-        """The step into `untaken`: for the reader, or the caller of `run`, or who looks at the leftovers."""
         finished_at = clock.now()
         outcome = record.outcome(status, error, finished_at, files)
-        if record.state is State.OUTSTANDING:
-            self._note_end(record, finished_at)
+        if record.state is OUTSTANDING:
+            self._note_end(record, outcome.submitted_at, finished_at)
         self.stages.close(record)
         # First of all: whatever fails below, nobody waits for it in vain.
-        if record.waiter is None:
+        waiter = record.waiter
+        if waiter is None:
             self._unfinished -= 1
             self.stages.untaken.append(outcome)
             self.changed.set()
-        elif not record.waiter.done():
-            record.waiter.set_result(outcome)
         else:
-            self._leave_behind(outcome)
+            self.sources.notice_room()
+            if waiter.done():
+                self._leave_behind(outcome)
+            else:
+                waiter.set_result(outcome)
         self._tally.outcome(outcome)
         log_outcome(outcome)
         if self.doubts is not None:
             self.doubts.over(record)
-        self._uploads.forget(record, keep=status in (OutcomeStatus.UNKNOWN, OutcomeStatus.UNFINISHED))
+        self._uploads.forget(record, status)
         if record.row is not None:
             self.journal.let_go(record.row)
             if self._sharing:
                 self._close_sharing(record, status, error, files)
+        self._fill()
+        self._read_on(record.line)
+        self._progress.changed()
+
+    def _not_sent(self, record: Record, reason: BaseException | None) -> None:
+        if record.row is not None and record.row.state is states.FAILED:  # it was only to be generated once more
+            self._finish(record, *record.known_ending())
+            return
+        error = reason if isinstance(reason, NotSubmittedError) else _not_submitted(reason)
+        self._finish(record, NOT_SUBMITTED, error)
 
     def _close_sharing(
         self, record: Record, status: OutcomeStatus, error: EvoLinkError | None, files: tuple[PurePath, ...]
@@ -820,7 +839,7 @@ class Engine:
         """Those that share its request have its outcome too; unless only its caller wanted it unsent."""
         assert record.row is not None
         sharing = self._sharing.pop(record.row, [])
-        if record.deserted and status is OutcomeStatus.NOT_SUBMITTED:
+        if record.deserted and status is NOT_SUBMITTED:
             for other in sharing:
                 other.row = None
             for other in sharing:
@@ -830,10 +849,9 @@ class Engine:
             other.task = record.task
             self._finish(other, status, error, files)
 
-    def _note_end(self, record: Record, at: datetime) -> None:
+    def _note_end(self, record: Record, sent_at: datetime | None, at: datetime) -> None:
         """Its task has ended: how long it took, if this run has sent it."""
         self._no_longer_watched(record)
-        sent_at = None if record.row is None else record.row.submitted_at
         if sent_at is not None and sent_at >= self._entered_on:
             self._tally.ended((at - sent_at).total_seconds())
 
@@ -871,8 +889,8 @@ class Engine:
         """Everything outstanding comes back with its id now, what is on the wire as soon as it is answered."""
         self._broken = self._broken or error
         self.end_early(error)
-        for record in self.stages.these(State.OUTSTANDING):
-            if record.state is State.OUTSTANDING:
+        for record in self.stages.these(OUTSTANDING):
+            if record.state is OUTSTANDING:
                 self._give_up(record, error)
 
     def end_early(self, reason: BaseException) -> None:
@@ -891,8 +909,8 @@ class Engine:
             self._block.begin(error, self.session.loop.time())
             self._withdraw_unsent(error)
 
-    def _mind_long_pause(self, record: Record) -> None:
-        error = self.session.submitter.long_pause(record.model)
+    def _mind_long_pause(self, model: str) -> None:
+        error = self.session.submitter.long_pause(model)
         if error is not None:
             self.end_early(error)
 
@@ -909,12 +927,12 @@ class Engine:
     def _withdraw_unsent(self, reason: BaseException) -> None:
         """Nothing more is sent: what waits comes back."""
         for record in [*self.stages.runs.take_all(), *self.stages.pulled.take_all()]:
-            if record.row is not None and record.row.state is Known.ACCEPTED and not self.left:
+            if record.row is not None and record.row.state is states.ACCEPTED and not self.left:
                 self.stages.pull(record)  # it is outstanding
             else:
                 self._return(record, reason)
-        for record in self.stages.these(State.SENDING):
-            if record.state is not State.SENDING:
+        for record in self.stages.these(SENDING):
+            if record.state is not SENDING:
                 continue
             settled = self._take_back(record)
             if settled is not None:  # if it is, its answer is awaited
@@ -923,10 +941,10 @@ class Engine:
     def _return(self, record: Record, reason: BaseException | None) -> None:
         """Nothing is sent in this run: not for a fresh request, and what is known of another is its outcome."""
         row = record.row
-        if row is None or row.state in (Known.ENTERED, Known.REJECTED):
+        if row is None or row.state in (states.ENTERED, states.REJECTED):
             self._not_sent(record, reason)
         else:
-            record.from_ledger = row.state is not Known.FAILED
+            record.from_ledger = row.state is not states.FAILED
             self._finish(record, *record.known_ending())
 
     def _take_back(self, record: Record) -> Settled | None:
@@ -950,7 +968,7 @@ class Engine:
         self._count_unanswered(record)
         if settled.task is not None:
             record.task = settled.task.task
-            self._finish(record, OutcomeStatus.UNFINISHED, still_running(record.task, None))
+            self._finish(record, UNFINISHED, still_running(record.task, None))
         elif settled.ending == "not_submitted":
             self._not_sent(record, why)
         else:
@@ -965,20 +983,20 @@ class Engine:
     def _give_up(self, record: Record, why: BaseException | None) -> None:
         """Give a request that is under way the outcome that is known by now."""
         task = record.known_task()
-        if record.state is State.OUTSTANDING and task is not None:
+        if record.state is OUTSTANDING and task is not None:
             self.session.watcher.unfollow(task.id, record)
             if task.is_terminal and self._broken is None:  # only its links were still awaited
                 self._conclude(record, task)
                 return
             running = still_running(task, None)
             running.__cause__ = why
-            self._finish(record, OutcomeStatus.UNFINISHED, running)
-        elif record.state is State.SENDING and record.submission is not None:
+            self._finish(record, UNFINISHED, running)
+        elif record.state is SENDING and record.submission is not None:
             self._finish_as(record, self.session.submitter.known(record.submission), why)
-        elif record.state is State.SAVING:
+        elif record.state is SAVING:
             unsaved = not_saved()
             unsaved.__cause__ = why
-            self._finish(record, OutcomeStatus.COMPLETED, unsaved)
+            self._finish(record, COMPLETED, unsaved)
         else:
             self._return(record, why)
 
@@ -986,7 +1004,7 @@ class Engine:
 
     async def aclose(self) -> None:
         """The block is left: what was sent and not handed over becomes a leftover."""
-        self.left = True
+        self.left, self.loop = True, None
         self._wake_reader()
         try:
             if self.entered:
@@ -1005,7 +1023,7 @@ class Engine:
         if self.doubts is not None:
             await self.doubts.aclose()
         self._withdraw_unsent(_block_left())
-        sending = [record.submission for record in self.stages.these(State.SENDING)]
+        sending = [record.submission for record in self.stages.these(SENDING)]
         posts = {submission.post for submission in sending if submission is not None and submission.post is not None}
         tasks = posts | self.sources.tasks()
         try:
@@ -1053,9 +1071,9 @@ class Engine:
 
     def _collect_leftovers(self) -> None:
         left = ClosedError("the pool's block was left; the task goes on: wait for it with its id")
-        for record in self.stages.these(State.SENDING, State.OUTSTANDING, State.SAVING):
+        for record in self.stages.these(SENDING, OUTSTANDING, SAVING):
             self._give_up(record, left)
-        for record in self.stages.these(State.ENTERING):  # now that what they might share has its outcome
+        for record in self.stages.these(ENTERING):  # now that what they might share has its outcome
             self._not_sent(record, _block_left())
         for outcome in self.stages.untaken:
             self._leave_behind(outcome)
@@ -1066,7 +1084,7 @@ class Engine:
             self._progress.close()
             self._last_stats = self.stats()
         if self.leftovers:
-            running = sum(outcome.status is OutcomeStatus.UNFINISHED for outcome in self.leftovers)
+            running = sum(outcome.status is UNFINISHED for outcome in self.leftovers)
             logger.warning(
                 "left a pool with %d outcomes not handed over, %d still running",
                 len(self.leftovers),
@@ -1080,15 +1098,15 @@ class Engine:
         """The caller of `run` stops waiting: leave an unsent request unsent, and tell of a sent one what is known."""
         if not waiter.cancelled():  # it ended in the same moment
             self._leave_behind(waiter.result())
-        elif record.state is State.ENTERING:
+        elif record.state is ENTERING:
             if record.row is not None:  # the same request is on its way for somebody else
                 self._sharing[record.row].remove(record)
                 record.row = None
             self._not_sent(record, None)
-        elif record.state is State.PULLED:
+        elif record.state is PULLED:
             self.stages.runs.remove(record)
             self._return(record, None)
-        elif record.state is State.SENDING and record.submission is not None:
+        elif record.state is SENDING and record.submission is not None:
             submission = record.submission
             post = submission.post
             if not submission.was_sent:

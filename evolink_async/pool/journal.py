@@ -13,32 +13,34 @@ import logging
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evolink_async import clock
 from evolink_async.errors import ClosedError, EvoLinkError, InvalidRequestError, LedgerError, TaskLostError
 from evolink_async.http.answers import Judgement
 from evolink_async.http.retry import Replays, Verdict
 from evolink_async.http.submit import Ending, Settled, Submission, new_idempotency_key
-from evolink_async.ledger import Entered, Entry, JobLedger, Refusal, Row
-from evolink_async.ledger.states import State
+from evolink_async.ledger import Entered, Entry, JobLedger, Refusal, Row, states
 from evolink_async.ledger.values import KEY_DIGITS, numbered_key
 from evolink_async.polling.schedule import Schedule
 from evolink_async.pool.pricing import price_class
 from evolink_async.requests import GenerationRequest
 from evolink_async.types import Task, TaskReading
 
+if TYPE_CHECKING:
+    from evolink_async.pool.record import Record
+
 logger = logging.getLogger("evolink_async.pool")
 
-_ON_THE_WIRE = (State.SENDING, State.REPLAYING)
-_ON_ITS_WAY = (State.UNSETTLED, State.ACCEPTED)
+_ON_THE_WIRE = (states.SENDING, states.REPLAYING)
+_ON_ITS_WAY = (states.UNSETTLED, states.ACCEPTED)
 
 
 class Journal:
     """The verbs of a job as a pool needs them.
 
-    told: the price of a request that the caller knows. failed: called with the error when something could not be
-    written, or asked.
+    told: the price of a request that the caller knows; raises `InvalidRequestError` if his function fails for it.
+    failed: called with the error when something could not be written, or asked. heard: with what is known of a record.
     """
 
     def __init__(
@@ -47,15 +49,17 @@ class Journal:
         replays: Replays,
         told: Callable[[GenerationRequest], Decimal | None],
         failed: Callable[[EvoLinkError], None],
+        heard: Callable[[Record, Entered | EvoLinkError], None],
         *,
         durable: bool,
     ) -> None:
         self._job = job
-        self._told = told
+        self.told = told
         self._failed = failed
+        self._heard = heard
         self._spent_before = job.spent
-        self._capped = job.free is not None
-        self._priced = durable or self._capped
+        self.capped = job.free is not None
+        self._priced = durable or self.capped
         self.durable = durable
         self._key_prefix = new_idempotency_key()[:-KEY_DIGITS]
         # Without a ledger the client counts what was sent again without proof; with one, the job does.
@@ -75,34 +79,27 @@ class Journal:
         """Credits that were spent in this run."""
         return self._job.spent - self._spent_before
 
-    def enter(self, request: GenerationRequest, then: Callable[[Entered | EvoLinkError], None], content: bytes) -> None:
-        """Look a request up, or enter it; `then` hears what is known of it, at once or later.
-
-        content: the hash of its content. Raises `InvalidRequestError` for a key that cannot be written down.
-        """
-        entry = Entry(request.key, content, request.endpoint, request.model)
+    def enter(self, record: Record, entry: Entry) -> None:
+        """Look a request up, or enter it; what is known of it is heard at once or later."""
         if self.durable:
-            self._job.enter(entry).add_done_callback(functools.partial(self._entered, request, then))
+            self._job.enter(entry).add_done_callback(functools.partial(self._entered, record))
         else:
-            then(self._job.enter_at_once(entry))
+            self._heard(record, self._job.enter_at_once(entry))
 
-    def _entered(
-        self,
-        request: GenerationRequest,
-        then: Callable[[Entered | EvoLinkError], None],
-        future: asyncio.Future[Entered],
-    ) -> None:
+    def _entered(self, record: Record, future: asyncio.Future[Entered]) -> None:
+        request = record.request
+        assert request is not None
         try:
             known = future.result()
         except EvoLinkError as error:
-            then(error)
+            self._heard(record, error)
             return
         if not self._job.is_closed:
             self._classify(known, request)
             if self._job.probe is known.row and not known.changed:
                 with contextlib.suppress(InvalidRequestError):  # their function fails: nothing is told
-                    self.price_probe(self._told(request))
-        then(known)
+                    self.price_probe(self.told(request))
+        self._heard(record, known)
 
     def price_probe(self, told: Decimal | None) -> None:
         """What the caller says that the request costs which tries an unknown price."""
@@ -115,32 +112,26 @@ class Journal:
         if row.price is None and row.reserved is not None and row.state in _ON_ITS_WAY and not known.changed:
             self._tell(self._job.classify(row, price_class(request)))
 
-    def check_price(self, request: GenerationRequest) -> None:
-        """Raises `InvalidRequestError` if the caller's function of prices fails for it."""
-        self._told(request)
-
     def has_price(self, request: GenerationRequest) -> bool:
-        """Whether it is known what a request will cost, as far as that matters."""
-        if not self._capped or self._told(request) is not None:
-            return True
-        return self._job.price_of(price_class(request)) is not None
+        """Whether it is known what a request will cost."""
+        return self.told(request) is not None or self._job.price_of(price_class(request)) is not None
 
     def key_of(self, row: Row, number: int | None) -> str:
         """The idempotency key for a request: random, but for the last digits."""
-        if row.state is State.UNSETTLED and row.idempotency_key is not None:
+        if row.state is states.UNSETTLED and row.idempotency_key is not None:
             return row.idempotency_key
-        if row.state is State.FAILED or number is None:
+        if row.state is states.FAILED or number is None:
             return new_idempotency_key()
         return numbered_key(self._key_prefix, number)
 
     async def intend(self, row: Row, submission: Submission, fingerprint: str, number: int | None) -> Settled | None:
         """Put the POST on record, with its credits: None. Or why it must not be made. number: as for `key_of`."""
-        if row.state is State.UNSETTLED:
+        if row.state is states.UNSETTLED:
             return await self._replay(row, submission)
         request = submission.request
         price = told = None
         if self._priced:
-            price, told = price_class(request), self._told(request)
+            price, told = price_class(request), self.told(request)
         asked = self._job.intend(
             row,
             idempotency_key=submission.key,
@@ -162,10 +153,10 @@ class Journal:
         if submission.replays.proven:
             self._tell(self._job.keys_are_honoured())
         price = told = None
-        if self._capped:
+        if self.capped:
             price = price_class(submission.request)
             with contextlib.suppress(InvalidRequestError):  # their function fails: nothing is told
-                told = self._told(submission.request)
+                told = self.told(submission.request)
         asked = self._job.replay(row, price=price, told=told)
         try:
             allowed = await asked
@@ -183,7 +174,7 @@ class Journal:
     def answered(self, row: Row, judgement: Judgement) -> None:
         """What came of a POST; a task that was made is told with `accepted`."""
         job, verdict = self._job, judgement.verdict
-        if (verdict is Verdict.ACCEPTED and not judgement.replayed) or job.is_closed:
+        if (judgement.task is not None and not judgement.replayed) or job.is_closed:
             return
         if judgement.replayed or verdict is Verdict.IN_PROGRESS:
             self._tell(job.keys_are_honoured())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, make_dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 from evolink_async.durations import duration
 from evolink_async.errors import EvoLinkError
@@ -26,6 +27,9 @@ class OutcomeStatus(StrEnum):
     REJECTED = "rejected"  # refused, by us or by the service; not charged
     UNKNOWN = "unknown"  # lost response: a task may exist
     NOT_SUBMITTED = "not_submitted"  # pulled from its source, nothing sent
+
+
+COMPLETED, FAILED, CANCELLED, UNFINISHED, LOST, REJECTED, UNKNOWN, NOT_SUBMITTED = OutcomeStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,14 @@ class Outcome:
             *(("file", path) for path in self.files[:MOST_LINKS]),
         ]
         return table(rows) + results(self.urls, previews=request is not None and request.kind == "image")
+
+
+if TYPE_CHECKING:
+    Draft = Outcome
+else:
+    # The same, but not frozen: filled in, it is made an `Outcome`. To fill in a frozen one takes four times as long.
+    _fields = [(each.name, each.type, field(default=each.default)) for each in fields(Outcome)]
+    Draft = make_dataclass("Draft", _fields, slots=True, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

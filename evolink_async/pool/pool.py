@@ -22,7 +22,7 @@ from evolink_async.pool.journal import Journal
 from evolink_async.pool.options import MOST, refuse_unknown
 from evolink_async.pool.outcome import Outcome, PoolStats
 from evolink_async.pool.pricing import Prices, checked_credits, checked_prices
-from evolink_async.pool.record import State
+from evolink_async.pool.record import OUTSTANDING
 from evolink_async.requests import GenerationRequest
 from evolink_async.saving.saver import Saver
 from evolink_async.types import TASK_ID, Task
@@ -195,7 +195,7 @@ class TaskPool:
     @property
     def outstanding(self) -> tuple[str, ...]:
         """The ids of the tasks that run now."""
-        held = self._engine.stages.these(State.OUTSTANDING)
+        held = self._engine.stages.these(OUTSTANDING)
         return tuple(record.task_id for record in held if record.task_id is not None)
 
     @property
@@ -248,7 +248,7 @@ class TaskPool:
         await engine.prepare()
         job = await open_job(self._ledger, self._job_name, max_credits=self._max_credits)
         durable = self._ledger is not None
-        journal = Journal(job, session.submitter.replays, self._prices, engine.end_early, durable=durable)
+        journal = Journal(job, session.submitter.replays, self._prices, engine.end_early, engine.heard, durable=durable)
         journal.start_warm(self._core.memory.schedule)
         if job.probe is not None:  # an earlier run has left it
             journal.price_probe(checked_credits(self._prices_by_model.get(job.probe.model), "prices"))
@@ -268,9 +268,11 @@ class TaskPool:
         return self
 
     async def __anext__(self) -> Outcome:
-        self._refuse_if_over("iterating")
-        self._refuse_if_not_entered()
-        engine, untaken = self._engine, self._engine.stages.untaken
+        engine = self._engine
+        if engine.loop is not asyncio.get_running_loop():
+            self._refuse_if_over("iterating")
+            self._refuse_if_not_entered()
+        untaken = engine.stages.untaken
         while not untaken:
             if engine.is_done:
                 raise StopAsyncIteration

@@ -59,16 +59,27 @@ from evolink_async.errors import (
 from evolink_async.http.answers import Judgement
 from evolink_async.http.retry import Verdict
 from evolink_async.http.submit import Settled, Submission
-from evolink_async.ledger import Row
-from evolink_async.ledger import State as Known
+from evolink_async.ledger import Row, states
 from evolink_async.ledger.values import shared, to_credits
 from evolink_async.polling.endings import failure_of, still_running
 from evolink_async.pool.journal import Journal
-from evolink_async.pool.outcome import Outcome, OutcomeStatus
+from evolink_async.pool.outcome import (
+    FAILED,
+    LOST,
+    NOT_SUBMITTED,
+    REJECTED,
+    UNFINISHED,
+    UNKNOWN,
+    Draft,
+    Outcome,
+    OutcomeStatus,
+)
 from evolink_async.pool.waiting import NO_LINE, Line
 from evolink_async.requests import GenerationRequest
 from evolink_async.saving.objects import path_of
 from evolink_async.types import Task, TaskReading, TaskStatus, Usage
+
+_UNSENT = Verdict.UNSENT
 
 
 class State(StrEnum):
@@ -82,13 +93,17 @@ class State(StrEnum):
     UNTAKEN = "untaken"
 
 
+# A name of a module costs a tenth of what `State.ENTERING` does (until Python 3.12), and each task asks for many.
+ENTERING, PULLED, SENDING, OUTSTANDING, SAVING, UNTAKEN = State
+
+
 class Home(Protocol):
     """What a record tells its pool."""
 
     @property
     def journal(self) -> Journal: ...
     def posting(self, record: Record) -> None: ...
-    def posted(self, record: Record, verdict: Verdict) -> None: ...
+    def posted(self, record: Record, judgement: Judgement) -> None: ...
     def held(self, record: Record, error: EvoLinkError) -> None: ...
     def end_early(self, reason: BaseException) -> None: ...
     def settled(self, record: Record, settled: Settled) -> None: ...
@@ -110,7 +125,7 @@ class Record:
     index: int | None
     request: GenerationRequest | None
     row: Row | None = None  # once the ledger has told
-    state: State = State.ENTERING
+    state: State = ENTERING
     submission: Submission | None = None  # while it is sending
     task: Task | None = None  # the whole of it, once it is over: that many are outstanding at once, each a word only
     status: str | None = None  # that a look found, since the task was submitted or attached
@@ -151,7 +166,7 @@ class Record:
 
     def is_over(self) -> bool:
         """Whether it has its outcome."""
-        return self.state is State.UNTAKEN
+        return self.state is UNTAKEN
 
     @property
     def key(self) -> str | None:
@@ -165,8 +180,7 @@ class Record:
 
     def known_task(self) -> Task | None:
         """The task as far as it is known: of one that goes on, what its outcome has to tell."""
-        task_id = self.task_id
-        if self.task is not None or task_id is None:
+        if self.task is not None or (task_id := self.task_id) is None:
             return self.task
         request, row = self.request, self.row
         reserved = None if row is None or row.reserved is None else to_credits(row.reserved)
@@ -198,8 +212,8 @@ class Record:
 
     def answered(self, submission: Submission, judgement: Judgement) -> None:
         assert self.row is not None
-        if submission is self.submission and judgement.verdict is not Verdict.UNSENT:
-            self.home.posted(self, judgement.verdict)
+        if submission is self.submission and judgement.verdict is not _UNSENT:
+            self.home.posted(self, judgement)
         self.home.journal.answered(self.row, judgement)
 
     def accepted(self, submission: Submission, task: TaskReading) -> Coroutine[Any, Any, EvoLinkError | None]:
@@ -244,7 +258,7 @@ class Record:
             self.home.crashed(self, fault)
 
     def crashed(self, error: BaseException) -> None:
-        if self.state is State.OUTSTANDING:
+        if self.state is OUTSTANDING:
             self.home.unwatched(error)
         else:
             self.home.crashed(self, error)
@@ -255,13 +269,13 @@ class Record:
         self, status: OutcomeStatus, error: EvoLinkError | None, finished_at: datetime, files: tuple[PurePath, ...]
     ) -> Outcome:
         """The outcome, if it ends like this. files: that were saved just now; else those that its row knows."""
-        row, task = self.row, self.known_task()
+        row, task = self.row, self.task or self.known_task()
         if row is None:
             credits = None if task is None else _charged(status, task.usage)
             row = _NO_ROW
         else:
             credits = row.credits
-        return Outcome(
+        outcome = Draft(
             index=self.index,
             key=self.key,
             identity=self.identity,
@@ -277,30 +291,32 @@ class Record:
             finished_at=(row.ended_at or finished_at) if self.from_ledger else finished_at,
             from_ledger=self.from_ledger,
         )
+        outcome.__class__ = Outcome
+        return outcome
 
     def known_ending(self) -> tuple[OutcomeStatus, EvoLinkError | None]:
         """How its row says that it ended, or where it stands if it has not."""
         row, request = self.row, self.request
         assert row is not None
         match row.state:
-            case Known.COMPLETED | Known.FAILED | Known.CANCELLED:
+            case states.COMPLETED | states.FAILED | states.CANCELLED:
                 self.task = self.task or row.task
                 assert self.task is not None
                 return OutcomeStatus(row.state), failure_of(self.task)
-            case Known.LOST:
+            case states.LOST:
                 lost = self.known_task()
                 assert lost is not None
-                return OutcomeStatus.LOST, TaskLostError(row.error or "the service no longer knows it", task=lost)
-            case Known.REJECTED:
+                return LOST, TaskLostError(row.error or "the service no longer knows it", task=lost)
+            case states.REJECTED:
                 text = (row.error or "it was refused").removeprefix(f"{row.error_code}: ")  # as `str` of an error is
-                return OutcomeStatus.REJECTED, InvalidRequestError(text, code=row.error_code)
-            case Known.ACCEPTED:
+                return REJECTED, InvalidRequestError(text, code=row.error_code)
+            case states.ACCEPTED:
                 task = self.known_task()
                 assert task is not None
-                return OutcomeStatus.UNFINISHED, still_running(task, None)
-            case Known.ENTERED:
-                return OutcomeStatus.NOT_SUBMITTED, NotSubmittedError("nothing was sent for this request")
-        given_up = "; it was given up" if row.state is Known.GIVEN_UP else ""
+                return UNFINISHED, still_running(task, None)
+            case states.ENTERED:
+                return NOT_SUBMITTED, NotSubmittedError("nothing was sent for this request")
+        given_up = "; it was given up" if row.state is states.GIVEN_UP else ""
         error = SubmitOutcomeUnknownError(
             "the request was sent in an earlier run, and whether a task exists (and is paid for) is not known"
             f"{given_up}: {row.error or 'no answer came'}. Look for it at the service, then settle it with "
@@ -309,7 +325,7 @@ class Record:
             idempotency_key=row.idempotency_key,
             code=row.error_code,
         )
-        return OutcomeStatus.UNKNOWN, error
+        return UNKNOWN, error
 
 
 @dataclass(slots=True, eq=False)
@@ -343,6 +359,6 @@ _NO_ROW = Row("", b"", shared("", ""))
 
 def _charged(status: OutcomeStatus, usage: Usage) -> Decimal | None:
     """completed: what was used, else what was reserved; failed: released; anything else may still be charged."""
-    if status is OutcomeStatus.FAILED:
+    if status is FAILED:
         return Decimal(0)
     return usage.credits_used if usage.credits_used is not None else usage.credits_reserved

@@ -163,15 +163,18 @@ class Sources:
 
     async def _feed(self) -> None:
         pulls = 0
-        while not self.exhausted:
+        while not self.closed:
             singles = self._singles and self._singles_held is None
             if not (singles or self._turns) or not self._has_room():
+                if self.exhausted:
+                    return
                 self._wake.clear()
                 await self._wake.wait()
                 continue
             pulls += 1
             if singles:
-                self._singles_held = self._got(self._singles.popleft())
+                self.pulled += 1
+                self._singles_held = self._take(self._singles.popleft())
             elif self._give_turn(self._turns.popleft()) or pulls % _PULLS_IN_A_ROW == 0:
                 await asyncio.sleep(0)
 
@@ -190,15 +193,13 @@ class Sources:
         except Exception as error:  # noqa: BLE001  (the iterable is the caller's code)
             self._failed(error)
             return False
-        self._turn_again(turn, self._got(item))
+        self._got(item, turn)
         return False
 
-    def _got(self, item: Any) -> Hashable | None:
+    def _got(self, item: Any, turn: Iterator[Any] | _Reader) -> None:
+        """An item was pulled. Its source is among the turns again, or among the held ones."""
         self.pulled += 1
-        return self._take(item)
-
-    def _turn_again(self, turn: Iterator[Any] | _Reader, held_for: Hashable | None) -> None:
-        """It is among the turns again, or among the held ones."""
+        held_for = self._take(item)
         if self.closed:  # the iterable itself had the pool stopped, or what became of its item
             if not isinstance(turn, _Reader):
                 self._close_iterator(turn)
@@ -229,7 +230,7 @@ class Sources:
                     item = await anext(reader.source)
                 except StopAsyncIteration:
                     return
-                self._turn_again(reader, self._got(item))
+                self._got(item, reader)
                 self._wake.set()
         finally:
             close = getattr(reader.source, "aclose", None)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Hashable, Iterator
 
 from evolink_async.pool.outcome import Outcome
-from evolink_async.pool.record import Record, State
+from evolink_async.pool.record import ENTERING, OUTSTANDING, PULLED, SAVING, SENDING, UNTAKEN, Record, State
 from evolink_async.pool.waiting import Line, Waiting
 
 
@@ -38,15 +38,15 @@ class Stages:
 
     def pull(self, record: Record, *, first: bool = False) -> None:
         """It waits for a place, behind the others of its line or as the `first`."""
-        if record.state is not State.ENTERING:
+        if record.state is not ENTERING:
             self._leave(record)
             self._under_way[record] = record
-        record.state = State.PULLED
+        record.state = PULLED
         (self.pulled if record.waiter is None else self.runs).put(record, first=first)
 
     def send(self, record: Record) -> None:
         """It has a place."""
-        record.state = State.SENDING
+        record.state = SENDING
         record.line.sending += 1
         self.places += 1
         if record.waiter is None:
@@ -59,7 +59,7 @@ class Stages:
     def hold(self, record: Record, task_id: str) -> None:
         """Its task is at the service."""
         self._leave(record)
-        record.state = State.OUTSTANDING
+        record.state = OUTSTANDING
         self.places += 1
         # The service may give two requests the same task.
         self._under_way[record if task_id in self._under_way else task_id] = record
@@ -68,27 +68,27 @@ class Stages:
         """Its results are fetched."""
         self._leave(record)
         self._saving += 1
-        record.state = State.SAVING
+        record.state = SAVING
         self._under_way[record] = record
 
     def close(self, record: Record) -> None:
         """How it ended is known."""
         self._leave(record)
-        record.state = State.UNTAKEN
+        record.state = UNTAKEN
 
     def _leave(self, record: Record) -> None:
         """Give up what it has in the state that it leaves. If it waited for a place, who moves it has taken it out."""
         under_way = self._under_way
         key: Hashable = record
-        if record.state is State.SENDING:
+        if record.state is SENDING:
             self.places -= 1
             record.line.sending -= 1
             self.unsent.pop(record, None)
-        elif record.state is State.OUTSTANDING:
+        elif record.state is OUTSTANDING:
             self.places -= 1
             if under_way.get(record.task_id) is record:
                 key = record.task_id
-        elif record.state is State.SAVING:
+        elif record.state is SAVING:
             self._saving -= 1
         under_way.pop(key, None)
         if not under_way:  # a dict that was large stays so until it is cleared

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from evolink_async.errors import EvoLinkError
 from evolink_async.http.submit import Submission
+from evolink_async.pool.outcome import UNFINISHED, UNKNOWN, OutcomeStatus
 from evolink_async.pool.record import Record
 from evolink_async.requests import media_links
 from evolink_async.saving.attachments import Attachment, Attachments, attachments_of
@@ -41,9 +42,8 @@ class Uploads:
     def names(self, record: Record) -> dict[str, str]:
         """What counts as the files in the identity of its request, and as links to earlier uploads, by their places."""
         assert record.request is not None
-        attachment, links = self._of.get(record), self._core.memory.uploads
-        names = {} if attachment is None else attachment.names()
-        if links:
+        names = self._of[record].names() if record in self._of else {}
+        if links := self._core.memory.uploads:
             names |= {place: links[link] for place, link in media_links(record.request).items() if link in links}
         return names
 
@@ -66,7 +66,8 @@ class Uploads:
         if attachment is not None:
             self._attachments.release(attachment, keep=keep)
 
-    def forget(self, record: Record, *, keep: bool) -> None:
-        """The same, for good."""
-        self.release(record, keep=keep)
-        self._of.pop(record, None)
+    def forget(self, record: Record, status: OutcomeStatus) -> None:
+        """The same, for good: it has its outcome."""
+        if record in self._of:
+            self.release(record, keep=status in (UNKNOWN, UNFINISHED))
+            del self._of[record]

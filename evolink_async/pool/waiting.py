@@ -47,18 +47,24 @@ class Waiting:
             queue.append(record)
         self.count += 1
 
-    def next(self) -> Record | None:
-        """The oldest one whose line may have a place; it stays here."""
+    def has_next(self) -> bool:
+        """Whether there is one whose line may have a place."""
+        return any(line.sending < self._most for line in self._queues)
+
+    def take(self) -> Record | None:
+        """Take out the oldest one whose line may have a place."""
         oldest = None
         for line, queue in self._queues.items():
             if line.sending < self._most and (oldest is None or queue[0].number < oldest.number):
                 oldest = queue[0]
+        if oldest is not None:
+            self.remove(oldest)
         return oldest
 
     def remove(self, record: Record) -> None:
         """Take a record out that is here."""
         queue = self._queues[record.line]
-        queue.remove(record)  # mostly the first
+        queue.remove(record)  # mostly it is the first
         if not queue:
             del self._queues[record.line]
         self.count -= 1

@@ -231,13 +231,13 @@ async def test_a_run_that_ends_in_the_moment_it_is_cancelled_is_in_the_leftovers
         async with w.pool() as pool:
             running = asyncio.create_task(pool.run(image()))
             await asyncio.sleep(1)
-            close = pool._engine._close
+            finish = pool._engine._finish
 
-            def close_and_cancel(*args: Any) -> None:
-                close(*args)
+            def finish_and_cancel(*args: Any) -> None:
+                finish(*args)
                 running.cancel()
 
-            monkeypatch.setattr(pool._engine, "_close", close_and_cancel)
+            monkeypatch.setattr(pool._engine, "_finish", finish_and_cancel)
             with pytest.raises(asyncio.CancelledError) as caught:
                 await running
             assert "ended" in str(caught.value.__notes__)
