@@ -301,7 +301,7 @@ class Engine:
             record = Record(self, index, request)
             self._unfinished += 1
         else:
-            record = AwaitedRecord(self, index, request, awaited=waiter)
+            record = AwaitedRecord(self, index, request, waiter=waiter)
         try:
             self._begin(record, item)
         except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
@@ -416,7 +416,7 @@ class Engine:
 
     def _read_on(self, line: Line) -> None:
         """Fewer of this line wait now, perhaps."""
-        if line.held and self.stages.may_wait(line):
+        if self.stages.may_wait(line):
             line.held = False
             self.sources.release(line)
 
@@ -665,7 +665,8 @@ class Engine:
         self.stages.hold(record, task.id)
         self._follow(record, task, age)
         self._fill()
-        self._read_on(record.line)
+        if record.line.held:
+            self._read_on(record.line)
         self._progress.changed()
 
     # Watching
@@ -749,7 +750,7 @@ class Engine:
                 "model": record.model,
             },
         )
-        self._no_longer_watched(record)
+        self._note_end(record, None, clock.now())
         self._uploads.release(record)
         record.again()
         self._wait_for_place(record, first=True)
@@ -819,11 +820,12 @@ class Engine:
             self.doubts.over(record)
         self._uploads.forget(record, status)
         if record.row is not None:
-            self.journal.let_go(record.row)
+            self.journal.job.let_go(record.row)
             if self._sharing:
                 self._close_sharing(record, status, error, files)
         self._fill()
-        self._read_on(record.line)
+        if record.line.held:
+            self._read_on(record.line)
         self._progress.changed()
 
     def _not_sent(self, record: Record, reason: BaseException | None) -> None:
@@ -850,14 +852,11 @@ class Engine:
             self._finish(other, status, error, files)
 
     def _note_end(self, record: Record, sent_at: datetime | None, at: datetime) -> None:
-        """Its task has ended: how long it took, if this run has sent it."""
-        self._no_longer_watched(record)
-        if sent_at is not None and sent_at >= self._entered_on:
-            self._tally.ended((at - sent_at).total_seconds())
-
-    def _no_longer_watched(self, record: Record) -> None:
+        """Its task is no longer watched: how long it took, if this run has sent it."""
         self._timeouts.note_end()
         self._overdue.discard(record)
+        if sent_at is not None and sent_at >= self._entered_on:
+            self._tally.ended((at - sent_at).total_seconds())
 
     def _leave_behind(self, outcome: Outcome) -> None:
         if outcome.attempts or outcome.task is not None:

@@ -53,7 +53,7 @@ class Journal:
         *,
         durable: bool,
     ) -> None:
-        self._job = job
+        self.job = job
         self.told = told
         self._failed = failed
         self._heard = heard
@@ -70,21 +70,16 @@ class Journal:
             self.replays.proven = replays.proven or job.keys_honoured
 
     @property
-    def job(self) -> JobLedger:
-        """The job itself."""
-        return self._job
-
-    @property
     def spent(self) -> Decimal:
         """Credits that were spent in this run."""
-        return self._job.spent - self._spent_before
+        return self.job.spent - self._spent_before
 
     def enter(self, record: Record, entry: Entry) -> None:
         """Look a request up, or enter it; what is known of it is heard at once or later."""
         if self.durable:
-            self._job.enter(entry).add_done_callback(functools.partial(self._entered, record))
+            self.job.enter(entry).add_done_callback(functools.partial(self._entered, record))
         else:
-            self._heard(record, self._job.enter_at_once(entry))
+            self._heard(record, self.job.enter_at_once(entry))
 
     def _entered(self, record: Record, future: asyncio.Future[Entered]) -> None:
         request = record.request
@@ -94,9 +89,9 @@ class Journal:
         except EvoLinkError as error:
             self._heard(record, error)
             return
-        if not self._job.is_closed:
+        if not self.job.is_closed:
             self._classify(known, request)
-            if self._job.probe is known.row and not known.changed:
+            if self.job.probe is known.row and not known.changed:
                 with contextlib.suppress(InvalidRequestError):  # their function fails: nothing is told
                     self.price_probe(self.told(request))
         self._heard(record, known)
@@ -104,17 +99,17 @@ class Journal:
     def price_probe(self, told: Decimal | None) -> None:
         """What the caller says that the request costs which tries an unknown price."""
         if told is not None:
-            self._tell(self._job.price_probe(told))
+            self._tell(self.job.price_probe(told))
 
     def _classify(self, known: Entered, request: GenerationRequest) -> None:
         """One that an earlier run has sent: of what class it is, its request tells."""
         row = known.row
         if row.price is None and row.reserved is not None and row.state in _ON_ITS_WAY and not known.changed:
-            self._tell(self._job.classify(row, price_class(request)))
+            self._tell(self.job.classify(row, price_class(request)))
 
     def has_price(self, request: GenerationRequest) -> bool:
         """Whether it is known what a request will cost."""
-        return self.told(request) is not None or self._job.price_of(price_class(request)) is not None
+        return self.told(request) is not None or self.job.price_of(price_class(request)) is not None
 
     def key_of(self, row: Row, number: int | None) -> str:
         """The idempotency key for a request: random, but for the last digits."""
@@ -132,7 +127,7 @@ class Journal:
         price = told = None
         if self._priced:
             price, told = price_class(request), self.told(request)
-        asked = self._job.intend(
+        asked = self.job.intend(
             row,
             idempotency_key=submission.key,
             body=submission.content,
@@ -151,13 +146,13 @@ class Journal:
     async def _replay(self, row: Row, submission: Submission) -> Settled | None:
         """The same, where the POST was made before."""
         if submission.replays.proven:
-            self._tell(self._job.keys_are_honoured())
+            self._tell(self.job.keys_are_honoured())
         price = told = None
         if self.capped:
             price = price_class(submission.request)
             with contextlib.suppress(InvalidRequestError):  # their function fails: nothing is told
                 told = self.told(submission.request)
-        asked = self._job.replay(row, price=price, told=told)
+        asked = self.job.replay(row, price=price, told=told)
         try:
             allowed = await asked
         except LedgerError as error:
@@ -168,12 +163,12 @@ class Journal:
 
     def unsent(self, row: Row) -> None:
         """Nothing of the intended POST was written, and nothing will be."""
-        if row.state in _ON_THE_WIRE and not self._job.is_closed:
-            self._tell(self._job.posted_in_vain(row, sent=False))
+        if row.state in _ON_THE_WIRE and not self.job.is_closed:
+            self._tell(self.job.posted_in_vain(row, sent=False))
 
     def answered(self, row: Row, judgement: Judgement) -> None:
         """What came of a POST; a task that was made is told with `accepted`."""
-        job, verdict = self._job, judgement.verdict
+        job, verdict = self.job, judgement.verdict
         if (judgement.task is not None and not judgement.replayed) or job.is_closed:
             return
         if judgement.replayed or verdict is Verdict.IN_PROGRESS:
@@ -194,9 +189,9 @@ class Journal:
 
     async def accepted(self, row: Row, task: TaskReading) -> EvoLinkError | None:
         """An id is known. Returns once it is durable, or with the reason why it isn't."""
-        if self._job.is_closed:
+        if self.job.is_closed:
             return None
-        future = self._job.accepted(row, task.id, reserved=task.credits_reserved, at=clock.now())
+        future = self.job.accepted(row, task.id, reserved=task.credits_reserved, at=clock.now())
         try:
             await future
         except LedgerError as error:
@@ -205,41 +200,37 @@ class Journal:
 
     def refused(self, row: Row, error: EvoLinkError) -> None:
         """A request was refused before anything was sent."""
-        self._tell(self._job.rejected(row, code=error.code, error=_without_code(error)))
+        self._tell(self.job.rejected(row, code=error.code, error=_without_code(error)))
 
     def ended(self, row: Row, task: Task) -> None:
         """The service says how a task ended."""
-        self._tell(self._job.ended(row, task, at=clock.now()))
+        self._tell(self.job.ended(row, task, at=clock.now()))
 
     def lost(self, row: Row, error: TaskLostError) -> None:
         """The service no longer knows a task."""
-        self._tell(self._job.lost(row, error=error.message, at=clock.now()))
+        self._tell(self.job.lost(row, error=error.message, at=clock.now()))
 
     def start_warm(self, schedule: Schedule) -> None:
         """Give what earlier runs have learned of durations to a schedule that knows nothing yet."""
-        if self._job.learned is None or schedule.has_learned:
+        if self.job.learned is None or schedule.has_learned:
             return
         try:
-            schedule.restore(json.loads(self._job.learned))
+            schedule.restore(json.loads(self.job.learned))
         except ValueError as error:
             logger.warning("%s", error, extra={"event": "learned_unreadable"})
 
     def remember(self, schedule: Schedule) -> None:
         """Keep what was learned for the next run."""
         if self.durable and schedule.has_learned:
-            self._tell(self._job.remember(json.dumps(schedule.export())))
+            self._tell(self.job.remember(json.dumps(schedule.export())))
 
     def saved(self, row: Row, files: Sequence[PurePath]) -> None:
         """The results are in these files."""
-        self._tell(self._job.saved(row, list(map(str, files))))
-
-    def let_go(self, row: Row) -> None:
-        """This run has no more to say about a request."""
-        self._job.let_go(row)
+        self._tell(self.job.saved(row, list(map(str, files))))
 
     async def aclose(self) -> None:
         """Write the rest. Raises `LedgerError` for what could not be written."""
-        await self._job.aclose()
+        await self.job.aclose()
 
     def _tell(self, future: asyncio.Future[Any]) -> None:
         if not future.done():  # else there was nothing to write

@@ -77,7 +77,8 @@ class Tally:
 
     def ended(self, seconds: float) -> None:
         """A task that was sent in this run came to its end, so many seconds later."""
-        self.seconds += max(0.0, seconds)
+        if seconds > 0.0:
+            self.seconds += seconds
         self.timed += 1
 
     def eta(self, to_send: int, running: int, rate: float | None, places: int) -> float | None:

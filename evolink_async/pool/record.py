@@ -46,7 +46,7 @@ from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import PurePath
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from evolink_async.errors import (
     EvoLinkError,
@@ -121,6 +121,8 @@ class Record:
     What outlives the pool is in its `row`.
     """
 
+    waiter: ClassVar[asyncio.Future[Outcome] | None] = None  # of the `run` that gave it; None: it came from a source
+
     home: Home
     index: int | None
     request: GenerationRequest | None
@@ -133,11 +135,6 @@ class Record:
     from_ledger: bool = False  # how it ended was known before this run
     accepted_before: int = 0  # so many that an earlier run has submitted were read before it
     line: Line = NO_LINE  # what it waits among
-
-    @property
-    def waiter(self) -> asyncio.Future[Outcome] | None:
-        """Of the `run` that gave it; None: it came from a source."""
-        return None
 
     @property
     def identity(self) -> str:
@@ -332,11 +329,7 @@ class Record:
 class AwaitedRecord(Record):
     """One that was given to `run`, whose caller awaits the outcome."""
 
-    awaited: asyncio.Future[Outcome] = field(kw_only=True)
-
-    @property
-    def waiter(self) -> asyncio.Future[Outcome]:
-        return self.awaited
+    waiter: asyncio.Future[Outcome] = field(kw_only=True)  # type: ignore[misc]
 
 
 @dataclass(slots=True, eq=False)
