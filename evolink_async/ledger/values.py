@@ -282,11 +282,12 @@ class Row:
     @property
     def credits(self) -> Decimal | None:
         """Spent or still reserved, over all tries; None if nobody has told, of one that may have cost something."""
-        if self.reserved is None and self.spent is None:
+        if self.reserved is None and self.fate.spent is None:
             unsent = self.state in (ENTERED, REJECTED)
             if not unsent or all(past.reserved is None and past.spent is None for past in self.past):
                 return None
-        return to_credits(sum(self.holds))
+        reserved, spent = self.holds
+        return to_credits(reserved + spent)
 
     @property
     def holds(self) -> tuple[int, int]:
