@@ -1,74 +1,56 @@
-"""Things that end a fixed time after they began: one timer for all of them, and next to no memory for each."""
+"""When the tasks of a pool have been watched for long enough: one timer for all of them, one shared number for each."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import filterfalse
-from typing import Generic, TypeVar
 
-T = TypeVar("T")
+from evolink_async.pool.record import OUTSTANDING, Record
+from evolink_async.pool.stages import Stages
 
-_TOGETHER = 1e-3  # of the time: what begins within so much of it ends together
-_SWEEP = 64  # so many ends, or a quarter of all, and what is over leaves the queue
+_TOGETHER = 1e-3  # of the time, and
+_AT_LEAST = 0.02  # seconds: what begins within so much of it ends together
 
 
-@dataclass(slots=True)
-class _Group(Generic[T]):
-    ends: float
-    things: list[T]
+class Deadlines:
+    """Calls `expired(record)` some time after `start`, a bit later at most, if it is outstanding then."""
 
-
-class Deadlines(Generic[T]):
-    """Calls `expired(thing)` `seconds` after `start(thing, loop)` (0.1 % later at most), unless it is over by then.
-
-    seconds None: never. is_over: whether a thing needs no deadline any more. Each is started once, on one loop.
-    """
-
-    def __init__(self, seconds: float | None, expired: Callable[[T], None], is_over: Callable[[T], bool]) -> None:
-        self._seconds = seconds
+    def __init__(self, stages: Stages, expired: Callable[[Record], None]) -> None:
+        self._stages = stages
         self._expired = expired
-        self._is_over = is_over
-        self._groups: deque[_Group[T]] = deque()  # the earliest first
-        self._ends_to_sweep = _SWEEP
+        self._latest = -math.inf  # the time that was given last
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self, thing: T, loop: asyncio.AbstractEventLoop) -> None:
-        if self._seconds is None:
+    def start(self, record: Record, seconds: float | None, loop: asyncio.AbstractEventLoop) -> None:
+        """Its time begins now, perhaps once more. None: it never ends."""
+        if seconds is None:
             return
-        ends = loop.time() + self._seconds
-        if not self._groups or ends > self._groups[-1].ends:
-            self._groups.append(_Group(ends + _TOGETHER * self._seconds, []))
-            self._set_timer(loop)
-        self._groups[-1].things.append(thing)
-
-    def note_end(self) -> None:
-        """One of the things is over: they must not pile up until their time comes."""
-        self._ends_to_sweep -= 1
-        if self._ends_to_sweep <= 0:
-            for group in self._groups:
-                group.things = list(filterfalse(self._is_over, group.things))
-            self._groups = deque(group for group in self._groups if group.things)
-            self._ends_to_sweep = max(_SWEEP, sum(len(group.things) for group in self._groups) // 4)
+        ends = loop.time() + seconds
+        together = max(_AT_LEAST, _TOGETHER * seconds)
+        if not ends <= self._latest <= ends + together:
+            self._latest = ends + together
+            self._look_at(self._latest, loop)
+        record.ends = self._latest
 
     def close(self) -> None:
         """Nothing expires any more."""
-        self._groups.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._groups and self._timer is None:
-            self._timer = loop.call_at(self._groups[0].ends, self._look, loop)
+    def _look_at(self, moment: float, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is None or moment < self._timer.when():
+            self.close()
+            self._timer = loop.call_at(moment, self._look, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
-        now = loop.time()
-        while self._groups and self._groups[0].ends <= now + 1e-5:
-            for thing in self._groups.popleft().things:
-                if not self._is_over(thing):
-                    self._expired(thing)
-        self._set_timer(loop)
+        now = loop.time() + 1e-5
+        for record in self._stages.these(OUTSTANDING):
+            if record.ends <= now and record.state is OUTSTANDING:
+                record.ends = math.inf
+                self._expired(record)
+        soonest = min((record.ends for record in self._stages.these(OUTSTANDING)), default=math.inf)
+        if soonest < math.inf:
+            self._look_at(soonest, loop)

@@ -130,13 +130,10 @@ class Engine:
         self._sharing: dict[Row, list[Record]] = {}  # entering, and their request is on its way already
         self._probe: Record | None = None  # finds out a price, and nothing else is sent before
         self.leftovers: list[Outcome] = []
-        self._unfinished = 0  # requests of the sources, and attached tasks, without an outcome
+        self._awaited = 0  # so many of those that have no outcome yet were given to `run`
         self._filling = False
         self.changed = asyncio.Event()  # for the reader
-        self._timeouts: Deadlines[Record] = Deadlines(task_timeout, self._time_is_over, Record.is_over)
-        self._last_looks: Deadlines[Record] = Deadlines(
-            core.options.request_timeout or POLL_TIMEOUT, self._give_up_watching, Record.is_over
-        )
+        self._deadlines = Deadlines(self.stages, self._time_is_over)
         self._overdue: set[Record] = set()  # their time is over, they only get one last look
 
         self._next_index = 0
@@ -181,7 +178,6 @@ class Engine:
         """Follow a task that exists already."""
         if task_id not in self.stages:
             record = AttachedTask(self, None, None, id=task_id)
-            self._unfinished += 1
             self._given += 1
             self.stages.hold(record, task_id)
             if self.entered:
@@ -215,7 +211,7 @@ class Engine:
     @property
     def is_done(self) -> bool:
         """Whether there is nothing left to pull, and an outcome for all that was pulled."""
-        return self.sources.exhausted and not self._unfinished
+        return self.sources.exhausted and len(self.stages) == self._awaited
 
     def census(self) -> Census | None:
         """How the requests compare with those of earlier runs; None without a ledger."""
@@ -299,9 +295,9 @@ class Engine:
             request = item
         if waiter is None:
             record = Record(self, index, request)
-            self._unfinished += 1
         else:
             record = AwaitedRecord(self, index, request, waiter=waiter)
+            self._awaited += 1
         try:
             self._begin(record, item)
         except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
@@ -618,7 +614,8 @@ class Engine:
 
     def _accepted(self, record: Record, task: TaskReading) -> None:
         self._refusals.accepted()
-        self._block.end()
+        if self._block.error is not None:
+            self._block.end()
         if logger.isEnabledFor(logging.INFO):
             identity = record.identity
             logger.info(
@@ -651,7 +648,6 @@ class Engine:
             if outcome.index == record.index and outcome.status is UNKNOWN:
                 del self.stages.untaken[place]
                 self._tally.outcome(outcome, -1)
-                self._unfinished += 1
                 record.from_ledger = False
                 return True
         return False
@@ -681,7 +677,7 @@ class Engine:
             self._give_up(record, self._broken)
             return
         self.session.watcher.follow(task, record, age=age)
-        self._timeouts.start(record, self.session.loop)
+        self._deadlines.start(record, self._task_timeout, self.session.loop)
 
     def seen(self, record: Record) -> None:
         self._tally.polls += 1
@@ -710,7 +706,7 @@ class Engine:
     @property
     def _goes_on(self) -> bool:
         """Whether more is submitted."""
-        return self.reason is None and not (self.stopped or self.left)
+        return not self.sources.closed
 
     def _conclude_as(self, record: Record, status: OutcomeStatus, error: EvoLinkError | None) -> None:
         """How it ended is known: its results are saved, if there are any and somebody wants them."""
@@ -768,13 +764,14 @@ class Engine:
             self._no_access(error)
 
     def _time_is_over(self, record: Record) -> None:
-        if record.status is not None:
+        if record.status is not None or record in self._overdue:
             self._give_up_watching(record)
         elif record.task_id is not None:
             # Not one look was answered: it gets one now, and the time that takes.
             self._overdue.add(record)
             self.session.watcher.notify(record.task_id)
-            self._last_looks.start(record, self.session.loop)
+            last_look = self.core.options.request_timeout or POLL_TIMEOUT
+            self._deadlines.start(record, last_look, self.session.loop)
 
     def _give_up_watching(self, record: Record) -> None:
         task = record.known_task()
@@ -805,10 +802,10 @@ class Engine:
         # First of all: whatever fails below, nobody waits for it in vain.
         waiter = record.waiter
         if waiter is None:
-            self._unfinished -= 1
             self.stages.untaken.append(outcome)
             self.changed.set()
         else:
+            self._awaited -= 1
             self.sources.notice_room()
             if waiter.done():
                 self._leave_behind(outcome)
@@ -853,7 +850,6 @@ class Engine:
 
     def _note_end(self, record: Record, sent_at: datetime | None, at: datetime) -> None:
         """Its task is no longer watched: how long it took, if this run has sent it."""
-        self._timeouts.note_end()
         self._overdue.discard(record)
         if sent_at is not None and sent_at >= self._entered_on:
             self._tally.ended((at - sent_at).total_seconds())
@@ -1077,8 +1073,7 @@ class Engine:
         for outcome in self.stages.untaken:
             self._leave_behind(outcome)
         self.stages.untaken.clear()
-        self._timeouts.close()
-        self._last_looks.close()
+        self._deadlines.close()
         if self.entered:
             self._progress.close()
             self._last_stats = self.stats()

@@ -40,6 +40,7 @@ know of it goes through the `Journal`: durable before the first byte of a POST, 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -132,6 +133,7 @@ class Record:
     task: Task | None = None  # the whole of it, once it is over: that many are outstanding at once, each a word only
     status: str | None = None  # that a look found, since the task was submitted or attached
     progress: int = 0
+    ends: float = math.inf  # the time for which its task is watched, by the loop's clock
     from_ledger: bool = False  # how it ended was known before this run
     accepted_before: int = 0  # so many that an earlier run has submitted were read before it
     line: Line = NO_LINE  # what it waits among
@@ -160,10 +162,6 @@ class Record:
     def deserted(self) -> bool:
         """Whether the caller of `run` has stopped waiting."""
         return self.waiter is not None and self.waiter.done()
-
-    def is_over(self) -> bool:
-        """Whether it has its outcome."""
-        return self.state is UNTAKEN
 
     @property
     def key(self) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Hashable, Iterator
+from typing import Any
 
 from evolink_async.pool.outcome import Outcome
 from evolink_async.pool.record import ENTERING, OUTSTANDING, PULLED, SAVING, SENDING, UNTAKEN, Record, State
@@ -21,7 +23,8 @@ class Stages:
         self._half = max(1, most // 2)
         self.places = 0  # that are held
         self._saving = 0
-        self._under_way: dict[Hashable, Record] = {}  # those outstanding by their task's id, the others by themselves
+        self._outstanding: dict[Hashable, Record] = {}  # by the task's id
+        self._others: dict[Record, None] = {}  # that have no outcome yet
         self._lines: dict[str, Line] = {}
         self.pulled = Waiting(self._half)  # wait for a place
         self.runs = Waiting(self._half)  # the same, and somebody awaits them: these go first
@@ -34,13 +37,13 @@ class Stages:
         """It was read from its source. line: what it will wait among, mostly its model."""
         found = self._lines.get(line)
         record.line = self._lines.setdefault(line, Line()) if found is None else found
-        self._under_way[record] = record
+        self._others[record] = None
 
     def pull(self, record: Record, *, first: bool = False) -> None:
         """It waits for a place, behind the others of its line or as the `first`."""
         if record.state is not ENTERING:
             self._leave(record)
-            self._under_way[record] = record
+            self._others[record] = None
         record.state = PULLED
         (self.pulled if record.waiter is None else self.runs).put(record, first=first)
 
@@ -54,7 +57,7 @@ class Stages:
 
     def posting(self, record: Record) -> None:
         """A POST is about to be made for it: its place can't be given to another any more."""
-        self.unsent.pop(record, None)
+        _drop(self.unsent, record)
 
     def hold(self, record: Record, task_id: str) -> None:
         """Its task is at the service."""
@@ -62,14 +65,14 @@ class Stages:
         record.state = OUTSTANDING
         self.places += 1
         # The service may give two requests the same task.
-        self._under_way[record if task_id in self._under_way else task_id] = record
+        self._outstanding[record if task_id in self._outstanding else task_id] = record
 
     def save(self, record: Record) -> None:
         """Its results are fetched."""
         self._leave(record)
         self._saving += 1
         record.state = SAVING
-        self._under_way[record] = record
+        self._others[record] = None
 
     def close(self, record: Record) -> None:
         """How it ended is known."""
@@ -78,33 +81,31 @@ class Stages:
 
     def _leave(self, record: Record) -> None:
         """Give up what it has in the state that it leaves. If it waited for a place, who moves it has taken it out."""
-        under_way = self._under_way
-        key: Hashable = record
+        if record.state is OUTSTANDING:
+            self.places -= 1
+            task_id = record.task_id
+            _drop(self._outstanding, task_id if self._outstanding.get(task_id) is record else record)
+            return
         if record.state is SENDING:
             self.places -= 1
             record.line.sending -= 1
-            self.unsent.pop(record, None)
-        elif record.state is OUTSTANDING:
-            self.places -= 1
-            if under_way.get(record.task_id) is record:
-                key = record.task_id
+            if record in self.unsent:
+                _drop(self.unsent, record)
         elif record.state is SAVING:
             self._saving -= 1
-        under_way.pop(key, None)
-        if not under_way:  # a dict that was large stays so until it is cleared
-            under_way.clear()
-            self.unsent.clear()
+        _drop(self._others, record)
 
     # Room
 
     @property
     def waiting(self) -> int:
         """Requests of which nothing was sent yet."""
-        return len(self._under_way) - self._saving - self.places + len(self.unsent)
+        return len(self) - self._saving - self.places + len(self.unsent)
 
     def has_room(self) -> bool:
         """Whether one more may be pulled."""
-        return len(self._under_way) - self.runs.count + len(self.untaken) < self._most
+        under_way = len(self._others) + len(self._outstanding)
+        return under_way - self.runs.count + len(self.untaken) < self._most
 
     def has_place(self) -> bool:
         """Whether one more may be sent."""
@@ -118,12 +119,21 @@ class Stages:
 
     def __iter__(self) -> Iterator[Record]:
         """All that have no outcome yet."""
-        return iter(self._under_way.values())
+        return itertools.chain(self._others, self._outstanding.values())
+
+    def __len__(self) -> int:
+        return len(self._others) + len(self._outstanding)
 
     def __contains__(self, task_id: str) -> bool:
         """Whether a task of this id is outstanding."""
-        return task_id in self._under_way
+        return task_id in self._outstanding
 
     def these(self, *states: State) -> list[Record]:
         """All that are in these states."""
         return [record for record in self if record.state in states]
+
+
+def _drop(records: dict[Any, Any], key: Hashable) -> None:
+    records.pop(key, None)
+    if not records:
+        records.clear()  # a dict that was large stays so until it is cleared

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import re
 import tracemalloc
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
 from pool_world import Canned, answering, drain, image, images, now, task_json, world
 
 from evolink_async import AsyncEvoLink
+from evolink_async.ledger import Row
+from evolink_async.ledger.values import shared
 from evolink_async.pool.deadlines import Deadlines
-
-
-class Thing:
-    over = False
+from evolink_async.pool.record import Record
+from evolink_async.pool.stages import Stages
 
 
 async def test_what_is_kept_of_an_outstanding_task_is_little() -> None:
@@ -113,41 +115,68 @@ async def test_every_request_has_an_idempotency_key_of_its_own(api_key: str) -> 
 # Deadlines
 
 
+def outstanding(stages: Stages, number: int) -> Record:
+    record = Record(Mock(), number, None, row=Row(number, b"", shared("", "")))
+    assert record.row is not None
+    record.row.task_id = f"task-{number}"
+    stages.hold(record, record.row.task_id)
+    return record
+
+
 @pytest.mark.looptime
 async def test_deadlines_expire_in_time_and_never_early() -> None:
-    ends: list[tuple[float, float]] = []
-    deadlines: Deadlines[float] = Deadlines(100, lambda began: ends.append((began, now())), lambda _: False)
-    for _ in range(50):
-        deadlines.start(now(), asyncio.get_running_loop())
+    stages, began, ends = Stages(1000), dict[Record, float](), list[tuple[float, float]]()
+    deadlines = Deadlines(stages, lambda record: ends.append((began[record], now())))
+
+    def start(number: int) -> None:
+        record = outstanding(stages, number)
+        began[record] = now()
+        deadlines.start(record, 100, asyncio.get_running_loop())
+
+    for number in range(50):
+        start(number)
         await asyncio.sleep(0.03)
     await asyncio.sleep(110)
     assert len(ends) == 50
     assert all(began + 100 <= end + 1e-4 <= began + 100.2 for began, end in ends)
-    deadlines.start(now(), asyncio.get_running_loop())
+    start(50)
     await asyncio.sleep(101)
     assert len(ends) == 51, "after a rest as well"
 
 
 @pytest.mark.looptime
 async def test_what_is_over_does_not_expire_and_is_let_go_long_before_its_time() -> None:
-    expired: list[Thing] = []
-    deadlines: Deadlines[Thing] = Deadlines(1000, expired.append, lambda thing: thing.over)
-    last = [Thing() for _ in range(3)]
+    stages, expired = Stages(100_000), list[Record]()
+    deadlines = Deadlines(stages, expired.append)
+    loop = asyncio.get_running_loop()
+    last = [outstanding(stages, number) for number in range(3)]
     for _ in range(20):
-        things = [Thing() for _ in range(1000)]
-        for thing in things:
-            deadlines.start(thing, asyncio.get_running_loop())
+        records = [outstanding(stages, 10 + number) for number in range(1000)]
+        for record in records:
+            deadlines.start(record, 1000, loop)
             await asyncio.sleep(0.002)
-        for thing in things:
-            thing.over = True
-            deadlines.note_end()
-    for thing in last:
-        deadlines.start(thing, asyncio.get_running_loop())
-    assert sum(len(group.things) for group in deadlines._groups) < 200
+        for record in records:
+            stages.close(record)
+        del record, records
+    assert sum(isinstance(kept, Record) for kept in gc.get_objects()) < 200
+    for record in last:
+        deadlines.start(record, 1000, loop)
     await asyncio.sleep(1001)
     assert expired == last
-    assert not deadlines._groups
-    deadlines.start(last[0], asyncio.get_running_loop())
+    assert all(record.ends == math.inf for record in last)
+    deadlines.start(last[0], 1000, loop)
     deadlines.close()
     await asyncio.sleep(1001)
     assert expired == last
+
+
+@pytest.mark.looptime
+async def test_a_shorter_deadline_that_begins_later_is_kept_as_well() -> None:
+    stages, ends = Stages(1000), list[tuple[str | None, float]]()
+    deadlines = Deadlines(stages, lambda record: ends.append((record.task_id, now())))
+    loop = asyncio.get_running_loop()
+    for number, seconds in enumerate([100, 10, None, 50, 10]):
+        deadlines.start(outstanding(stages, number), seconds, loop)
+    await asyncio.sleep(200)
+    assert [name for name, _ in ends] == ["task-1", "task-4", "task-3", "task-0"]
+    assert [round(at) for _, at in ends] == [10, 10, 50, 100]

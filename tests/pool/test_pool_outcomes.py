@@ -125,6 +125,33 @@ async def test_what_the_second_try_cost_is_not_known_if_only_the_failed_first_on
 
 
 @pytest.mark.looptime
+async def test_the_time_of_a_task_that_is_generated_once_more_begins_anew(api_key: str) -> None:
+    async with world(api_key) as w:
+        ids: list[str] = []
+
+        def rule(request: httpx.Request) -> tuple[int, Any] | None:
+            if request.url.path == "/v1/tasks/batch":
+                return 404, {}
+            if request.method == "POST":
+                ids.append(f"task-unified-1757156493-{len(ids):08d}")
+                return 200, task_json(ids[-1], "pending")
+            task_id = request.url.path.removeprefix("/v1/tasks/")
+            if task_id == ids[0] and now() >= 60:
+                error = {"code": "service_error", "message": "try again"}
+                return 200, task_json(task_id, "failed", error=error)
+            if now() >= 140:
+                return 200, task_json(task_id, "completed", results=["https://files.example/1.png"])
+            return 200, task_json(task_id, "processing")
+
+        w.wire.tamper = answering(rule)
+        async with w.pool([image()], retry_failed=1, task_timeout=100) as pool:
+            (outcome,) = await drain(pool)
+    assert len(ids) == 2
+    assert outcome.status == "completed", "80 s is less than it may take"
+    assert 140 <= now() < 165
+
+
+@pytest.mark.looptime
 async def test_cancelled(api_key: str) -> None:
     async with world(api_key) as w:
 
