@@ -420,17 +420,18 @@ class Engine:
 
     def _fill(self) -> None:
         """Give free places to requests that wait for one: those awaited first."""
-        if self._filling:
-            return  # a step of the loop below, which goes on by itself, has called
-        stages = self.stages
-        while (stages.pulled.count or stages.runs.count) and (record := self._next_to_send()) is not None:
-            self._filling = True
-            try:
-                self._send(record)
-            except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
-                self.crashed(record, error)
-            finally:
-                self._filling = False
+        pulled, runs = self.stages.pulled, self.stages.runs
+        if self._filling or not (pulled.count or runs.count):
+            return  # a step of the loop below, which goes on by itself, has called; or nobody wants a place
+        self._filling = True
+        try:
+            while (pulled.count or runs.count) and (record := self._next_to_send()) is not None:
+                try:
+                    self._send(record)
+                except Exception as error:  # noqa: BLE001  (a fault of ours: it becomes the reason)
+                    self.crashed(record, error)
+        finally:
+            self._filling = False
 
     def _next_to_send(self) -> Record | None:
         if self._probe is not None and self._is_probing(self._probe):

@@ -33,8 +33,8 @@ shown its task. When the block is left, what was sent and is not handed over goe
 is dropped.
 
 Each move is one synchronous step of `Stages`, and is made in one place: entering `Engine._begin`, pulled
-`_wait_for_place`, sending `_send`, outstanding `_hold`, saving `_conclude_as`, untaken `_close`. What the ledger has to
-know of it goes through the `Journal`: durable before the first byte of a POST, and before anyone sees an id.
+`_wait_for_place`, sending `_send`, outstanding `_hold`, saving `_conclude_as`, untaken `_finish`. What the ledger has
+to know of it goes through the `Journal`: durable before the first byte of a POST, and before anyone sees an id.
 """
 
 from __future__ import annotations
