@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from functools import cache, lru_cache
-from typing import Any, ClassVar, Literal, Self, TypeVar, cast
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, model_validator
 
@@ -77,14 +77,13 @@ def _number(value: object) -> float | int | None:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _positive(value: object) -> float | int | None:
+def _positive(value: object, most: float = _ABSURD) -> float | int | None:
     number = _number(value)
-    return number if number is not None and number > 0 else None
+    return number if number is not None and 0 < number <= most else None
 
 
 def _estimate(value: object) -> float | int | None:
-    number = _positive(value)
-    return number if number is not None and number <= _LONGEST_ESTIMATE else None
+    return _positive(value, _LONGEST_ESTIMATE)
 
 
 def _not_negative(value: object) -> float | int | None:
@@ -216,15 +215,19 @@ class _Read(_Wire):
 
     @classmethod
     def _made(cls, values: dict[str, Any], unknown: dict[str, Any]) -> Self:
-        made = cls.__new__(cls)
-        _put(made, "__dict__", values)
-        _put(made, "__pydantic_fields_set__", _fields_of(cls))
-        _put(made, "__pydantic_extra__", unknown)
-        _put(made, "__pydantic_private__", None)
+        made = object.__new__(cls)
+        _put_values(made, values)
+        _put_fields_set(made, _fields_of(cls))
+        _put_extra(made, unknown)
+        _put_private(made, None)
         return made
 
 
-_put = object.__setattr__  # these values are frozen
+# These values are frozen: what pydantic keeps in them goes there directly.
+_put_values, _put_fields_set, _put_extra, _put_private = (
+    vars(BaseModel)[name].__set__
+    for name in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
+)
 
 
 @cache
@@ -431,12 +434,12 @@ class TaskReading:
     It tolerates every shape seen on the wire, and our own field names.
     """
 
-    __slots__ = ("_task", "_wire", "id", "status")
+    __slots__ = ("_task", "id", "raw", "status")
 
     def __init__(self, wire: dict[str, Any]) -> None:
         self.id: Any = wire.get("id")
         self.status = _status(wire.get("status"))
-        self._wire = wire
+        self.raw = wire
         self._task: Task | None = None
 
     @classmethod
@@ -452,51 +455,51 @@ class TaskReading:
 
     @property
     def kind(self) -> str | None:
-        kind = self._wire.get("kind") or self._wire.get("type")
+        kind = self.raw.get("kind") or self.raw.get("type")
         if kind:
             return _text(kind)
-        name = self._wire.get("object")  # image.generation.task
+        name = self.raw.get("object")  # image.generation.task
         return _text(name.partition(".")[0]) if isinstance(name, str) else None
 
     @property
     def model(self) -> str | None:
-        return _text(self._wire.get("model"))
+        return _text(self.raw.get("model"))
 
     @property
     def progress(self) -> int:
-        progress = self._wire.get("progress")
+        progress = self.raw.get("progress")
         if type(progress) is int and 0 <= progress <= 100:
             return progress
         return 100 if progress is None and self.status == TaskStatus.COMPLETED else _percent(progress)
 
     @property
     def created(self) -> datetime | None:
-        return _moment(self._wire.get("created", self._wire.get("created_at")))
+        return _moment(self.raw.get("created", self.raw.get("created_at")))
 
     @property
     def estimated_time(self) -> int | float | None:
-        info = self._wire.get("task_info")
+        info = self.raw.get("task_info")
         if isinstance(info, dict):
             return _estimate(info.get("estimated_time"))
         return info.estimated_time if isinstance(info, TaskInfo) else None
 
     @property
     def video_duration(self) -> float | None:
-        info = self._wire.get("task_info")
+        info = self.raw.get("task_info")
         if isinstance(info, dict):
             return _positive(info.get("video_duration"))
         return (info.video_duration or None) if isinstance(info, TaskInfo) else None
 
     @property
     def credits_reserved(self) -> Decimal | None:
-        usage = self._wire.get("usage")
+        usage = self.raw.get("usage")
         if isinstance(usage, dict):
             return _credits(usage.get("credits_reserved"))
         return usage.credits_reserved if isinstance(usage, Usage) else None
 
     def fields(self) -> dict[str, Any]:
         """Every field of a `Task`."""
-        wire = self._wire
+        wire = self.raw
         return {
             "id": self.id,
             "status": self.status,
@@ -549,12 +552,13 @@ def _section(value: object, nothing: _Section) -> _Section:
     if not isinstance(value, (dict, Mapping)):  # the check of a dict is the cheaper one by far
         return value if isinstance(value, type(nothing)) else nothing
     if nothing._readers.keys() >= value.keys() and _PLAIN.issuperset(map(type, value.values())):
-        return cast(_Section, _shared(type(nothing), **value))
+        shared: _Section = _shared(type(nothing), **value)
+        return shared
     return nothing._of(value)
 
 
 @lru_cache(maxsize=256, typed=True)  # true is no 1
-def _shared(section: type[TaskInfo | Usage], /, **wire: Any) -> TaskInfo | Usage:
+def _shared(section: type[TaskInfo | Usage], /, **wire: Any) -> Any:
     return section._of(wire)
 
 

@@ -22,7 +22,7 @@ from evolink_async.http.answers import Answer, excerpt
 from evolink_async.http.foreign import ForeignTransport
 from evolink_async.http.gate import Lane
 from evolink_async.http.transport import Call, SlotTransport, origin_of
-from evolink_async.http.wire import Pairs, header_lines
+from evolink_async.http.wire import Pairs, header_line, header_lines
 
 logger = logging.getLogger("evolink_async.http")
 
@@ -220,10 +220,11 @@ class Exchange:
             own = b"Cache-Control: no-cache\r\n"  # what a task was a minute ago helps nobody
         else:
             own = b"Content-Length: 0\r\n"
-        if not more:
-            return self._lines + own
-        pairs = [(name.encode("ascii"), value.encode("ascii")) for name, value in more.items()]
-        return self._lines + own + header_lines(pairs)
+        lines = self._lines + own
+        if more is not None:
+            for name, value in more.items():
+                lines += header_line(name.encode("ascii"), value.encode("ascii"))
+        return lines
 
     def _failure(self, flight: Flight, trouble: BaseException, reason: str, key: str) -> NotSent | AnswerLost:
         unsent = not flight.sent
@@ -275,8 +276,8 @@ def _headers_of(pairs: Pairs) -> dict[str, str]:
 async def _read_body(reply: Answered, answer: Answer) -> None:
     """Read the decoded body into its answer, or why there is none. Never holds more than its cap and one chunk."""
     cap = ERROR_CAP if answer.status >= 300 else TASK_CAP
-    encoding = answer.headers.get("content-encoding", "").strip().lower()
     inflater = None
+    encoding = answer.headers.get("content-encoding", "").strip().lower()
     if encoding not in _PLAIN:
         if encoding not in _DEFLATED:
             answer.problem = f"is compressed in a way that was not asked for ({excerpt(encoding.encode())!r})"

@@ -120,10 +120,8 @@ class Lane:
         return self.losses >= LOST_IN_A_ROW
 
     def take(self) -> Ticket:
-        if self.is_in_outage:
-            fresh = self._take_fresh()
-            if fresh is not None:
-                return fresh
+        if self.losses and self.is_in_outage and (fresh := self._take_fresh()) is not None:
+            return fresh
         party, queue = next(iter(self.queues.items()))
         self.queues.move_to_end(party)
         return heapq.heappop(queue)[2]
@@ -237,7 +235,8 @@ class Pace:
 
     def finished(self, model: str) -> None:
         """A request that was let go is no longer under way."""
-        self._landed(self._lanes[model])
+        self._under_way -= 1
+        self._lanes[model].pace.landed()
         self._notice()
 
     def accepted(self, model: str, now: float, task_id: str | None = None, estimate: float | None = None) -> None:
@@ -251,7 +250,8 @@ class Pace:
         rate = lane.pace.rate
         if rate < math.inf:
             self._rates[model] = rate
-        self._end_row(lane)
+        if lane.losses:
+            self._end_row(lane)
 
     def watch(self, task_id: str, model: str | None = None) -> Lane | None:
         """Somebody watches this task, and tells when it has `ended`, or that he does not watch it any more.
@@ -422,13 +422,15 @@ class Pace:
 
     def _choose(self, now: float) -> tuple[Lane | None, float | None]:
         """The lane whose turn it is, or when to look again unless something happens; None: nothing waits."""
-        self._release_due(now)
-        earliest = self._later[0][0] if self._later else None
+        earliest = None
+        if self._later:
+            self._release_due(now)
+            earliest = self._later[0][0] if self._later else None
         for lane in self._lanes.values():
             if not lane.has_work():
                 continue
             ready = max(lane.pace.ready_at(now), self._unreachable_until)
-            if lane.is_in_outage and lane.pace.under_way:
+            if lane.losses and lane.is_in_outage and lane.pace.under_way:
                 ready = math.inf  # the one under way finds out
             if len(self._lanes) > 1 and lane.pace.under_way >= _MOST_OF_FREE * (self._places() - self._under_way):
                 ready = math.inf  # what is left is for other models: this one may have stopped answering
@@ -466,12 +468,13 @@ class Pace:
                 await self._until(ready)
             elif self._under_way >= self._places():
                 await self._until(math.inf)
-            elif (opens_at := self._limit_opens_at(now)) > now:
+            elif self._ceiling is None:
+                self._let_go(lane, now)
+            elif (opens_at := self._limit_opens_at(self._ceiling, now)) > now:
                 # Not a wait in the limiter: meanwhile somebody more urgent may come, or everybody go.
                 await self._until(opens_at)
             else:
-                if self._ceiling is not None:
-                    await self._ceiling.take(now)
+                await self._ceiling.take(now)
                 self._let_go(lane, now)
 
     async def _until(self, moment: float) -> None:
@@ -488,15 +491,14 @@ class Pace:
         """How many may be under way: while the service can't be reached, one finds out for all."""
         return 1 if self._failures else self._parallel
 
-    def _limit_opens_at(self, now: float) -> float:
+    def _limit_opens_at(self, ceiling: _Ceiling, now: float) -> float:
         """From when on the user's limit lets another one go.
 
         Those let go may wait at the wire where several come together. Where it is further behind, as after a slow
         connection, they wait here: each would hold an idle connection, and none would ever make up for it.
         """
-        ceiling, wire = self._ceiling, self._wire
-        if ceiling is None or wire is None:
-            return now
+        wire = self._wire
+        assert wire is not None  # as there is a ceiling
         return max(ceiling.opens_for(0, now), wire.opens_for(self._in_line, now) - _LONGEST_AT_THE_WIRE)
 
     def _let_go(self, lane: Lane, now: float) -> None:
@@ -509,12 +511,8 @@ class Pace:
             ticket.go()
         except Exception as error:
             logger.exception("a submission could not be started", extra={"event": "internal_error"})
-            self._landed(lane)
+            self.finished(lane.model)
             ticket.turn_failed(error)
-
-    def _landed(self, lane: Lane) -> None:
-        self._under_way -= 1
-        lane.pace.landed()
 
     def _fail_all(self, error: BaseException) -> None:
         queued = [ticket for lane in self._lanes.values() for queue in lane.queues.values() for _, _, ticket in queue]

@@ -500,10 +500,8 @@ class Submitter:
         except AnswerLost as error:
             lost = EvoLinkError(str(error))
             lost.__cause__ = error.__cause__
-            self._reached()
             return Judgement(Verdict.LOST, error=lost)
         flight.sent = True
-        self._reached()
         return judge_submission(answer)
 
     async def _take(self, submission: Submission, flight: Flight, judgement: Judgement, begun: float) -> None:
@@ -511,6 +509,9 @@ class Submitter:
         if flight.sent:
             submission._replay_sent = submission._replaying
             submission._first_sent = submission._first_sent or flight.sent_at
+            if self._pace.reachable():
+                host = self._exchange.host
+                logger.info("%s can be reached again", host, extra={"event": "service_reachable", "host": host})
         unwritten = None
         try:
             if self._observation.observer is not None:
@@ -571,19 +572,12 @@ class Submitter:
             self._last_key, self._last_print = key, fingerprint(key)
         return self._last_print
 
-    def _reached(self) -> None:
-        if self._pace.reachable():
-            host = self._exchange.host
-            logger.info("%s can be reached again", host, extra={"event": "service_reachable", "host": host})
-
     def _tell_pace(self, model: str, judgement: Judgement, begun: float) -> None:
         now = self._loop.time()
         task = judgement.task
-        if task is not None and not task.is_terminal:
-            self._pace.accepted(model, now, task.id, task.estimated_time)
-            return
         if task is not None:
-            self._pace.accepted(model, now)
+            running = None if task.is_terminal else task.id
+            self._pace.accepted(model, now, running, task.estimated_time)
             return
         if judgement.verdict is Verdict.RATE_LIMITED:
             self._pace.refused(model, now, begun, judgement.retry_after)
@@ -612,7 +606,7 @@ class Submitter:
             self._log_late(submission, judgement)
             self._end_replay(submission, marked=proven)
         elif step is None:
-            self._finish(submission, Settled("accepted", judgement.task, fatal=unwritten), marked=proven)
+            self._finish(submission, Settled("accepted", judgement.task, None, unwritten), marked=proven)
         elif step.next is Next.AGAIN or step.next is Next.REPLAY:
             if submission.last_try:
                 self._finish(submission, self._abandoned(submission))
@@ -684,7 +678,8 @@ class Submitter:
         """The end of one that has just landed."""
         submission.flight = submission.post = None
         self._settle(submission, end)
-        self._end_replay(submission, marked=marked)
+        if submission._replaying:
+            self._end_replay(submission, marked=marked)
 
     def _settle(self, submission: Submission, end: Settled) -> None:
         submission.end = end

@@ -28,6 +28,7 @@ _ENDED_BEFORE, _HEAD = "the server closed the connection before it had sent %s",
 
 # RFC 9110: a token; and visible characters, blanks between them.
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_is_name = functools.lru_cache(maxsize=64)(_NAME.fullmatch)  # they are few
 _VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\x20-\x7e\x80-\xff\t]*[\x21-\x7e\x80-\xff])?)?")
 _TARGET = re.compile(rb"[\x21-\x7e]+")
 
@@ -42,12 +43,14 @@ class Head(NamedTuple):
 
 def header_lines(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Headers as they are written. Raises `httpx.LocalProtocolError` for what HTTP cannot carry, not showing it."""
-    lines = []
-    for name, value in pairs:
-        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
-            raise _unfit()
-        lines.append(b"%b: %b\r\n" % (name, value))
-    return b"".join(lines)
+    return b"".join([header_line(name, value) for name, value in pairs])
+
+
+def header_line(name: bytes, value: bytes) -> bytes:
+    """One header as it is written, as above."""
+    if not _is_name(name) or not _VALUE.fullmatch(value):
+        raise _unfit()
+    return b"%b: %b\r\n" % (name, value)
 
 
 def request_line(method: bytes, target: bytes) -> bytes:

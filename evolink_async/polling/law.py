@@ -6,8 +6,7 @@ import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise, repeat
-from operator import add, mul, sub, truediv
+from itertools import accumulate, pairwise
 
 # Ages and durations are counted in units of a scale (the estimated time, say), in bins of about 6 %. The first bin
 # begins at 0, the last holds all that is longer.
@@ -116,16 +115,17 @@ class DurationLaw:
 
         Returns the share of all tasks that were believed to end there.
         """
-        survival = self._survival
         first, low_part = _place(low)
         last, high_part = _place(high)
-        unfinished, left = _value(survival, first, low_part), _value(survival, last, high_part)
+        unfinished, left = _values(self._survival, first, low_part, last, high_part)
         share = unfinished - left
         if share > _NO_NEWS:
             return share
-        prior_share = _value(_PRIOR_SURVIVAL, first, low_part) - _value(_PRIOR_SURVIVAL, last, high_part)
-        gain = math.log(max(share, _TINY) / max(prior_share, _TINY))
-        self._score += _SCORE_RATE * (max(-_SCORE_BOUND, min(_SCORE_BOUND, gain)) - self._score)
+        before, after = _values(_PRIOR_SURVIVAL, first, low_part, last, high_part)
+        gain = math.log(max(share, _TINY) / max(before - after, _TINY))
+        if not -_SCORE_BOUND < gain < _SCORE_BOUND:
+            gain = math.copysign(_SCORE_BOUND, gain)
+        self._score += _SCORE_RATE * (gain - self._score)
         self._unit *= _GROWTH
         self._believed += 1 - self._believed / _MEMORY
         self._fresh += 1
@@ -151,11 +151,14 @@ class DurationLaw:
         self._spans[first + 1] += weight
         self._spans[last] -= weight
 
-    def _settle(self) -> None:
-        """Put what lies on spans of bins into each of them."""
-        shares = map(sub, self._survival, self._survival[1:])
-        masses = map(add, self._learned, map(mul, accumulate(self._spans), shares))
-        self._learned = array("d", map(max, masses, repeat(0.0)))  # sums of floats may end below zero
+    def _settle(self, unit: float = 1.0) -> None:
+        """Put what lies on spans of bins into each of them; then all is counted in `unit`."""
+        masses, weight, survival = [], 0.0, self._survival
+        for mass, more, unfinished, left in zip(self._learned, self._spans, survival, survival[1:], strict=False):
+            weight += more
+            mass += weight * (unfinished - left)
+            masses.append(mass / unit if mass > 0.0 else 0.0)  # sums of floats may end below zero
+        self._learned = array("d", masses)
         self._spans = [0.0] * BINS
 
     def _forget(self) -> None:
@@ -165,8 +168,7 @@ class DurationLaw:
         self._rebuild()
 
     def _rebuild(self) -> None:
-        self._settle()
-        self._learned = array("d", map(truediv, self._learned, repeat(self._unit)))
+        self._settle(self._unit)
         self._unit = 1.0
         self._fresh = 0.0
         self._bring_up_to_date()
@@ -174,14 +176,18 @@ class DurationLaw:
     def _bring_up_to_date(self) -> None:
         """What is believed, from what was learned."""
         weight = _PRIOR_WEIGHT / (1 + self._believed / _PRIOR_HALVED)
-        belief = list(map(add, map(mul, _PRIOR, repeat(weight)), self._learned))
+        belief = [weight * prior + mass for prior, mass in zip(_PRIOR, self._learned, strict=True)]
         for _ in range(next(passes for below, passes in _SMOOTHING if self._believed < below)):
             belief = _smoothed(belief)
         left = _added_up_from_the_end(belief)
-        self._survival = array("d", map(truediv, left, repeat(left[0])))
+        whole = left[0]
+        self._survival = array("d", [share / whole for share in left])
         # The root hazard of a bin, sqrt(share that ends there / share at risk / width), times its width.
-        efforts = map(math.sqrt, map(truediv, map(mul, belief, _DOUBLE_WIDTHS), map(add, left, left[1:])))
-        self._effort = array("d", accumulate(efforts, initial=0.0))
+        effort, efforts = 0.0, [0.0]
+        for mass, double_width, before, after in zip(belief, _DOUBLE_WIDTHS, left, left[1:], strict=False):
+            effort += math.sqrt(mass * double_width / (before + after))
+            efforts.append(effort)
+        self._effort = array("d", efforts)
         self._first_looks = {}
 
     def heir(self, observations: float) -> DurationLaw:
@@ -212,14 +218,24 @@ def _value(values: Sequence[float], k: int, part: float) -> float:
     return values[k] + (values[k + 1] - values[k]) * part
 
 
+def _values(values: Sequence[float], k: int, part: float, j: int, other: float) -> tuple[float, float]:
+    """The same at two places."""
+    low, high = values[k], values[j]
+    return low + (values[k + 1] - low) * part, high + (values[j + 1] - high) * other
+
+
 def _at(values: Sequence[float], age: float) -> float:
     return _value(values, *_place(age))
 
 
 def _smoothed(masses: list[float]) -> list[float]:
     """Each is shared with its neighbours, twice; four times as much in all."""
-    pairs = list(map(add, [0.0, *masses], [*masses, 0.0]))
-    return list(map(add, pairs, pairs[1:]))
+    smoothed, mass, pair = [], masses[0], masses[0]
+    for after in (*masses[1:], 0.0):
+        next_pair = mass + after
+        smoothed.append(pair + next_pair)
+        mass, pair = after, next_pair
+    return smoothed
 
 
 def _added_up_from_the_end(masses: Sequence[float]) -> list[float]:

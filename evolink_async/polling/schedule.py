@@ -111,8 +111,7 @@ class Schedule:
     def __init__(self, price: float = PRICE) -> None:
         self.price = price
         self._models: OrderedDict[tuple[str | None, str | None], _Model] = OrderedDict()
-        self._asked: tuple[TaskClass, float | None] | None = None  # of the latest expectation
-        self._expectation: Expectation
+        self.latest: Expectation | None = None  # expectation, that is still what such tasks go by
 
     @property
     def price(self) -> float:
@@ -127,12 +126,6 @@ class Schedule:
 
     def expect(self, task_class: TaskClass, estimate: float | None) -> Expectation:
         """What to expect of such tasks. estimate: seconds; without a plausible one the latest of their model."""
-        asked = task_class, estimate
-        if asked != self._asked:  # most often it is as it was the time before
-            self._asked, self._expectation = asked, self._expectation_of(task_class, estimate)
-        return self._expectation
-
-    def _expectation_of(self, task_class: TaskClass, estimate: float | None) -> Expectation:
         kind, name, size = task_class
         model = self._models.get((kind, name)) or _Model()
         _remember(self._models, (kind, name), model, _MOST_MODELS)
@@ -145,6 +138,7 @@ class Schedule:
         if expectation is None or expectation.law is not law:
             expectation = Expectation(self, law, model.progress, estimate)
         _remember(model.expectations, (size, estimate), expectation, _MOST_EXPECTATIONS)
+        self.latest = expectation
         return expectation
 
     @property
@@ -182,7 +176,7 @@ class Schedule:
             raise ValueError(f"not an export of a polling schedule, start without it: {error!r:.200}") from None
         for key, model in models.items():
             _remember(self._models, key, model, _MOST_MODELS)
-        self._asked = None
+        self.latest = None
 
 
 class Sightings:

@@ -294,6 +294,8 @@ class Watcher:
         self._dues: dict[float, _Due] = {}  # those in the heap
         self._left_behind = 0  # tasks in the heap that are planned anew or forgotten
         self._latest_start = -math.inf
+        self._told: tuple[object, ...] = ()  # by the latest task that was new, and what was expected of it
+        self._expected: Expectation | None = None
         self._hastened: OrderedDict[str, float] = OrderedDict()  # by id, the loop time of the latest hint
         self._look_again: set[str] = set()  # somebody asked for a look while one was under way
         self._strangers: set[str] = set()  # followed ids that only a stranger has told
@@ -419,9 +421,12 @@ class Watcher:
     # Planning
 
     def _expect(self, task: TaskReading, model: str | None) -> Expectation:
-        price = task.credits_reserved
-        task_class = class_of(task.kind, model, None if price is None else float(price), task.video_duration)
-        return self._schedule.expect(task_class, task.estimated_time)
+        told = task.kind, model, task.raw.get("usage"), task.raw.get("task_info")
+        if told != self._told or self._expected is None or self._expected is not self._schedule.latest:
+            price = task.credits_reserved
+            task_class = class_of(task.kind, model, None if price is None else float(price), task.video_duration)
+            self._told, self._expected = told, self._schedule.expect(task_class, task.estimated_time)
+        return self._expected
 
     def _plan(self, watched: _Watched, moment: float, now: float) -> None:
         moment = shared_moment(moment, now)

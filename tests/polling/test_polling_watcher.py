@@ -38,7 +38,7 @@ from evolink_async.errors import (
 )
 from evolink_async.http.rates import ModelPace
 from evolink_async.polling import watcher as watcher_module
-from evolink_async.polling.schedule import Expectation, Schedule, Sightings, TaskClass
+from evolink_async.polling.schedule import Expectation, Schedule, Sightings, TaskClass, class_of
 from evolink_async.polling.watcher import Learned, Watcher
 from evolink_async.types import Task, TaskReading
 
@@ -1088,3 +1088,31 @@ async def test_a_wait_by_id_knows_the_estimate_of_a_task_that_this_client_submit
             assert post["first_told_at"] - post["finished_at"] < 1.5
         async with AsyncEvoLink(base_url="http://127.0.0.1", http_client=http_client) as stranger:
             assert not stranger._core.memory.reads.submitted
+
+
+async def test_tasks_whose_answers_tell_the_same_share_an_expectation_until_something_else_is_learned_or_asked() -> (
+    None
+):
+    told = {"model": "m", "type": "image", "task_info": {"estimated_time": 100}, "usage": {"credits_reserved": 2}}
+    others = [told | {"model": "n"}, told | {"task_info": {"estimated_time": 50}}, told | {"usage": {}}]
+    elsewhere, schedule = Schedule(), Schedule()
+    elsewhere.expect(class_of("image", "m", 2.0, None), 100)
+
+    async with watching(FakeReader(running), schedule=schedule) as watcher:
+
+        def expected(number: int, wire: dict[str, Any]) -> Expectation:
+            watcher.follow(TaskReading({"id": f"task-{number}"} | wire), Ear(), age=0.0)
+            expectation = watcher._watched[f"task-{number}"].expectation
+            assert expectation is not None
+            return expectation
+
+        first = expected(1, told)
+        assert expected(2, told) is first
+        different = {expected(3 + number, wire) for number, wire in enumerate(others)}
+        assert len(different) == 3
+        assert first not in different
+        assert expected(6, told) is first
+        schedule.restore(elsewhere.export())
+        restored = expected(7, told)
+        assert restored is not first
+        assert restored is schedule.expect(class_of("image", "m", 2.0, None), 100)
