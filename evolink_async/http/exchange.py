@@ -236,7 +236,9 @@ class Exchange:
             if "PoolTimeout" in names:
                 advice = "all connections of http_client are in use: give it more, or a client of its own to this one"
             told = reason.removeprefix(f"{type(trouble).__name__}: ")
-            where = told if self.host in told else f"could not reach {self.host}: {reason}"  # where it was sent to, once
+            where = (
+                told if self.host in told else f"could not reach {self.host}: {reason}"
+            )  # where it was sent to, once
             return NotSent(f"{where}; {advice}")
         # Whatever listens there may speak another protocol.
         advice = "; if this lasts, check base_url" if "RemoteProtocolError" in names and flight.answer is None else ""
