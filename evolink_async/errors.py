@@ -184,7 +184,8 @@ class SubmitOutcomeUnknownError(EvoLinkError):
     """A paid request was sent and no answer came back that settles whether a task exists.
 
     Submitting it again under a new key may pay twice. `idempotency_key` names the attempt, `request` is what
-    was sent; `__cause__` says what happened to the answer.
+    was sent; `__cause__` says what happened to the answer. `given_up`: the caller has said in its ledger that nobody
+    will find out.
     """
 
     def __init__(
@@ -195,10 +196,12 @@ class SubmitOutcomeUnknownError(EvoLinkError):
         idempotency_key: str | None = None,
         code: str | None = None,
         request_id: str | None = None,
+        given_up: bool = False,
     ) -> None:
         super().__init__(message, code=code, request_id=request_id)
         self.request = request
         self.idempotency_key = idempotency_key
+        self.given_up = given_up
 
 
 class NotSubmittedError(EvoLinkError):
