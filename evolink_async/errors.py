@@ -108,14 +108,15 @@ def _revive(cls: type[EvoLinkError], args: tuple[Any, ...], state: dict[str, Any
 class EvoLinkError(Exception):
     """Base of every error of this library.
 
-    `message` is the sentence without the code and the ids that `str()` adds. `outcomes` is what `run_many` had already
-    when this error ended its pool early.
+    `message` is the sentence without the code, the ids and, where a task ended, the advice that `str()` adds.
+    `outcomes` is what `run_many` had already when this error ended its pool early.
     """
 
     code: str | None = None
     request_id: str | None = None
     outcomes: Sequence[Any] = ()  # of `Outcome`, which is a later room
     _task_id: str | None = None
+    _advice: str = ""  # what `str()` says to do next, where the message is the service's own
 
     def __init__(self, message: str, *, code: str | None = None, request_id: str | None = None) -> None:
         super().__init__(message)
@@ -132,6 +133,8 @@ class EvoLinkError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.code}: {self.message}" if self.code and self.code != self.message else self.message
+        if self._advice:
+            text = f"{text.rstrip('. ')}. {self._advice}"
         ids = [f"request id {self.request_id}"] if self.request_id else []
         if self.task_id:
             ids.append(f"task {self.task_id}")
@@ -181,7 +184,8 @@ class SubmitOutcomeUnknownError(EvoLinkError):
     """A paid request was sent and no answer came back that settles whether a task exists.
 
     Submitting it again under a new key may pay twice. `idempotency_key` names the attempt, `request` is what
-    was sent; `__cause__` says what happened to the answer.
+    was sent; `__cause__` says what happened to the answer. `given_up`: the caller has said in its ledger that nobody
+    will find out.
     """
 
     def __init__(
@@ -192,10 +196,12 @@ class SubmitOutcomeUnknownError(EvoLinkError):
         idempotency_key: str | None = None,
         code: str | None = None,
         request_id: str | None = None,
+        given_up: bool = False,
     ) -> None:
         super().__init__(message, code=code, request_id=request_id)
         self.request = request
         self.idempotency_key = idempotency_key
+        self.given_up = given_up
 
 
 class NotSubmittedError(EvoLinkError):
@@ -295,13 +301,23 @@ class TaskFailedError(TaskError):
         """Whether the failure is of a passing kind, so that a new (paid) task may succeed."""
         return self.code in TRANSIENT_FAILURES
 
+    @property
+    def _advice(self) -> str:  # type: ignore[override]
+        if self.retryable:
+            return "The failure is of a passing kind: generate it again, as a new paid task"
+        return "Change what it asks for before you generate it again, as a new paid task"
+
 
 class TaskCancelledError(TaskError):
     """The service says that the task was cancelled."""
 
+    _advice = "Look at what it cost before you generate it again, as a new paid task"
+
 
 class TaskLostError(TaskError):
     """The service no longer knows the id: 404 three times over 60 s."""
+
+    _advice = "Check the id and whose key it belongs to, and look for it at the service before you pay again"
 
 
 class TaskTimeoutError(TaskError, TimeoutError):

@@ -32,6 +32,7 @@ async def main(prompts: Path) -> int:
     """Run the job; the exit code tells whether everything completed."""
     async with AsyncEvoLink(rate_limit="10/s") as client:
         pool = client.pool(requests(prompts), ledger=prompts.with_suffix(".db"), max_outstanding=500)
+        ended_early = False
         try:
             async with pool:
                 async for outcome in pool:
@@ -40,17 +41,23 @@ async def main(prompts: Path) -> int:
                         print(line, outcome.unwrap().id, *outcome.urls, sep="\t", flush=True)
                     else:
                         print(f"line {line}:", outcome.status, outcome.error, file=sys.stderr)
-        except EvoLinkError as reason:  # what ended the pool early: no credits, a wrong key, ...
+        except (EvoLinkError, OSError, UnicodeError) as reason:  # no credits, a wrong key, a file that is no text, ...
+            ended_early = True
             print(f"ended early: {reason}", file=sys.stderr)
         finally:
             for outcome in pool.leftovers:  # after Ctrl-C: sent and paid for, not handed over
                 print(outcome.identity, outcome.status, outcome.task and outcome.task.id, file=sys.stderr)
     stats = pool.stats
     print(f"{stats.completed} of {stats.finished} completed, {stats.credits_spent} credits", file=sys.stderr)
-    return 0 if stats.completed == stats.finished and pool.reason is None else 1
+    return 0 if stats.completed == stats.finished and not ended_early else 1
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    sys.exit(asyncio.run(main(Path(sys.argv[1]))))
+    if not Path(sys.argv[1]).is_file():
+        sys.exit(f"{sys.argv[1]} is no file\n\n{__doc__}")
+    try:
+        sys.exit(asyncio.run(main(Path(sys.argv[1]))))
+    except EvoLinkError as error:  # before the pool has begun: no key
+        sys.exit(str(error))

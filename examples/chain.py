@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from evolink_async import AsyncEvoLink, ImageRequest, VideoRequest
+from evolink_async import AsyncEvoLink, EvoLinkError, ImageRequest, VideoRequest
 
 
 def video_of(picture: str, prompt: str, key: str) -> VideoRequest:
@@ -40,4 +40,9 @@ async def main(prompts: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1:] or ["a lighthouse at dusk", "a harbour in fog"]))
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    try:
+        asyncio.run(main(sys.argv[1:]))
+    except EvoLinkError as error:  # no key, no credits, ...
+        sys.exit(str(error))

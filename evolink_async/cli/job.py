@@ -356,6 +356,12 @@ def _sum_up(run: _Run, ending: Ending) -> None:
             style="yellow",
         )
         screen.verbatim(f"  {shlex.join(['evolink-async', 'job', 'unknown', str(run.folder.ledger)])}")
+    if ending.given_up:
+        screen.say(
+            f"{counted(ending.given_up, 'request was', 'requests were')} given up: "
+            f"{'it is' if ending.given_up == 1 else 'they are'} never sent again, and may have been paid for",
+            style="yellow",
+        )
     if ending.running:
         tell_ids(screen, ending.running, folder / ERRORS)
     if ending.running or ending.unknown or ending.unsaved or ending.counts[OutcomeStatus.NOT_SUBMITTED]:

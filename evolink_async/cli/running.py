@@ -17,7 +17,7 @@ import anyio
 from evolink_async.cli.outputs import stopped_by_account
 from evolink_async.cli.signals import Interrupts
 from evolink_async.cli.view import Screen, pool_picture, pool_sentence
-from evolink_async.errors import NotSubmittedError
+from evolink_async.errors import NotSubmittedError, SubmitOutcomeUnknownError
 from evolink_async.ledger import Census
 from evolink_async.pool import Outcome, OutcomeStatus, PoolStats
 from evolink_async.requests import GenerationRequest
@@ -72,7 +72,8 @@ class Ending:
     counts: Counter[str] = field(default_factory=Counter)
     reason: BaseException | None = None
     running: list[str] = field(default_factory=list)
-    unknown: int = 0
+    unknown: int = 0  # and not given up
+    given_up: int = 0
     unsaved: int = 0  # completed, and their files could not be saved
     from_ledger: int = 0
     census: Census | None = None
@@ -127,7 +128,10 @@ async def run_through(
         ending.counts[outcome.status] += 1
         if outcome.status is OutcomeStatus.UNFINISHED and outcome.task is not None:
             ending.running.append(outcome.task.id)
-        ending.unknown += outcome.status is OutcomeStatus.UNKNOWN
+        if outcome.status is OutcomeStatus.UNKNOWN:
+            given_up = isinstance(outcome.error, SubmitOutcomeUnknownError) and outcome.error.given_up
+            ending.given_up += given_up
+            ending.unknown += not given_up
         ending.unsaved += outcome.status is OutcomeStatus.COMPLETED and not outcome.ok
         ending.from_ledger += outcome.from_ledger
         if take(outcome) is False:

@@ -236,7 +236,11 @@ class Exchange:
             advice = "check the address, the network and its proxies"
             if "PoolTimeout" in names:
                 advice = "all connections of http_client are in use: give it more, or a client of its own to this one"
-            return NotSent(f"could not reach {self.host}: {reason}; {advice}")
+            what = f"could not reach {self.host}: {reason}"
+            told = reason.removeprefix(f"{type(trouble).__name__}: ")
+            if isinstance(self._transport, SlotTransport) and self.host in told:
+                what = told  # a sentence of ours, which names it already
+            return NotSent(f"{what}; {advice}")
         # Whatever listens there may speak another protocol.
         advice = "; if this lasts, check base_url" if "RemoteProtocolError" in names and flight.answer is None else ""
         return AnswerLost(f"the answer of {self.host} was lost{_after_head(flight.answer, key)}: {reason}{advice}")

@@ -12,7 +12,8 @@ from evolink_async.errors import ConfigurationError
 
 KeySource = str | Callable[[], str | Awaitable[str]]
 
-_ALLOWED = re.compile(r"[\x21-\x7e]{1,512}", re.ASCII)
+_ALLOWED = re.compile(r"[\x21-\x7e]+", re.ASCII)
+_LONGEST = 512
 _PLACEHOLDERS = frozenset({"YOUR_API_KEY", "YOUR_EVOLINK_API_KEY", "<YOUR_API_KEY>", "sk-...", "..."})
 
 
@@ -75,6 +76,10 @@ def checked_key(value: object) -> str:
         raise ConfigurationError(
             "the API key holds a space, a line end or a character that is no printable ASCII; "
             "was it read from a file without .strip()?"
+        )
+    if len(value) > _LONGEST:
+        raise ConfigurationError(
+            f"the API key has {len(value):,} characters, and at most {_LONGEST} are taken; give the key alone"
         )
     return value
 

@@ -311,14 +311,17 @@ class Record:
                 return UNFINISHED, still_running(task, None)
             case states.ENTERED:
                 return NOT_SUBMITTED, NotSubmittedError("nothing was sent for this request")
-        given_up = "; it was given up" if row.state is states.GIVEN_UP else ""
+        given_up = row.state is states.GIVEN_UP
+        then = "Look for it at the service, then settle it with `evolink-async job resolve`"
+        if given_up:
+            then = "It was given up and is never sent again; `evolink-async job resolve` can still settle it"
         error = SubmitOutcomeUnknownError(
-            "the request was sent in an earlier run, and whether a task exists (and is paid for) is not known"
-            f"{given_up}: {row.error or 'no answer came'}. Look for it at the service, then settle it with "
-            f"`evolink-async job resolve`; idempotency key {row.idempotency_key}",
+            "the request was sent in an earlier run, and whether a task exists (and is paid for) is not known: "
+            f"{row.error or 'no answer came'}. {then}; idempotency key {row.idempotency_key}",
             request=request,
             idempotency_key=row.idempotency_key,
             code=row.error_code,
+            given_up=given_up,
         )
         return UNKNOWN, error
 

@@ -494,6 +494,24 @@ async def test_a_second_run_into_the_same_folder_is_refused_and_harms_nothing(ap
     assert len(lines_of(tmp_path / "out/results.jsonl")) == 6
 
 
+async def test_what_was_given_up_is_not_said_to_go_on_with_the_next_run(api_key: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", *images(1), {"key": "other", "model": "gpt-4o-image", "prompt": "a pier"})
+    lost = {"method": "POST", "path": "/v1/images", "model": images(1)[0]["model"], "drop": "after"}
+    async with service(api_key, idempotency=False, faults=[lost]) as server:
+        first = await command("run", file, "--out", tmp_path / "out", *FAST, server=server)
+        assert first.code == 1
+        assert "job unknown" in first.stderr
+        assert "the same command again goes on" in first.stderr
+        assert (await command("job", "resolve", tmp_path / "out", "k0", "--give-up")).code == 0
+        again = await command("run", file, "--out", tmp_path / "out", *FAST, server=server)
+    told = " ".join(again.stderr.split())
+    assert again.code == 1
+    assert "1 request was given up: it is never sent again, and may have been paid for" in told
+    assert "the same command again" not in told
+    assert "job unknown" not in told
+    assert "can still settle it" in lines_of(tmp_path / "out/errors.jsonl")[0]["error"]["message"]
+
+
 async def test_a_budget_ends_the_run_with_code_3_and_a_larger_one_goes_on(api_key: str, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "in.jsonl", *images(8))
     command_line = ("run", file, "--out", tmp_path / "out", *FAST, "--max-credits")

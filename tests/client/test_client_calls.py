@@ -397,14 +397,23 @@ async def test_each_way_to_end_is_its_own_error() -> None:
         with pytest.raises(TaskFailedError, match=r"service_error: try again.*task failed") as caught:
             await client.tasks.wait("failed")
         assert caught.value.retryable
+        assert caught.value.message == "try again"
+        assert str(caught.value) == (
+            "service_error: try again. The failure is of a passing kind: generate it again, as a new paid task "
+            "(task failed)"
+        )
         with pytest.raises(TaskFailedError, match="unknown_error: plain words") as caught:
             await client.tasks.wait("refused")
         assert not caught.value.retryable
+        assert str(caught.value) == (
+            "unknown_error: plain words. Change what it asks for before you generate it again, as a new paid task "
+            "(task refused)"
+        )
         with pytest.raises(TaskFailedError, match="no reason"):
             await client.tasks.wait("mute")
-        with pytest.raises(TaskCancelledError):
+        with pytest.raises(TaskCancelledError, match=r"Look at what it cost .* \(task cancelled\)$"):
             await client.tasks.wait("cancelled")
-        with pytest.raises(TaskLostError):
+        with pytest.raises(TaskLostError, match=r"Check the id .* \(task gone\)$"):
             await client.tasks.wait("gone")
     assert 60 <= now() < 70
 

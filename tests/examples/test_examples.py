@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from programs import ROOT, run_program
 
 from evolink_async.emulator import Emulator
@@ -109,6 +110,46 @@ async def test_the_chain_makes_a_video_of_every_picture(emulator: Any) -> None:
     assert sorted(line.split()[0] for line in done.stdout.splitlines()) == ["1/video", "2/video"]
     kinds = [post["kind"] for post in emulator.emulator.book()["posts"]]
     assert sorted(kinds) == ["image", "image", "video", "video"]
+
+
+async def test_a_bulk_job_that_cannot_begin_says_why_and_does_not_end_as_if_all_were_done(
+    emulator: Any, tmp_path: Path
+) -> None:
+    program = [sys.executable, str(EXAMPLES / "bulk_job.py")]
+    for wrong in ([], ["--help"], [str(tmp_path / "nothere.txt")], [str(tmp_path)]):
+        done = await run_program([*program, *wrong], emulator, cwd=tmp_path)
+        assert done.code == 1
+        assert done.stderr.startswith(f"{wrong[0]} is no file\n" if wrong else "A bulk job")
+        assert "python examples/bulk_job.py prompts.txt" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []  # no ledger either
+    (tmp_path / "latin.txt").write_bytes(b"a caf\xe9\n")
+    (tmp_path / "prompts.txt").write_text("a lighthouse\n")
+    (tmp_path / "prompts.db").write_text("this is no ledger")
+    for file, why in [("latin.txt", "utf-8"), ("prompts.txt", "is no ledger")]:
+        done = await run_program([*program, str(tmp_path / file)], emulator)
+        assert done.code == 1
+        assert "ended early: " in done.stderr
+        assert why in done.stderr
+        assert "Traceback" not in done.stderr
+    assert emulator.emulator.book()["posts"] == []
+
+
+@pytest.mark.parametrize("program", [["bulk_job.py", "prompts.txt"], ["chain.py", "a lighthouse"]])
+async def test_a_program_without_a_key_says_so_in_one_line(program: list[str], emulator: Any, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a lighthouse\n")
+    command = ["env", "-u", "EVOLINK_API_KEY", sys.executable, str(EXAMPLES / program[0]), program[1]]
+    done = await run_program(command, emulator, cwd=tmp_path)
+    assert done.code == 1
+    assert "set EVOLINK_API_KEY" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+async def test_asking_the_chain_how_to_use_it_costs_nothing(arguments: list[str], emulator: Any) -> None:
+    done = await run_program([sys.executable, str(EXAMPLES / "chain.py"), *arguments], emulator)
+    assert "python examples/chain.py" in done.stderr
+    assert emulator.emulator.book()["posts"] == []
 
 
 async def test_the_web_backend_pays_once_for_a_click_and_knows_ids_that_are_nobodys(emulator: Any) -> None:

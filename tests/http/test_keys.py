@@ -54,6 +54,14 @@ def test_a_key_that_cannot_be_sent_is_refused_without_being_shown(name: str) -> 
         assert SECRET not in everything_of(caught.value)
 
 
+def test_a_key_that_is_too_long_is_called_too_long() -> None:
+    checked_key("k" * 512)
+    with pytest.raises(ConfigurationError, match=r"^the API key has 513 characters, and at most 512 are taken"):
+        checked_key("k" * 513)
+    with pytest.raises(ConfigurationError, match="holds a space"):
+        checked_key("k " * 500)
+
+
 @pytest.mark.parametrize("name", BAD_KEYS)
 async def test_what_a_key_function_returns_is_checked_too(name: str) -> None:
     async def later() -> Any:

@@ -115,6 +115,7 @@ async def test_what_cannot_be_sent_says_where_to_and_costs_nothing(
         with pytest.raises(ConnectionFailedError, match="localhost") as caught:
             await client.images.submit(model="unknown", prompt="x", timeout=1.5)
         assert api_key not in repr(caught.value) + str(caught.value.__cause__)
+        assert str(caught.value).count("localhost") == 1
         assert service.tried > 1
         assert service.posts == 0
 
