@@ -382,7 +382,9 @@ def figures(case: Case) -> dict[str, float]:
             vain = sum(begin <= at < end for at in run.refused)
             found[f"{name} used"] = taken / world.allowed(begin, end, stored)
             found[f"{name} refused"] = vain / max(1, taken + vain)
-    elif world.places is not None and world.requests is None:
+    elif world.requests is None:
+        found["per second"] = len(run.accepted) / world.seconds
+    if world.rate is None and world.places is not None and world.requests is None:
         usual = world.lasts * math.exp(0.25**2 / 2) + world.lag / 2 + statistics.fmean(LATENCY)
         half = world.seconds / 2
         for name, begin, count in (("first", 0.0, world.places), ("second", half, world.later_places or world.places)):
@@ -390,8 +392,6 @@ def figures(case: Case) -> dict[str, float]:
             vain = sum(begin <= at < begin + half for at in run.refused)
             found[f"{name} used"] = taken * usual / (count * half)
             found[f"{name} refused"] = vain / max(1, taken + vain)
-    elif world.requests is None:
-        found["per second"] = len(run.accepted) / world.seconds
     return found
 
 
