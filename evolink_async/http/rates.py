@@ -575,7 +575,7 @@ class ModelPace:
 
     def _more_ran(self, together: int) -> bool:
         """Whether that many are more than run now, also if the ends of a few are not known yet."""
-        return self.running < _PLACES_KEPT * together - 0.5
+        return self.running < _PLACES_KEPT * together - 0.75
 
     @property
     def _shortly(self) -> float:
