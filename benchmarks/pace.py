@@ -65,9 +65,9 @@ class World:
     """A service and its job. rate: None for no limit. store: tokens; None: a second's worth, at least one.
 
     factor: what the rate is multiplied with half-way. chance: share of refusals by mere chance. places: tasks that may
-    run, each for about `lasts` seconds, and their end is known up to `lag` seconds later. requests: the job has so
-    many, None: always more. style: of the hints, which ask for `least_hint` seconds at least; chance_hint: what a
-    refusal by chance asks for.
+    run, each for about `lasts` seconds, and their end is known up to `lag` seconds later. later_places: how many from
+    half-way on. requests: the job has so many, None: always more. style: of the hints, which ask for `least_hint`
+    seconds at least; chance_hint: what a refusal by chance asks for.
     """
 
     rate: float | None = 50.0
@@ -80,6 +80,7 @@ class World:
     chance_hint: float | None = 1.0
     ceiling: float | None = None
     places: int | None = None
+    later_places: int | None = field(default=None, repr=False)
     lasts: float = 0.0
     lag: float = 0.0
     requests: int | None = None
@@ -140,6 +141,7 @@ class Simulation:
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
         self._bucket = world.bucket(1.0)
+        self._places = world.places
         self._running: list[float] = []  # a heap: when the tasks end
         self._flying = 0
         self._left = math.inf if world.requests is None else world.requests
@@ -153,7 +155,7 @@ class Simulation:
 
     def __call__(self) -> Run:
         world = self.world
-        if world.factor != 1.0:
+        if world.factor != 1.0 or world.later_places is not None:
             self.at(world.seconds / 2, self._change)
         self._send()
         while self._events and self._unfinished > 0:
@@ -167,7 +169,10 @@ class Simulation:
         return self.run
 
     def _change(self) -> None:
-        self._bucket = self.world.bucket(self.world.factor)
+        if self.world.factor != 1.0:
+            self._bucket = self.world.bucket(self.world.factor)
+        if self.world.later_places is not None:
+            self._places = self.world.later_places
 
     def _look(self, moment: float) -> None:
         if self._looks_at == moment:
@@ -194,7 +199,7 @@ class Simulation:
         hint, style, world = 0.0, self.world.style, self.world
         while self._running and self._running[0] <= self.now:
             heapq.heappop(self._running)
-        if world.places is not None and len(self._running) >= world.places:
+        if self._places is not None and len(self._running) >= self._places:
             hint = max(1e-3, self._running[0] - self.now)
         elif self._bucket is not None:
             hint = self._bucket.take(self.now)
@@ -379,6 +384,14 @@ def figures(case: Case) -> dict[str, float]:
             found[f"{name} refused"] = vain / max(1, taken + vain)
     elif world.requests is None:
         found["per second"] = len(run.accepted) / world.seconds
+    if world.rate is None and world.places is not None and world.requests is None:
+        usual = world.lasts * math.exp(0.25**2 / 2) + world.lag / 2 + statistics.fmean(LATENCY)
+        half = world.seconds / 2
+        for name, begin, count in (("first", 0.0, world.places), ("second", half, world.later_places or world.places)):
+            taken = sum(begin <= at < begin + half for at in run.accepted)
+            vain = sum(begin <= at < begin + half for at in run.refused)
+            found[f"{name} used"] = taken * usual / (count * half)
+            found[f"{name} refused"] = vain / max(1, taken + vain)
     return found
 
 
@@ -570,6 +583,34 @@ def random_refusals(bench: Bench, quick: bool) -> None:
 
 def places(bench: Bench, quick: bool) -> None:
     """Limits on the tasks that may run, and on the rate too: the time for a job over the least possible."""
+    by_seconds = 60.0 if quick else 7200.0
+    cases = {
+        f"{places}, then {later}, tasks of {lasts:g} s{chance}": Case(
+            World(
+                None,
+                places=places,
+                later_places=later,
+                lasts=lasts,
+                lag=1 + 0.05 * lasts,
+                seconds=by_seconds * (2 if lasts > 50 else 1),
+                chance=0.01 if chance else 0.0,
+            )
+        )
+        for places, later, lasts, chance in (
+            (1, 50, 15.0, ""),
+            (1, 50, 100.0, ""),
+            (5, 50, 100.0, ""),
+            (20, 100, 100.0, ""),
+            (100, 50, 15.0, ""),
+            (1, 1, 100.0, ""),
+            (100, 100, 15.0, ", 1 % of refusals by chance"),
+        )
+    }
+    bench.table(
+        "A limit on the tasks that may run, changed half-way (used: of what those places let through)",
+        ("first used", "second used", "first refused", "second refused"),
+        cases,
+    )
     table = Table(
         "A limit on the tasks that may run: the time of a job over its lower bound",
         ("times the bound", "knows the limits", "refused"),

@@ -39,9 +39,11 @@ _BOLDER, _MOSTLY_PAUSES = 2.0, 4.0
 _SPARED, _MOST_SPARED, _MOST_DOUBTS = 4, 32, 6
 _SURE = 10  # accepted; fewer say little
 _IDLE = 1.0  # seconds without a request, where more than two would have been due: nobody asked
-# Places: less than this share of the rate came through, and as many as had ended.
-_FEW, _BALANCE = 0.5, 0.3
+# Places: less than this share of the rate came through (of one that runs alone this says little), and as many as had
+# ended.
+_FEW, _VERY_FEW, _BALANCE = 0.5, 0.25, 0.3
 _PLACES_KEPT = 0.9
+_LONGER, _NEWS = 10.0, 0.25  # a gap counts for at most so many usual ones, and so much of the mean
 _LEAST_PLACES_PATIENCE = 10.0
 _LONGEST_PROBE = 2.0  # seconds for which the others wait for the answer to the first after a pause
 _LATE = 0.01  # seconds by which a timer may be late
@@ -174,6 +176,81 @@ class Trials:
         return best if best is not None and self._latest < _MUCH_LESS * best[1] else None
 
 
+class Spacing:
+    """How far apart requests are sent, beside those that are accepted.
+
+    Whatever limit on the rate is near what comes through lately allows one that is sent no sooner after the last than
+    is usual. If that one is refused, there was no place for it.
+    """
+
+    __slots__ = ("_accepted_at", "_sent_at", "_sent_well_apart_at", "usual")
+
+    def __init__(self, now: float) -> None:
+        self.usual = 0.0  # seconds between two that were accepted, about
+        self._accepted_at = now
+        self._sent_at = self._sent_well_apart_at = -math.inf
+
+    @property
+    def well_apart_at(self) -> float:
+        """From when the next one is well apart from the last."""
+        return self._sent_at + self.usual
+
+    def sent(self, now: float) -> None:
+        """One is sent."""
+        if now >= self.well_apart_at - TICK:
+            self._sent_well_apart_at = now
+        self._sent_at = now
+
+    def accepted(self, now: float) -> None:
+        """One is accepted."""
+        gap, self._accepted_at = now - self._accepted_at, now
+        self.usual += (min(gap, _LONGER * self.usual or gap) - self.usual) * _NEWS
+
+    def was_well_apart(self, sent_at: float) -> bool:
+        """Whether this is the last one that was sent well apart from the one before."""
+        return sent_at == self._sent_well_apart_at
+
+
+class Together:
+    """How many tasks ran together, and that was no obstacle.
+
+    That a task has ended is known a little later. So one that is accepted shortly before the end of another is known
+    has not run together with it.
+    """
+
+    __slots__ = ("_before", "_count", "_since", "most")
+
+    def __init__(self, now: float) -> None:
+        self.most = self._before = 0  # since the last refusal; lately, before it
+        self._count, self._since = 0, now
+
+    @property
+    def most_lately(self) -> int:
+        """The most, also before the last refusal."""
+        return max(self.most, self._before)
+
+    def accepted(self, now: float, running: int, shortly: float) -> None:
+        """One was accepted, and so many run. shortly: seconds in which the end of another would say that they don't."""
+        self.count(now, shortly)
+        self._count, self._since = running, now
+
+    def ended(self, now: float, shortly: float) -> None:
+        """One has ended."""
+        if now - self._since < shortly:
+            self._count -= 1
+
+    def count(self, now: float, shortly: float) -> None:
+        """Count those that have run together for long enough by now."""
+        if now - self._since >= shortly:
+            self.most = max(self.most, self._count)
+
+    def begin(self) -> None:
+        """Begin again after a refusal."""
+        # A rate that is halved refuses often at first, while fewer run each time: what is forgotten at once would let
+        # that look like a lack of places.
+        self.most, self._before = 0, max(self.most, int(_PLACES_KEPT * self._before))
+
+
 class ModelPace:
     """How fast one model may be asked now, and how many of its tasks may run. Pure: the caller passes the time, in
     seconds of any one clock.
@@ -189,7 +266,8 @@ class ModelPace:
     again and again, it goes higher, until most of the time is spent in the pauses, and is cut more and more rarely.
 
     A refusal while few were sent lately, with as many accepted as had ended since the one before, was not for the rate
-    but for the places: then the cap on running tasks is searched for in the same way.
+    but for the places: then the cap on running tasks is searched for in the same way. From then on the request that
+    tries one place more goes well apart from the last: if it is refused, that was for the places, and the rate stays.
 
     refused, cap: what was learned before, beside the rate.
     """
@@ -211,14 +289,16 @@ class ModelPace:
         "_pressed",
         "_probe_at",
         "_probing",
-        "_ran",
-        "_ran_before",
         "_rate",
+        "_rate_then",
         "_refusals",
+        "_refused_with",
         "_shared_until",
         "_since",
+        "_spacing",
         "_spared",
         "_taken",
+        "_together",
         "_trials",
         "_unwatched",
         "_watched",
@@ -239,10 +319,11 @@ class ModelPace:
     ) -> None:
         self._rate = Climb(rate)
         if not math.isinf(refused):
-            self._rate.begin(rate, max(rate, refused), _PATIENCE, _PATIENCE)
+            patience = _within(_LEAST_CLIMB, _PATIENT_SECONDS * rate, _PATIENCE)
+            self._rate.begin(rate, max(rate, refused), patience, patience)
         self._cap = Climb(cap, unit=1.0)
         if not math.isinf(cap):
-            self._cap.begin(cap, cap, 1, _PATIENCE)
+            self._cap.begin(cap, cap, 1, _LEAST_PATIENCE)
         self._ceiling = ceiling
         self.burst = burst
         self.cool_until = -math.inf
@@ -267,8 +348,11 @@ class ModelPace:
         self._since = self._asked_at = now
         self._taken = self._ended = 0
         self._idle = self._paused = 0.0
-        self._ran = self._ran_before = 0  # most tasks with which one was accepted: since then, and lately before it
         self._full = False  # whether requests had to wait for a place
+        self._refused_with = math.inf  # the fewest tasks with which one was refused since then
+        self._rate_then = rate  # from when it is measured
+        self._spacing = Spacing(now)
+        self._together = Together(now)
 
     @property
     def rate(self) -> float:
@@ -302,6 +386,8 @@ class ModelPace:
             moment = max(moment, self._probe_at + _LONGEST_PROBE)
         if self._is_full(now):
             moment = max(moment, self._believed_until)
+        elif self._together.most <= self._cap.refused <= self.running + self.under_way:  # it tries one place more
+            moment = max(moment, self._spacing.well_apart_at)
         return moment
 
     def sent(self, now: float) -> None:
@@ -313,6 +399,7 @@ class ModelPace:
         if asked_for > max(_IDLE, 2 * spacing):  # nobody asked; else others may have been in the way
             self._idle += asked_for - spacing
         self._asked_at = now
+        self._spacing.sent(now)
         self.under_way += 1
         self._probe_at = now
 
@@ -329,14 +416,17 @@ class ModelPace:
         self._forget_old(now)
         if task_id is not None:
             self._believe(task_id, until)
-        self._ran = max(self._ran, self.running)
+        self._together.accepted(now, self.running, self._shortly)
         self._refusals = 0
         if now >= self.cool_until:  # else it was sent before the pause
             self._probing = False
         self._taken += 1
+        self._spacing.accepted(now)
         rate = self._rate
         if not self._pressed or rate.level >= self._ceiling:
             return
+        if rate.level > self._cap.level and not self._has_place():
+            return  # the places hold it back, and are filled in a second
         if rate.refused < math.inf:
             rate.grow()
         else:
@@ -365,6 +455,7 @@ class ModelPace:
     def ended(self, now: float) -> None:
         """A watched task has ended."""
         full = self._is_full(now)
+        self._together.ended(now, self._shortly)
         self._watched -= 1
         self._ended += 1
         if full:
@@ -380,6 +471,9 @@ class ModelPace:
         """
         if sent_at >= self.cool_until or not self._refusals:
             self._refusals += 1  # those of one volley are one refusal
+        self._together.count(now, self._shortly)
+        if self.under_way <= 1:  # else what was accepted before it may not be known yet
+            self._refused_with = min(self._refused_with, self.running)
         pause = retry.delay(self._refusals, None, rand) if hint is None else max(hint, 0.05) + 0.001
         self.cool(now, now + pause)
         # Requests that were under way when the rate was cut say nothing about the new rate.
@@ -392,13 +486,16 @@ class ModelPace:
         searching = not math.isinf(self._rate.refused)
         if searching and not self._taken:
             return  # the pause was too short, which says nothing about the rate
-        if searching and self._was_for_places(now):
-            self._cut_places()
-            self._go_back_to(max(self._trials.highest_rate, self._usable_rate))
-        elif searching and self._full and self.running >= self._cap.refused:
-            self._cut_places()  # as many were refused before: it may have been for either
+        if searching and self._was_for_places(now, sent_at):
+            self._cut_places(now)
+            if self._trials.highest_rate > self._usable_rate:
+                self._go_back_to(self._trials.highest_rate)
+        elif searching and self._full and self.running >= self._cap.refused and not self._more_ran(self._together.most):
+            self._cut_places(now)  # it may have been for either
             self._search_rate(_PLACES_KEPT * self._usable_rate, self._usable_rate)
         else:
+            if self._full and self.running >= _PLACES_KEPT * self._cap.level:
+                self._cap.level = max(self._cap.level, self._cap.refused)  # that fewer may run has not helped
             self._cut_rate(now)
         self._due = max(now + 1 / self._rate.level, self.cool_until)
         self._begin_measuring(now)
@@ -437,13 +534,17 @@ class ModelPace:
         self._allowed = allowed
         level = max(SLOWEST, _BELOW * allowed)
         refused = level + _SHORT * max(0.0, refused - level)  # the limit is nearer to what was accepted
-        longest = max(1.0, self._hint) * max(min(_PATIENCE, _PATIENT_SECONDS * level), _PATIENCE_SECONDS * level)
+        longest = self._longest(level)
         distance = refused / level - 1
         steps = max(_CLIMB_SECONDS * level, _CLIMB_REQUESTS) / max(distance, 1e-3)
         patience = 2.0 * self._taken
         self._rate.begin(
             level, refused, _within(_LEAST_CLIMB, steps, longest), _within(_LEAST_PATIENCE, patience, longest)
         )
+
+    def _longest(self, rate: float) -> float:
+        """Accepted requests or ended tasks, of so many per second, in the longest climb or probe."""
+        return max(_PATIENCE_SECONDS * max(1.0, self._hint) * rate, min(_PATIENCE, _PATIENT_SECONDS * rate))
 
     def _take_back_cuts(self, rate: float, through: float) -> None:
         """At this higher rate much more came through."""
@@ -459,18 +560,34 @@ class ModelPace:
         self._trials.forget()
         self._search_rate(_BELOW * rate, rate)
 
-    def _was_for_places(self, now: float) -> bool:
-        if self.running < _PLACES_KEPT * max(self._ran, self._ran_before):
-            return False  # more ran lately, and that was no obstacle
+    def _was_for_places(self, now: float, sent_at: float) -> bool:
+        if self._full and self.running >= self._cap.refused and self._spacing.was_well_apart(sent_at):
+            return not self._more_ran(self._together.most)
+        if self._more_ran(self._together.most_lately):
+            return False  # and that was no obstacle
+        if self._refused_with < _PLACES_KEPT * self.running:
+            return False  # fewer ran at another refusal, and that was no help
         # Before a limit on the rate refuses one, it has let through all that it allows but for less than one.
-        few = self._through(now, due=1) < _FEW * self._usable_rate
+        rate = min(self._usable_rate, self._rate_then)  # one that climbed has let fewer through on its way
+        few = self._through(now, due=1) < (_FEW if self.running > 1 else _VERY_FEW) * rate
         balanced = abs(self._taken - self._ended) <= 1 + _BALANCE * max(self._taken, self._ended)
-        return few and balanced and self._ended > 0 and self.running > 1
+        return few and balanced and self._ended > 0 and self.running > 0
 
-    def _cut_places(self) -> None:
+    def _more_ran(self, together: int) -> bool:
+        """Whether that many are more than run now, also if the ends of a few are not known yet."""
+        return self.running < _PLACES_KEPT * together - 0.75
+
+    @property
+    def _shortly(self) -> float:
+        return self._spacing.usual / 4
+
+    def _cut_places(self, now: float) -> None:
         running = float(self.running)
-        level = max(1.0, _PLACES_KEPT * running)
-        patience = _within(_LEAST_PLACES_PATIENCE, 2.0 * self._taken, _PATIENCE)
+        level = min(running, _PLACES_KEPT * running + 1)  # of few none is given up: each is a good part
+        rate = self._taken / max(now - self._since, 1e-3)
+        # A hint that says when the next task ends may be long, and costs nothing.
+        longest = max(1.0, min(self._longest(rate), _PATIENT_SECONDS * rate))
+        patience = _within(_LEAST_PLACES_PATIENCE, 2.0 * self._taken, longest)
         self._cap.begin(level, max(level, running - 1), patience, patience)
 
     # Measuring
@@ -484,9 +601,9 @@ class ModelPace:
         self._taken = self._ended = 0
         self._idle = self._paused = 0.0
         self._full = False
-        # A rate that is halved refuses often at first, while fewer run each time: what is forgotten at once would let
-        # that look like a lack of places.
-        self._ran, self._ran_before = 0, max(self._ran, int(_PLACES_KEPT * self._ran_before))
+        self._refused_with = math.inf
+        self._rate_then = self._rate.level
+        self._together.begin()
 
     def _through(self, now: float, due: int = 0) -> float:
         """Accepted per second since the last refusal, its pause included. due: how many more are counted as well."""

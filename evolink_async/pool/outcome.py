@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import PurePath
-from typing import TYPE_CHECKING
 
 from evolink_async.durations import duration
 from evolink_async.errors import EvoLinkError
@@ -92,14 +91,6 @@ class Outcome:
             *(("file", path) for path in self.files[:MOST_LINKS]),
         ]
         return table(rows) + results(self.urls, previews=request is not None and request.kind == "image")
-
-
-if TYPE_CHECKING:
-    Draft = Outcome
-else:
-    # The same, but not frozen: filled in, it is made an `Outcome`. To fill in a frozen one takes four times as long.
-    _fields = [(each.name, each.type, field(default=each.default)) for each in fields(Outcome)]
-    Draft = make_dataclass("Draft", _fields, slots=True, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,7 +71,6 @@ from evolink_async.pool.outcome import (
     REJECTED,
     UNFINISHED,
     UNKNOWN,
-    Draft,
     Outcome,
     OutcomeStatus,
 )
@@ -270,7 +269,7 @@ class Record:
             row = _NO_ROW
         else:
             credits = row.credits
-        outcome = Draft(
+        return Outcome(
             index=self.index,
             key=self.key,
             identity=self.identity,
@@ -286,8 +285,6 @@ class Record:
             finished_at=(row.ended_at or finished_at) if self.from_ledger else finished_at,
             from_ledger=self.from_ledger,
         )
-        outcome.__class__ = Outcome
-        return outcome
 
     def known_ending(self) -> tuple[OutcomeStatus, EvoLinkError | None]:
         """How its row says that it ended, or where it stands if it has not."""

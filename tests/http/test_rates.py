@@ -240,6 +240,54 @@ def test_a_slow_rate_that_is_halved_is_not_taken_for_a_lack_of_places() -> None:
     assert min(used) > 0.8
 
 
+@pytest.mark.parametrize("lasts", [3.0, 15.0, 100.0])
+@pytest.mark.parametrize("style", ["seconds", None])
+def test_that_only_one_task_may_run_is_learned(lasts: float, style: Any) -> None:
+    for seed in (1, 2, 3):
+        found = figures(seed, rate=None, places=1, lasts=lasts, lag=0.05 * lasts, seconds=150 * lasts, style=style)
+        assert found["second used"] > 0.8
+        assert found["second refused"] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("places", "later", "lasts", "used"),
+    [(1, 50, 15.0, 0.5), (1, 50, 100.0, 0.6), (2, 50, 100.0, 0.6), (5, 50, 100.0, 0.6), (20, 100, 100.0, 0.6)],
+)
+def test_a_limit_on_running_tasks_that_was_lifted_is_noticed_soon(
+    places: int, later: int, lasts: float, used: float
+) -> None:
+    for seed in (1, 2, 3):
+        world = {"rate": None, "places": places, "later_places": later, "lasts": lasts, "lag": 0.05 * lasts}
+        found = figures(seed, seconds=14400.0 if lasts > 50 else 7200.0, **world)
+        assert found["second used"] > used
+        assert found["second refused"] < 0.02
+
+
+@pytest.mark.parametrize("places", [20, 100])
+def test_refusals_by_mere_chance_do_not_take_the_places_away_one_by_one(places: int) -> None:
+    for seed in (1, 2, 3):
+        found = figures(seed, rate=None, places=places, lasts=15.0, lag=1.0, seconds=7200.0, chance=0.01)
+        assert found["second used"] > 0.6
+
+
+def test_places_that_run_out_again_and_again_leave_the_rate_what_it_is() -> None:
+    world = bench.World(None, places=5, lasts=3.0, lag=0.5, seconds=7200.0, style=None)
+    run = bench.Simulation(world, policy := ModelPace(START_RATE, START_BURST, 0.0), 1)()
+    assert len(run.refused) > 10
+    assert policy.rate > 2 * 5 / 3
+
+
+def test_places_learned_before_are_soon_found_to_be_more() -> None:
+    world = bench.World(None, places=50, lasts=30.0, lag=1.5, seconds=7200.0)
+    run = bench.Simulation(world, ModelPace(1.0, 1, 0.0, refused=1.0, cap=1.0), 1)()
+    assert sum(at >= 3600.0 for at in run.accepted) > 0.7 * 3600 * 50 / 32
+
+
+def test_a_slow_rate_that_was_raised_is_noticed_soon() -> None:
+    found = figures(rate=0.03, factor=10.0, seconds=28800.0)
+    assert found["second used"] > 0.5
+
+
 def full(cap: float) -> ModelPace:
     """A model of which as many tasks run as may."""
     pace = ModelPace(1000.0, 1, 0.0, refused=1000.0, cap=cap)

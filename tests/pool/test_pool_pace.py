@@ -233,6 +233,35 @@ async def test_the_number_of_tasks_that_may_run_is_learned_with_few_refusals(api
     assert 0.8 * places <= cap <= 1.25 * places
 
 
+@pytest.mark.parametrize("hint", ["seconds", None])
+async def test_where_only_one_task_may_run_the_next_is_sent_when_it_has_ended(api_key: str, hint: Any) -> None:
+    count = 60
+    async with world(api_key, models=limited(concurrency=1), retry_after=hint) as w:
+        _, slowness = await refused_share_and_slowness(w, count, (count + 1) * 31)
+        assert w.client._core.memory.caps[OTHER] <= 2
+    assert slowness < 1.15
+
+
+async def test_more_than_one_task_are_sent_soon_after_that_is_allowed(api_key: str) -> None:
+    lifted = asyncio.Event()
+
+    async def tamper(sent: httpx.Request, go_on: Handler) -> httpx.Response:
+        if sent.method == "POST" and not lifted.is_set() and w.wire.running:
+            return response(429, {"error": {"message": "one at a time"}}, **{"retry-after": "1"})
+        return await go_on(sent)
+
+    async with world(api_key, models=limited(concurrency=50)) as w:
+        w.wire.tamper = tamper
+        async with w.pool(requests(OTHER, 1000)) as pool:
+            async for outcome in pool:
+                assert outcome.ok
+                if outcome.index == 60:
+                    lifted.set()
+                    start = now()
+        print(f"{now() - start:.0f} s for the others")
+        assert now() - start < 3600
+
+
 async def test_a_limit_on_running_tasks_and_one_on_the_rate_are_learned_together(api_key: str) -> None:
     places, rate, count = 100, 5.0, 1500
     async with world(api_key, models=limited(concurrency=places, rate=rate)) as w:
