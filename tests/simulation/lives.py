@@ -511,8 +511,8 @@ class Life:
         if untold and not self.came_upon["the user settled it"]:
             raise Violation(f"nobody knows what {untold} have cost")
         # A budget that is spent ends a run before it has pulled all: what earlier runs have sent waits in the ledger.
-        waiting = {row.task_id for row in rows if row.state == "accepted" and self.pulled < self.count}
-        told = known - {row.task_id for row in untold} - waiting
+        waiting = {row for row in rows if row.state == "accepted" and self.pulled < self.count}
+        told = known - {row.task_id for row in untold | waiting}
         charged = sum(Decimal(str(post["charged"] or 0)) for task_id, post in book.items() if task_id in told)
         extra = sum(
             Decimal(str(book[past.task_id]["charged"] or 0))
@@ -523,8 +523,9 @@ class Life:
         spent = stats.credits_spent - Decimal(sum(row.spent or 0 for row in untold)) / MICRO
         if spent != charged - extra:
             raise Violation(f"the ledger says {spent} credits were spent, the book {charged - extra}")
-        if not uncertain and stats.credits_reserved:
-            raise Violation(f"{stats.credits_reserved} credits are reserved, and nothing runs")
+        held = Decimal(sum(row.reserved or 0 for row in waiting)) / MICRO
+        if not uncertain and stats.credits_reserved != held:
+            raise Violation(f"{stats.credits_reserved} credits are reserved, and {held} for what waits")
 
 
 # Breaking the code
