@@ -43,6 +43,7 @@ _IDLE = 1.0  # seconds without a request, where more than two would have been du
 # ended.
 _FEW, _VERY_FEW, _BALANCE = 0.5, 0.25, 0.3
 _PLACES_KEPT = 0.9
+_UNKNOWN_ENDS = 0.65  # beside a tenth: of three that ran together one may have ended unseen, of two none
 _LONGER, _NEWS = 10.0, 0.25  # a gap counts for at most so many usual ones, and so much of the mean
 _LEAST_PLACES_PATIENCE = 10.0
 _LONGEST_PROBE = 2.0  # seconds for which the others wait for the answer to the first after a pause
@@ -575,7 +576,7 @@ class ModelPace:
 
     def _more_ran(self, together: int) -> bool:
         """Whether that many are more than run now, also if the ends of a few are not known yet."""
-        return self.running < _PLACES_KEPT * together - 0.75
+        return self.running < _PLACES_KEPT * together - _UNKNOWN_ENDS
 
     @property
     def _shortly(self) -> float:

@@ -270,6 +270,14 @@ def test_refusals_by_mere_chance_do_not_take_the_places_away_one_by_one(places: 
         assert found["second used"] > 0.6
 
 
+@pytest.mark.parametrize("places", [2, 3, 5, 10])
+def test_a_job_whose_service_runs_few_tasks_at_once_takes_little_longer_than_it_must(places: int) -> None:
+    rounds = 60
+    for seed in range(1, 7):
+        found = figures(seed, rate=None, places=places, lasts=60.0, lag=4.0, requests=places * rounds)
+        assert found["finished"] < 1.18 * rounds * 62  # with the mean of what they last
+
+
 def test_places_that_run_out_again_and_again_leave_the_rate_what_it_is() -> None:
     world = bench.World(None, places=5, lasts=3.0, lag=0.5, seconds=7200.0, style=None)
     run = bench.Simulation(world, policy := ModelPace(START_RATE, START_BURST, 0.0), 1)()
