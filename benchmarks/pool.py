@@ -389,6 +389,7 @@ class EveryTask:
     """
 
     price = 1.0
+    latest = None  # it is asked for every task
 
     def __init__(self, job: Job) -> None:
         self.interval = self.estimate = job.outstanding / job.looks
