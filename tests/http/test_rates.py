@@ -263,13 +263,6 @@ def test_a_limit_on_running_tasks_that_was_lifted_is_noticed_soon(
         assert found["second refused"] < 0.02
 
 
-@pytest.mark.parametrize("places", [20, 100])
-def test_refusals_by_mere_chance_do_not_take_the_places_away_one_by_one(places: int) -> None:
-    for seed in (1, 2, 3):
-        found = figures(seed, rate=None, places=places, lasts=15.0, lag=1.0, seconds=7200.0, chance=0.01)
-        assert found["second used"] > 0.6
-
-
 @pytest.mark.parametrize("places", [2, 3, 5, 10])
 def test_a_job_whose_service_runs_few_tasks_at_once_takes_little_longer_than_it_must(places: int) -> None:
     rounds = 60
@@ -291,9 +284,30 @@ def test_places_learned_before_are_soon_found_to_be_more() -> None:
     assert sum(at >= 3600.0 for at in run.accepted) > 0.7 * 3600 * 50 / 32
 
 
-def test_a_slow_rate_that_was_raised_is_noticed_soon() -> None:
-    found = figures(rate=0.03, factor=10.0, seconds=28800.0)
-    assert found["second used"] > 0.5
+@pytest.mark.parametrize(("gap", "kept"), [(10.0, True), (0.5, False)])
+def test_a_request_that_tries_one_place_more_says_nothing_of_the_rate_only_if_it_goes_well_apart(
+    gap: float, kept: bool
+) -> None:
+    pace = ModelPace(5.0, 1, 0.0, refused=5.0, cap=2.0)
+    now = 0.0
+    for number in range(1000):  # one ends every ten seconds, and another follows
+        now += 10.0
+        if number > 1:
+            pace.ended(now)
+        pace.sent(now)
+        pace.accepted(now, f"task {number}")
+        pace.watch(f"task {number}")
+        pace.landed()
+        if pace.cap == 3:
+            break
+    assert pace.running == 2
+    assert pace.ready_at(now + 0.5) == pytest.approx(now + 10.0, abs=1.0)
+    rate = pace.rate
+    pace.sent(now + gap)
+    pace.refused(now + gap + 0.1, now + gap, 1.0, POLICY, 0.5)
+    pace.landed()
+    assert pace.cap == 2
+    assert (pace.rate == rate) is kept
 
 
 def full(cap: float) -> ModelPace:
