@@ -47,8 +47,8 @@ from machine import machine
 from evolink_async import RetryPolicy
 from evolink_async.emulator.limits import TokenBucket, hint_headers, hint_text
 from evolink_async.http.hints import retry_after
+from evolink_async.http.model_pace import START_BURST, START_RATE, ModelPace
 from evolink_async.http.pace import Pace, Urgency
-from evolink_async.http.rates import START_BURST, START_RATE, ModelPace
 
 RETRY = RetryPolicy()
 RATES = (0.5, 2.0, 5.0, 50.0, 200.0)

@@ -17,7 +17,7 @@ from evolink_async.catalog import get_model
 from evolink_async.cli.outputs import as_number
 from evolink_async.cli.text import amount, clean, counted, readable, shortened
 from evolink_async.durations import duration
-from evolink_async.http.rates import START_RATE
+from evolink_async.http.model_pace import START_RATE
 from evolink_async.ledger import Entered, LedgerJob, Row, State, Todo, open_ledger, what_to_do
 from evolink_async.ledger.values import counted_identity
 from evolink_async.polling.schedule import USUAL

@@ -22,8 +22,10 @@ from typing import Protocol
 
 from aiolimiter import AsyncLimiter
 
+from evolink_async.http.evidence import TICK
+from evolink_async.http.model_pace import START_BURST, START_RATE, ModelPace
 from evolink_async.http.observer import Observation
-from evolink_async.http.rates import START_BURST, START_RATE, TICK, ModelPace, RateLimit
+from evolink_async.http.rates import RateLimit
 from evolink_async.http.retry import RetryPolicy
 from evolink_async.own_tasks import own_task
 

@@ -17,8 +17,8 @@ from tickets import Ticket
 
 from evolink_async import ConfigurationError, RateLimit, RetryPolicy
 from evolink_async.emulator.limits import TokenBucket
+from evolink_async.http.evidence import TICK
 from evolink_async.http.pace import LOST_IN_A_ROW, Lane, Pace, Urgency
-from evolink_async.http.rates import TICK
 
 pytestmark = pytest.mark.looptime
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import subprocess
 import sys
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from pace_bench import BENCHMARKS, bench
 
 from evolink_async import RetryPolicy
-from evolink_async.http.rates import START_BURST, START_RATE, Climb, ModelPace
+from evolink_async.http.evidence import Climb
+from evolink_async.http.model_pace import START_BURST, START_RATE, ModelPace
 
 POLICY = RetryPolicy()
 
@@ -282,6 +284,20 @@ def test_places_learned_before_are_soon_found_to_be_more() -> None:
     world = bench.World(None, places=50, lasts=30.0, lag=1.5, seconds=7200.0)
     run = bench.Simulation(world, ModelPace(1.0, 1, 0.0, refused=1.0, cap=1.0), 1)()
     assert sum(at >= 3600.0 for at in run.accepted) > 0.7 * 3600 * 50 / 32
+
+
+@pytest.mark.parametrize("style", ["seconds", None])
+def test_a_rate_that_is_just_what_the_places_let_through_is_not_taken_for_a_limit_for_good(style: Any) -> None:
+    """Few were never sent then: whether a refusal was for the rate or for the places only a try tells."""
+    used, caps = [], []
+    for seed in range(1, 9):
+        world = bench.World(**FEW_PLACES, seconds=3600.0, style=style)
+        run = bench.Simulation(world, policy := ModelPace(0.6, 1, 0.0, refused=0.62), seed)()
+        used.append(sum(moment >= 1800.0 for moment in run.accepted) / (1800.0 * 20 / 32))
+        caps.append(policy.cap)
+    print(f"seeds 1 to 8: {used}, {caps}")
+    assert statistics.fmean(used) > 0.88
+    assert sum(16 <= cap <= 25 for cap in caps) >= 7
 
 
 @pytest.mark.parametrize(("gap", "kept"), [(10.0, True), (0.5, False)])

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from pace_bench import bench
 
-from evolink_async.http.rates import ModelPace, Trials
+from evolink_async.http.evidence import Trials
+from evolink_async.http.model_pace import ModelPace
 
 SEEDS = range(1, 7)
 

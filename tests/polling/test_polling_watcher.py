@@ -36,7 +36,7 @@ from evolink_async.errors import (
     PermissionDeniedError,
     TaskLostError,
 )
-from evolink_async.http.rates import ModelPace
+from evolink_async.http.model_pace import ModelPace
 from evolink_async.polling import watcher as watcher_module
 from evolink_async.polling.schedule import Expectation, Schedule, Sightings, TaskClass, class_of
 from evolink_async.polling.watcher import Learned, Watcher
