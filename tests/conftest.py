@@ -7,8 +7,10 @@ import asyncio
 import functools
 import gc
 import inspect
+import itertools
 import logging
 import os
+import random
 import secrets
 import socket
 import sys
@@ -117,6 +119,17 @@ def _canary(
     assert not leaks, f"the API key is in the log: {leaks[:3]}"
     written = [path for path in tmp_path.rglob("*") if path.is_file() and api_key.encode() in contents(path)]
     assert not written, f"the API key is in files: {written}"
+
+
+@pytest.fixture(autouse=True)
+def _chance(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On virtual time chance comes from a seed (another: `CHANCE=2 pytest`): what is found once is found again."""
+    if request.node.get_closest_marker("looptime") is None:
+        return
+    seed, unseeded, count = os.environ.get("CHANCE", "1"), random.Random, itertools.count()
+    print(f"chance: CHANCE={seed}")
+    random.seed(seed)
+    monkeypatch.setattr(random, "Random", lambda *given: unseeded(*given or (f"{seed} {next(count)}",)))
 
 
 @pytest.fixture
