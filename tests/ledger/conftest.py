@@ -1,22 +1,17 @@
-"""A place for ledgers whose many small commits say nothing about a disk."""
+"""Where the ledgers of these tests are kept."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-MEMORY = Path("/dev/shm")
 
-
-@pytest.fixture
-def quick_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory, where the system has one."""
-    if not os.access(MEMORY, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(prefix="evolink-test-", dir=MEMORY) as folder:
-        yield Path(folder)
+@pytest.fixture(params=["file", "postgresql", "memory"])
+def place(request: pytest.FixtureRequest) -> Path | str | None:
+    """Where a ledger is kept."""
+    if request.param == "postgresql":
+        url: str = request.getfixturevalue("postgres_url")
+        return url
+    folder: Path = request.getfixturevalue("quick_path")
+    return folder / "job.db" if request.param == "file" else None
