@@ -78,7 +78,7 @@ in_virtual_time = pytest.mark.usefixtures("_virtual")
 
 def disk_of(job: JobLedger) -> FullDisk:
     assert job._turns is not None
-    disk: FullDisk = job._turns._store._connection  # type: ignore[attr-defined]
+    disk: FullDisk = job._turns._store._database._connection  # type: ignore[attr-defined]
     return disk
 
 
@@ -343,7 +343,7 @@ async def test_a_fault_of_ours_in_the_thread_is_a_ledger_error_too(
     async with opened(quick_path / "job.db") as job:
         row = await entered(job, "k")
         with monkeypatch.context() as patch:
-            patch.setattr("evolink_async.ledger.sqlite._micros", lambda moment: 1 // 0)
+            patch.setattr("evolink_async.ledger.store._micros", lambda moment: 1 // 0)
             with pytest.raises(LedgerError, match="inside this library: ZeroDivisionError"):
                 await intend(job, row)
         assert await intend(job, row) is None
