@@ -44,15 +44,15 @@ class JobSums:
 class Batch:
     """What one turn writes, and what it looks up afterwards.
 
-    rows: as `values.written` gives them. job: None: nothing is to be written. contents: of those without a key, and how
-    many of each come now; counted: how many of them came before in this run, where that is known.
-    prices: by class, what was last reserved, and what was used above that.
+    rows: as `values.written` gives them. past: of a request that has a new one, all of them. job: None: nothing is to
+    be written. contents: of those without a key, and how many of each come now; counted: how many of them came before
+    in this run, where that is known. prices: by class, what was last reserved, and what was used above that.
     """
 
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     bodies: dict[int, bytes] = field(default_factory=dict)
     results: list[tuple[int, Task | None, tuple[str, ...]]] = field(default_factory=list)
-    past: list[tuple[int, PastTry]] = field(default_factory=list)
+    past: dict[int, tuple[PastTry, ...]] = field(default_factory=dict)
     prices: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     learned: str | None = None
     job: JobSums | None = None
@@ -231,8 +231,8 @@ class Turns:
         rows = {row: len(row.past) for row in self._rows}
         for row in rows:
             batch.rows.append(written(row))
-            if row.past:
-                batch.past.extend((row.id, past) for past in row.past[row._past_written :])
+            if len(row.past) > row._past_written:
+                batch.past[row.id] = row.past
         batch.results = [(row.id, row.task, row.files) for row in self._results]
         if self._sums_changed:
             batch.job = self._sums()

@@ -115,7 +115,7 @@ def disk_of(job: JobLedger, url: Path | str = "") -> Any:
     if is_postgres(url):
         return FullServer(str(url))
     assert job._turns is not None
-    return job._turns._store._connection  # type: ignore[attr-defined]
+    return job._turns._store._database._connection  # type: ignore[attr-defined]
 
 
 @in_virtual_time
@@ -381,7 +381,7 @@ async def test_a_fault_of_ours_in_the_thread_is_a_ledger_error_too(
     async with opened(ledger_url) as job:
         row = await entered(job, "k")
         with monkeypatch.context() as patch:
-            patch.setattr("evolink_async.ledger.sqlite._micros", lambda moment: 1 // 0)
+            patch.setattr("evolink_async.ledger.store._micros", lambda moment: 1 // 0)
             with pytest.raises(LedgerError, match="inside this library: ZeroDivisionError"):
                 await intend(job, row)
         assert await intend(job, row) is None

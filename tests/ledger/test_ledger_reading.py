@@ -36,6 +36,7 @@ from loop_executor import in_loop
 
 from evolink_async import ClosedError, ConfigurationError, InvalidRequestError, LedgerError, open_ledger
 from evolink_async.ledger import LedgerJob, State, Todo, open_job, what_to_do
+from evolink_async.ledger.file import FileDatabase
 from evolink_async.ledger.reports import PAGE, Cost, page_of_rows
 
 
@@ -162,10 +163,11 @@ async def test_a_page_of_rows_costs_the_same_in_a_long_job(quick_path: Path) -> 
     for more in range(2):
         async with opened(path) as job:
             await enter_all(job, [entry(f"k{more}-{number}", number) for number in range(3 * PAGE)])
-        with closing(sqlite3.connect(path)) as connection:
+        with closing(FileDatabase(path)) as database:
+            database.look()
             passed: list[int] = []
-            connection.set_progress_handler(functools.partial(passed.append, 0), 10)  # it gives None: go on
-            assert len(page_of_rows(connection, "default", 0, [])) == PAGE
+            database._connection.set_progress_handler(functools.partial(passed.append, 0), 10)  # it gives None: go on
+            assert len(page_of_rows(database, "default", 0, [])) == PAGE
             steps.append(len(passed))
     assert steps[1] < 1.2 * steps[0]
 

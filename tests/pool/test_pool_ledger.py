@@ -33,7 +33,7 @@ from evolink_async import (
     open_ledger,
 )
 from evolink_async.emulator import Fault
-from evolink_async.ledger import sqlite as sqlite_module
+from evolink_async.ledger import store as store_module
 
 pytestmark = pytest.mark.looptime
 
@@ -459,7 +459,7 @@ async def test_an_id_that_cannot_be_written_is_logged_kept_and_retried(
 
 def broken_at(monkeypatch: pytest.MonkeyPatch, state: str, times: int = 10**9) -> None:
     """Turns that hold a row in this state cannot be written."""
-    original = sqlite_module.SqliteStore.carry_out
+    original = store_module.JobStore.carry_out
     left = times
 
     def carry_out(self: Any, batch: Any) -> Any:
@@ -469,7 +469,7 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, state: str, times: int = 10**9) -
             raise sqlite3.OperationalError("database or disk is full")
         return original(self, batch)
 
-    monkeypatch.setattr(sqlite_module.SqliteStore, "carry_out", carry_out)
+    monkeypatch.setattr(store_module.JobStore, "carry_out", carry_out)
 
 
 async def test_in_no_window_are_more_sent_than_the_limit_says_however_slow_the_disk_is(

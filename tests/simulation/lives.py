@@ -50,7 +50,7 @@ from evolink_async.emulator import Emulator, Fault
 from evolink_async.http.submit import new_idempotency_key
 from evolink_async.ledger import opening
 from evolink_async.ledger.job import JobLedger
-from evolink_async.ledger.sqlite import SqliteStore
+from evolink_async.ledger.store import JobStore
 from evolink_async.ledger.values import MICRO
 from evolink_async.polling import watcher
 from evolink_async.pool import TaskPool
@@ -108,7 +108,7 @@ class Process:
             raise OSError("this process is dead")
 
 
-class Store(SqliteStore):
+class Store(JobStore):
     """Commits at which the process may die. What it commits after its death is not written."""
 
     process: Process
@@ -615,9 +615,9 @@ def simulated() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_patched(clock, "now", lambda: START + timedelta(seconds=_now())))
         stack.enter_context(_patched(opening, "one_thread", InLoop))
-        import evolink_async.ledger.sqlite as sqlite_module
+        import evolink_async.ledger.store as store_module
 
-        stack.enter_context(_patched(sqlite_module, "SqliteStore", Store))
+        stack.enter_context(_patched(store_module, "JobStore", Store))
         yield
 
 

@@ -1,0 +1,68 @@
+"""What a ledger needs of a database: an SQLite file (`file`) or PostgreSQL (`postgres`). All of it blocks.
+
+The queries are `store`'s and `reports`', and written once: in SQL that both understand, with `?` for a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from evolink_async.errors import LedgerError
+from evolink_async.ledger.places import Server
+
+
+class Database(Protocol):
+    """A database that holds a ledger. Used by one thread at a time."""
+
+    takes_nul: bool  # whether a text may hold "\0"
+    learned: str  # the query for the bytes of what a job has learned, even if they are no text
+
+    def open(self) -> None:
+        """Get ready to run a job; the ledger is made if it is new, and brought up if it is older. Within `session`."""
+
+    def look(self) -> None:
+        """Get ready to read a ledger that is there. Within `session`."""
+
+    def close(self) -> None:
+        """Let go of everything, the lock of a job too."""
+
+    def session(self) -> AbstractContextManager[None]:
+        """Everything else is done within one: foreign errors leave it as `LedgerError`."""
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """All or nothing, and nothing if the ledger or the job is no longer ours to write."""
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """One view of everything for several queries."""
+
+    def query(self, query: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows that a query finds."""
+
+    def execute(self, query: str, parameters: Sequence[Any] = ()) -> None:
+        """Change something."""
+
+    def executemany(self, query: str, many: Iterable[Sequence[Any]]) -> None:
+        """Change something once for each of the parameters."""
+
+    def lock(self, job: int, name: str) -> None:
+        """Take a job for this process. Raises `LedgerError`, which names the holder, if another has it."""
+
+    def holder(self, job: int) -> str | None:
+        """The process that runs a job now, in words; None: none does."""
+
+    def damaged(self, details: str) -> LedgerError:
+        """The error that says that the ledger is damaged."""
+
+
+def database_at(place: Path | Server) -> Database:
+    """The database of a ledger, not opened yet."""
+    if isinstance(place, Path):
+        from evolink_async.ledger.file import FileDatabase
+
+        return FileDatabase(place)
+    from evolink_async.ledger.postgres import PostgresDatabase
+
+    return PostgresDatabase(place)
