@@ -163,12 +163,12 @@ def new_ledger(request: pytest.FixtureRequest) -> Iterator[Callable[[], Path | s
     server: Postgres = request.getfixturevalue("postgres")
     with contextlib.ExitStack() as stack:
 
-        def create() -> str:
-            url = server.create()
-            stack.callback(server.drop, url)
+        def lend() -> str:
+            url = server.lend()
+            stack.callback(server.give_back, url)
             return url
 
-        yield create
+        yield lend
 
 
 @pytest.fixture

@@ -51,7 +51,17 @@ class Server:
         secret.write_text(password)
         if "user" in self._as:
             os.chown(secret, self._as["user"], self._as["group"])
-        how = ("-A", "scram-sha-256", "-E", "UTF8", "--no-locale", "--no-sync", "--no-instructions", "-c", "scram_iterations=1")
+        how = (
+            "-A",
+            "scram-sha-256",
+            "-E",
+            "UTF8",
+            "--no-locale",
+            "--no-sync",
+            "--no-instructions",
+            "-c",
+            "scram_iterations=1",
+        )
         self._run("initdb", "-D", "data", "-U", user, "--pwfile=password", *how)
         with (self.folder / "data" / "postgresql.conf").open("a") as file:
             for name, value in (SETTINGS | {"unix_socket_directories": str(self.folder)} | settings).items():

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgres import Postgres
 
 
 @pytest.fixture(params=["file", "postgresql", "memory"])
-def place(request: pytest.FixtureRequest) -> Path | str | None:
+def place(request: pytest.FixtureRequest) -> Iterator[Path | str | None]:
     """Where a ledger is kept."""
     if request.param == "postgresql":
-        url: str = request.getfixturevalue("postgres_url")
-        return url
+        server: Postgres = request.getfixturevalue("postgres")
+        url = server.lend()
+        yield url
+        server.give_back(url)
+        return
     folder: Path = request.getfixturevalue("quick_path")
-    return folder / "job.db" if request.param == "file" else None
+    yield folder / "job.db" if request.param == "file" else None

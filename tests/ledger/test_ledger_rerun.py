@@ -23,6 +23,7 @@ from ledger_world import (
     task_of,
 )
 from loop_executor import in_loop
+from postgres import is_postgres
 
 from evolink_async import InvalidRequestError
 from evolink_async.ledger import Entered, Entry, State, Todo, may_try_again, open_job, what_to_do
@@ -250,7 +251,8 @@ async def test_jobs_in_one_file_know_nothing_of_each_other(ledger_url: Path | st
 
 async def test_every_name_that_is_a_text_is_kept_as_it_is(ledger_url: Path | str) -> None:
     path = ledger_url
-    names = ["\0", "a\0b", "'; DROP TABLE request; --", "ключ", "\U0001f3a8", " ", "%", "k" * 1024, "a\nb", "NULL"]
+    no_text_there = [] if is_postgres(path) else ["\0", "a\0b"]
+    names = [*no_text_there, "'; DROP TABLE request; --", "ключ", "\U0001f3a8", " ", "%", "k" * 1024, "a\nb", "NULL"]
     async with opened(path) as job:
         await enter_all(job, [entry(name) for name in names])
     async with opened(path) as job:
