@@ -17,7 +17,6 @@ from evolink_async.ledger.places import Server
 class Database(Protocol):
     """A database that holds a ledger. Used by one thread at a time."""
 
-    takes_nul: bool  # whether a text may hold "\0"
     learned: str  # the query for the bytes of what a job has learned, even if they are no text
 
     def open(self) -> None:
@@ -52,6 +51,9 @@ class Database(Protocol):
 
     def holder(self, job: int) -> str | None:
         """The process that runs a job now, in words; None: none does."""
+
+    def refuse(self, key: str) -> None:
+        """Raise `InvalidRequestError` for a key that it cannot store. Needs no session, and no thread of its own."""
 
     def damaged(self, details: str) -> LedgerError:
         """The error that says that the ledger is damaged."""

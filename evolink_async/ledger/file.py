@@ -33,7 +33,6 @@ BUSY_SECONDS = 10.0  # how long a turn waits for that of another job in the same
 class FileDatabase:
     """A ledger in an SQLite file."""
 
-    takes_nul = True
     learned = "SELECT CAST(value AS BLOB) FROM learned WHERE job = ?"
 
     def __init__(self, path: Path) -> None:
@@ -109,6 +108,9 @@ class FileDatabase:
 
     def holder(self, job: int) -> str | None:
         return holder_of(_lock_path(self._path, job))
+
+    def refuse(self, key: str) -> None:
+        """It takes them all."""
 
     def damaged(self, details: str) -> LedgerError:
         return corrupt(self._path, details)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 from evolink_async.checks import checked_id
 from evolink_async.errors import ClosedError, ConfigurationError, InvalidRequestError
 from evolink_async.ledger.job import JobLedger, Opened
-from evolink_async.ledger.places import Place, ledger_place
+from evolink_async.ledger.places import Place, Server, ledger_place
 from evolink_async.ledger.states import State
 from evolink_async.ledger.turns import Store
 from evolink_async.ledger.values import Account, Row, is_text, to_micro
@@ -39,11 +39,12 @@ def one_thread() -> Executor:
 async def open_job(
     url: str | os.PathLike[str] | None, name: str = "default", *, max_credits: Decimal | None = None
 ) -> JobLedger:
-    """Begin a run of a job: lock it, and make the file and the job if they are new.
+    """Begin a run of a job: lock it, and make the ledger and the job if they are new.
 
-    url: a path, None: in memory, for this run alone. max_credits: what may be spent and reserved, over all runs.
-    Raises `LedgerError` if the job is in use, or the file is damaged, newer than this version, no ledger, not writable
-    or on a file system without trustworthy locks; `ConfigurationError` for a url or name that can be none.
+    url: a path, or a postgresql:// URL; None: in memory, for this run alone. max_credits: what may be spent and
+    reserved, over all runs. Raises `LedgerError` if the job is in use, or the ledger is damaged, newer than this version,
+    none, not writable, not to be reached or on a file system without trustworthy locks; `ConfigurationError` for a url
+    or name that can be none.
     """
     cap = None if max_credits is None else to_micro(max_credits)
     place = checked_job(url, name)
@@ -53,9 +54,12 @@ async def open_job(
 
 
 def checked_job(url: str | os.PathLike[str] | None, name: str) -> Place | None:
-    """The file of a job, None: it is in memory. Raises `ConfigurationError` for a url or name that can be none."""
+    """Where a job lies, None: in memory. Raises `ConfigurationError` for a url or name that can be none."""
     _checked_name(name)
-    return None if url is None else ledger_place(url)
+    place = None if url is None else ledger_place(url)
+    if isinstance(place, Server) and "\0" in name:
+        raise ConfigurationError(f"in PostgreSQL a job's name holds no NUL, got {name!r}")
+    return place
 
 
 async def _open(place: Place, name: str, cap: int | None, *, begins_run: bool) -> JobLedger:
@@ -95,14 +99,15 @@ def open_ledger(url: str | os.PathLike[str]) -> Ledger:
             for request in await ledger.job("default").unknown():
                 print(request.identity, request.credits, request.idempotency_key)
 
-    The file must exist. It may lie where nothing may be written; then nothing is. What is wrong with it is raised as
-    `LedgerError` on entering the block. Raises `ConfigurationError` for what is no path. Since 0.1.0.
+    url: a path, or a postgresql:// URL. The ledger must exist. It may lie where nothing may be written; then nothing is.
+    What is wrong with it is raised as `LedgerError` on entering the block. Raises `ConfigurationError` for what names no
+    ledger. Since 0.1.0.
     """
     return Ledger(ledger_place(url))
 
 
 class Ledger:
-    """A ledger file, opened for reading by `open_ledger`. `job` names one of its jobs, `jobs` tells which there are."""
+    """A ledger, opened for reading by `open_ledger`. `job` names one of its jobs, `jobs` tells which there are."""
 
     _resolving: asyncio.Lock  # one at a time, as each has the job for itself; of the loop in which it was opened
 

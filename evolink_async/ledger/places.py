@@ -23,11 +23,11 @@ _LOCAL_FUSE = re.compile(r"fuse\.(fuse-overlayfs|gocryptfs|encfs|cryfs|mergerfs|
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A ledger in PostgreSQL. As text it has no secrets. url: as the caller gave it."""
+    """A ledger in PostgreSQL. As text it is shown, without secrets; `url` is what the caller gave."""
 
     url: str = field(repr=False)
     shown: str
-    password: str | None = field(repr=False)
+    has_secret: bool
 
     def __str__(self) -> str:
         return self.shown
@@ -81,9 +81,8 @@ def _server(url: str) -> Server:
         ) from None
     if "\0" in url:
         raise ConfigurationError("a ledger's URL holds no NUL")
-    secret = {option.keyword.decode() for option in options if option.dispchar == b"*"}
-    password = values.get("password")
-    return Server(url, _shown({name: value for name, value in values.items() if name not in secret}), password)
+    secrets = {option.keyword.decode() for option in options if option.dispchar == b"*"}
+    return Server(url, _shown({name: values[name] for name in values if name not in secrets}), bool(secrets))
 
 
 def _shown(values: dict[str, str]) -> str:

@@ -7,6 +7,7 @@ row names it (the fence). So who has lost the lock without noticing writes nothi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import re
@@ -22,7 +23,7 @@ from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import TransactionStatus
 from psycopg.types.string import StrDumperUnknown
 
-from evolink_async.errors import LedgerError
+from evolink_async.errors import InvalidRequestError, LedgerError
 from evolink_async.ledger.locks import by, myself, told_holder
 from evolink_async.ledger.places import Server
 from evolink_async.ledger.schema import MIGRATIONS, VERSION
@@ -31,8 +32,10 @@ logger = logging.getLogger("evolink_async.ledger")
 
 SCHEMA = "evolink_async"
 LOCKS = 0x45764C67  # "EvLg": the first half of our advisory locks; the other is the job, 0 for making the tables
-LOCK_SECONDS = 10  # how long is waited for what another has locked: only who makes the tables locks for longer
-_LOOKS, _A_LOOK = 10, 0.05  # how often, and after how many seconds, for a lock whose holder may just have died
+LOCK_SECONDS = 10  # how long is waited for a row or a table that another has locked
+LONGEST_KEY = 2500  # bytes; an index takes little more
+_LOOKS, _A_LOOK = 10, 0.05  # how often, and after how many seconds, for the lock of who may just have died
+_REST = 5.0  # seconds after which a connection may have been cut without our noticing
 
 # What the URL does not say. A network that is dead is an error in half a minute, at both ends.
 _PARAMETERS = {
@@ -60,6 +63,17 @@ _WORDS = (  # of SQLite and of PostgreSQL, for the tables
     (r" WITHOUT ROWID", ""),
 )
 
+_ADVICE = {
+    "25006": "it may not be written to there. Is that a standby? Give the address of the primary",
+    "40001": "another has changed the same rows; try again",
+    "42501": "for a new ledger the role needs GRANT CREATE ON DATABASE, or a schema evolink_async that is its own; to run "
+    "the jobs of one that is there, the rights to the schema and its tables; to look, USAGE and SELECT",
+    "53100": "make room on the server's disk",
+    "53300": "close what else has connections, or raise the server's max_connections",
+    "55P03": f"another has kept it locked for {LOCK_SECONDS} s: close what has it open",
+    "57P01": "the server was stopped, or an administrator has ended the connection",
+}
+
 
 class _Flag(Dumper):
     """Flags are numbers in a ledger."""
@@ -80,13 +94,13 @@ class _Text(StrDumperUnknown):
 class PostgresDatabase:
     """A ledger in a schema of its own in a PostgreSQL database."""
 
-    takes_nul = False
     learned = "SELECT convert_to(value, 'UTF8') FROM learned WHERE job = ?"
 
     def __init__(self, place: Server) -> None:
         self._place = place
         self._open_connection: psycopg.Connection | None = None
         self._server_process = 0
+        self._last_used = 0.0
         self._job: tuple[int, str] | None = None  # that is ours, and its name
         self._holder = json.dumps(myself() | {"token": secrets.token_hex(8)})
 
@@ -103,33 +117,33 @@ class PostgresDatabase:
             self._bring_up()
 
     def close(self) -> None:
-        connection, self._open_connection = self._open_connection, None
-        job, self._job = self._job, None
-        if connection is None:
+        if self._open_connection is None:
             return
         with contextlib.suppress(psycopg.Error):  # then the server lets go of everything too
-            if job is not None:  # at once; the end of a connection is noticed later
-                connection.execute("SELECT pg_advisory_unlock(%s, %s)", (LOCKS, job[0]))
-        connection.close()
+            if self._job is not None:  # at once; the end of a connection is noticed later
+                self._unlock(self._job[0])
+        self._connection.close()
+        self._open_connection = self._job = None
 
     @contextmanager
     def session(self) -> Iterator[None]:
         try:
+            self._see_whether_it_is_cut()
             if self._open_connection is None:
                 self._connect()
             yield
         except psycopg.Error as error:
             raise self._ledger_error(error) from error
         finally:
-            if self._open_connection is not None and self._open_connection.closed:
-                self._open_connection = None
+            self._forget_if_closed()
+            self._last_used = time.monotonic()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         connection = self._connection
         try:
             with connection.pipeline():  # sent together: three waits for the server in all
-                connection.execute("BEGIN")
+                connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
                 self._check_fence()
                 yield
                 commit = connection.execute("COMMIT")
@@ -172,6 +186,14 @@ class PostgresDatabase:
             return told_holder(holder or "") or "another process"
         return None
 
+    def refuse(self, key: str) -> None:
+        if "\0" in key:
+            raise InvalidRequestError("key: holds a NUL, which PostgreSQL does not take", param="key")
+        if len(key) * 4 > LONGEST_KEY and len(key.encode()) > LONGEST_KEY:
+            raise InvalidRequestError(
+                f"key: has more than the {LONGEST_KEY:,} bytes that PostgreSQL can find it by", param="key"
+            )
+
     def damaged(self, details: str) -> LedgerError:
         return LedgerError(
             f"the ledger {self._place} is damaged ({details}). It is left as it is, since it says what was paid for: "
@@ -204,12 +226,25 @@ class PostgresDatabase:
                 raise LedgerError(f"the database of {self._place} is in {facts[0]}: a ledger needs one in UTF8")
             former, self._server_process, self._open_connection = self._server_process, facts[1], connection
             if self._job is not None:
+                holder = connection.execute("SELECT holder FROM job WHERE id = %s", (self._job[0],))
+                self._refuse_taken(holder.fetchall())
                 self._end_former(former, self._job[0])
                 self._take_lock(*self._job)
         except BaseException:
             self._open_connection = None
             connection.close()
             raise
+
+    def _see_whether_it_is_cut(self) -> None:
+        """After a rest, before anything is begun: so a firewall or a restart of the server ends no job."""
+        if self._open_connection is not None and time.monotonic() - self._last_used > _REST:
+            with contextlib.suppress(psycopg.OperationalError):
+                self._open_connection.execute("SELECT 1")
+            self._forget_if_closed()
+
+    def _forget_if_closed(self) -> None:
+        if self._open_connection is not None and self._open_connection.closed:
+            self._open_connection = None
 
     def _end_former(self, process: int, job: int) -> None:
         """Of a connection that was cut the server may not know yet, and hold its lock for us."""
@@ -226,17 +261,13 @@ class PostgresDatabase:
             [(taken,)] = self._connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (LOCKS, job))
             if taken:
                 return
-        holder = by(self.holder(job) or "")
-        raise LedgerError(
-            f"job {name!r} of the ledger {self._place} is in use{holder}; other jobs in the same ledger are free"
-        )
+        raise self._in_use(job, name)
 
     def _check_fence(self) -> None:
         connection = self._connection
         facts = connection.execute("SELECT version, pg_backend_pid() FROM version")
-        mine = None
-        if self._job is not None:
-            mine = connection.execute("SELECT holder FROM job WHERE id = %s FOR UPDATE", (self._job[0],))
+        job = () if self._job is None else self._job[:1]
+        holder = connection.execute("SELECT holder FROM job WHERE id = %s FOR UPDATE", job) if job else None
         [(version, process)] = facts.fetchall()
         self._refuse_newer(version)
         if process != self._server_process:
@@ -244,11 +275,20 @@ class PostgresDatabase:
                 f"{self._place} is behind a pooler that gives each transaction another connection, so nothing tells "
                 "who has a job: connect directly, or let it pool sessions"
             )
-        if mine is not None and self._job is not None and mine.fetchall() != [(self._holder,)]:
+        if holder is not None:
+            self._refuse_taken(holder.fetchall())
+
+    def _refuse_taken(self, holder: list[tuple[Any, ...]]) -> None:
+        assert self._job is not None
+        if holder != [(self._holder,)]:
+            self._unlock(self._job[0])  # whoever has lost the job keeps nobody from it
             raise LedgerError(
-                f"job {self._job[1]!r} of the ledger {self._place} was taken by another process while the connection "
-                "was lost: nothing more is written or sent here"
+                f"job {self._job[1]!r} of the ledger {self._place} was taken by another process when the connection was "
+                "lost: nothing more is written or sent here"
             )
+
+    def _unlock(self, job: int) -> None:
+        self._connection.execute("SELECT pg_advisory_unlock(%s, %s)", (LOCKS, job))
 
     def _roll_back(self) -> None:
         """Whatever went wrong first is what counts."""
@@ -263,15 +303,19 @@ class PostgresDatabase:
 
     def _version(self) -> int | None:
         """Of the ledger in the database, None: there is none."""
-        [(exists, tables)] = self._connection.execute(
+        [(exists, others)] = self._connection.execute(
             "SELECT to_regclass('evolink_async.version') IS NOT NULL, "
-            "(SELECT count(*) FROM pg_class WHERE relnamespace = to_regnamespace('evolink_async'))"
+            "EXISTS (SELECT FROM pg_class WHERE relnamespace = to_regnamespace('evolink_async'))"
         )
         if exists:
-            [(version,)] = self._connection.execute("SELECT version FROM version")
-            return self._refuse_newer(version)
-        if tables:
-            raise LedgerError(f"the database of {self._place} has a schema {SCHEMA!r} that is no ledger")
+            with contextlib.suppress(psycopg.errors.UndefinedColumn, ValueError):
+                [(version,)] = self._connection.execute("SELECT version FROM evolink_async.version")
+                return self._refuse_newer(version)
+        if others:
+            raise LedgerError(
+                f"the schema {SCHEMA!r} in the database of {self._place} is no ledger, and is left as it is: "
+                "give another database, or rename it"
+            )
         return None
 
     def _refuse_newer(self, version: int) -> int:
@@ -286,36 +330,60 @@ class PostgresDatabase:
         """Make the tables, or bring them up to this version: in one transaction, while nobody runs a job."""
         connection = self._connection
         with connection.transaction():
-            connection.execute("SELECT pg_advisory_xact_lock(%s, 0)", (LOCKS,))
+            connection.execute("SELECT pg_advisory_xact_lock(%s, 0)", (LOCKS,))  # so only one does
             version = self._version()
+            if version == VERSION:
+                return
             if version is None:
-                if connection.execute("SELECT to_regnamespace('evolink_async') IS NULL").fetchone() == (True,):
-                    connection.execute("CREATE SCHEMA evolink_async")
-                connection.execute("CREATE TABLE version (version BIGINT NOT NULL)")
-                connection.execute("INSERT INTO version VALUES (0)")
+                self._make()
             else:
-                for job, name in connection.execute("SELECT id, name FROM job").fetchall():
-                    [(free,)] = connection.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", (LOCKS, job))
-                    if not free:
-                        raise LedgerError(f"job {name!r} of the ledger {self._place} is in use")
-                if version < VERSION:
-                    logger.warning(
-                        "bringing the ledger %s up to version %d",
-                        self._place,
-                        VERSION,
-                        extra={"event": "ledger_upgraded"},
-                    )
-            for statements in MIGRATIONS[version or 0 :]:
-                for statement in statements:
-                    connection.execute(_translated(statement))
+                self._refuse_running()
+                logger.warning(
+                    "bringing the ledger %s up to version %d",
+                    self._place,
+                    VERSION,
+                    extra={"event": "ledger_upgraded"},
+                )
+            for statement in itertools.chain(*MIGRATIONS[version or 0 :]):
+                connection.execute(_translated(statement))
             if version is None:
                 connection.execute("ALTER TABLE job ADD COLUMN holder TEXT")
             connection.execute("UPDATE version SET version = %s", (VERSION,))
 
+    def _make(self) -> None:
+        connection = self._connection
+        [(missing,)] = connection.execute("SELECT to_regnamespace('evolink_async') IS NULL")
+        if missing:  # else an administrator has made it, for whoever may not make schemas
+            connection.execute("CREATE SCHEMA evolink_async")
+        connection.execute("CREATE TABLE version (version BIGINT NOT NULL)")
+        connection.execute("INSERT INTO version VALUES (0)")
+
+    def _refuse_running(self) -> None:
+        """A program of the older version could not go on with its job."""
+        for job, name in self._connection.execute("SELECT id, name FROM job").fetchall():
+            [(free,)] = self._connection.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", (LOCKS, job))
+            if not free:
+                raise self._in_use(job, name)
+
     # Errors
 
+    def _in_use(self, job: int, name: str) -> LedgerError:
+        holder = by(self.holder(job) or "")
+        return LedgerError(
+            f"job {name!r} of the ledger {self._place} is in use{holder}; other jobs in the same ledger are free"
+        )
+
     def _ledger_error(self, error: psycopg.Error) -> LedgerError:
-        return LedgerError(f"the ledger {self._place} cannot be used: {error}")
+        said = " ".join(str(error).split())
+        advice = _ADVICE.get(error.sqlstate or "")
+        if advice is not None:
+            return LedgerError(f"the ledger {self._place} cannot be used ({said}): {advice}")
+        if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
+            return LedgerError(
+                f"the ledger {self._place} cannot be reached ({said}): does the server run, and are host, port, user, "
+                "password and database right?"
+            )
+        return LedgerError(f"the ledger {self._place} cannot be used: {said}")
 
 
 def _ours(query: str) -> bytes:

@@ -96,7 +96,7 @@ class JobStore:
         self._name = name
         self._job = self._run = 0
         self._highest = 0  # of the numbers of requests that are stored for certain
-        self._doubtful: set[int] = set()  # above it, of turns that failed: they may be stored all the same
+        self._doubtful: set[int] = set()  # those that are not, of turns that failed
 
     def open(self, cap: int | None, now: datetime, *, begins_run: bool = True) -> Opened:
         """Take the job, made if it is new, and unsettle what the last run left sending. Raises `LedgerError`."""
@@ -115,18 +115,23 @@ class JobStore:
 
     def carry_out(self, batch: Batch) -> Found:
         """Write the batch in one transaction, then look up what it asks for."""
-        database = self._database
-        with database.session():
+        new = {row[0] for row in batch.rows if row[0] > self._highest}
+        undone = self._doubtful - new
+        self._doubtful |= new  # if this turn fails, it may be stored all the same
+        with self._database.session():
             if batch.job is not None:
-                self._write_all(batch, batch.job)
-            uncounted = batch.contents.keys() - batch.counted.keys()
-            counts = batch.counted | self._count(uncounted)
-            wanted = [
-                counted_identity(content, counts[content] + more)
-                for content, most in batch.contents.items()
-                for more in range(most)
-            ]
-            return Found(self._rows([*batch.identities, *wanted]), counts)
+                with self._database.transaction():
+                    self._drop(undone)
+                    self._write(batch, batch.job)
+            found = self._found(batch)
+        if batch.job is not None:
+            self._highest = max(new, default=self._highest)
+            self._doubtful.clear()
+        return found
+
+    def refuse(self, key: str) -> None:
+        """Raise `InvalidRequestError` for a key that cannot be stored."""
+        self._database.refuse(key)
 
     def close(self) -> None:
         """Close the database and release the job."""
@@ -163,21 +168,20 @@ class JobStore:
         self._database.executemany(_WRITE_ROW, [self._values(written(row)) for row in rows])
         return len(rows)
 
-    def _write_all(self, batch: Batch, job: JobSums) -> None:
-        new = {row[0] for row in batch.rows if row[0] > self._highest}
-        try:
-            with self._database.transaction():
-                if self._doubtful:
-                    self._drop(self._doubtful - new)
-                self._write(batch, job)
-        except BaseException:
-            self._doubtful |= new
-            raise
-        self._highest = max(self._highest, max(new, default=0))
-        self._doubtful.clear()
+    def _found(self, batch: Batch) -> Found:
+        uncounted = batch.contents.keys() - batch.counted.keys()
+        counts = batch.counted | self._count(uncounted)
+        wanted = [
+            counted_identity(content, counts[content] + more)
+            for content, most in batch.contents.items()
+            for more in range(most)
+        ]
+        return Found(rows_named(self._database, self._job, [*batch.identities, *wanted]), counts)
 
     def _drop(self, ids: set[int]) -> None:
-        """A turn failed, was stored all the same, and what was new in it was undone: nobody knows these."""
+        """What was new in a turn that failed and was undone, but may have been stored all the same."""
+        if not ids:
+            return
         query = f"DELETE FROM request WHERE id = ? AND state = '{State.ENTERED}' AND attempts = 0"
         self._database.executemany(query, [(id,) for id in ids])
 
@@ -227,9 +231,6 @@ class JobStore:
                     (self._job, f"{digits}-", f"{digits}.", self._run),
                 )
         return counts
-
-    def _rows(self, identities: Sequence[str]) -> dict[str, StoredRow]:
-        return rows_named(self._database, self._job, identities)
 
 
 _stores: weakref.WeakSet[JobStore] = weakref.WeakSet()

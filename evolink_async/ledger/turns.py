@@ -75,6 +75,9 @@ class Store(Protocol):
     def carry_out(self, batch: Batch) -> Found:
         """Write the batch as a whole or not at all, then look up. Raises `LedgerError`."""
 
+    def refuse(self, key: str) -> None:
+        """Raise `InvalidRequestError` for a key that cannot be stored. In the loop."""
+
     def close(self) -> None:
         """Let go of everything, and let another process have the job."""
 
@@ -181,6 +184,10 @@ class Turns:
         self._reading.append(_Reading(future, ask, found))
         self._soon()
         return future
+
+    def refuse(self, key: str) -> None:
+        """Raise `InvalidRequestError` for a key that cannot be stored."""
+        self._store.refuse(key)
 
     async def finish(self) -> None:
         """Write the rest and close the store. Raises `LedgerError` for what cannot be written."""
