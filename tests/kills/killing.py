@@ -1,6 +1,7 @@
 """kill -9, for real: a user's program is killed at random moments of a job, resumed each time, and judged by the book.
 
-    python tests/kills/killing.py [--kills 100] [--requests 1000] [--hold] [--keys-ignored] [--seed N]
+    python tests/kills/killing.py [--kills 100] [--requests 1000] [--ledger file | postgresql] [--hold] [--keys-ignored]
+        [--seed N]
 
 The program (`kill_job.py`) runs a pool with a ledger over TCP; the emulator is another process, loses 2 % of the
 answers behind an accepted POST and 1 % of the POSTs before, and its book is the truth. After each kill and at the end:
@@ -25,13 +26,12 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import sys
 import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -40,7 +40,9 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from postgres import ask, running  # noqa: E402
 
 from evolink_async import open_ledger  # noqa: E402
 from evolink_async.ledger import Row  # noqa: E402
@@ -161,8 +163,9 @@ class Life:
 class Job:
     """A job, all of its runs, and what is known of them outside of the ledger."""
 
-    def __init__(self, folder: Path, base_url: str, **options: Any) -> None:
-        self.ledger, self.log, self.base_url, self.options = folder / "job.db", folder / "log", base_url, options
+    def __init__(self, folder: Path, base_url: str, ledger: Path | str | None = None, **options: Any) -> None:
+        self.ledger = ledger or folder / "job.db"
+        self.log, self.base_url, self.options = folder / "log", base_url, options
         self.requests: int = options["requests"]
         self.cap: Decimal | None = None if options.get("cap") is None else Decimal(str(options["cap"]))
         self.completed: dict[str, dict[str, Any]] = {}  # as printed, in any run
@@ -230,7 +233,8 @@ class Job:
     async def judge(self, last: Life | None = None) -> Judgement:
         """Raises `Violation`. last: the run in which everything came to its end."""
         book = await book_of(self.base_url)
-        if not self.ledger.exists():
+        there = "SELECT FROM pg_tables WHERE schemaname = 'evolink_async'"
+        if not (ask(self.ledger, there) if isinstance(self.ledger, str) else self.ledger.exists()):
             if book["posts"]:
                 raise Violation("tasks were made, and there is no ledger")
             return Judgement()
@@ -312,8 +316,7 @@ class Job:
 
     def _keys_are_proven(self) -> bool:
         """Whether the job has seen that the service honours keys."""
-        with contextlib.closing(sqlite3.connect(self.ledger)) as connection:
-            [[proven]] = connection.execute("SELECT keys_honoured FROM job")
+        [(proven,)] = ask(self.ledger, "SELECT keys_honoured FROM job")
         return bool(proven)
 
     def _judge_end(self, book: dict[str, Any], stats: Any, rows: list[Row]) -> None:
@@ -427,13 +430,22 @@ async def settled_by_the_user(job: Job, rate: float) -> None:
 
 
 async def random_kills(
-    folder: Path, *, kills: int, requests: int, hold: bool, honoured: bool, seed: int, rate: float = 60
+    folder: Path,
+    *,
+    kills: int,
+    requests: int,
+    hold: bool,
+    honoured: bool,
+    seed: int,
+    rate: float = 60,
+    new_ledger: Callable[[], Path | str] | None = None,
 ) -> tuple[Job, Judgement]:
     """The whole of it; once more if whoever kills was held up until the job was done."""
     for attempt in range(4):
         (here := folder / str(attempt)).mkdir()
         async with service(idempotency=honoured, seed=seed % 1000, faults=LOSSES) as base_url:
-            job = Job(here, base_url, requests=requests, hold=hold, rate=rate, cap=float(requests * PRICE))
+            ledger = None if new_ledger is None else new_ledger()
+            job = Job(here, base_url, ledger, requests=requests, hold=hold, rate=rate, cap=float(requests * PRICE))
             try:
                 return job, await killed_often(job, kills, random.Random(seed), rate)
             except DoneTooSoon as reason:
@@ -445,6 +457,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--ledger", choices=["file", "postgresql"], default="file")
     parser.add_argument("--hold", action="store_true", help='on_lost_response="hold"')
     parser.add_argument("--keys-ignored", action="store_true", help="the service ignores idempotency keys")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
@@ -452,7 +465,8 @@ def main() -> int:
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as temporary:
+    where = running(fsync="on") if options.ledger == "postgresql" else contextlib.nullcontext()
+    with tempfile.TemporaryDirectory() as temporary, where as server:
         folder = Path(options.folder or temporary)
         job, judgement = asyncio.run(
             random_kills(
@@ -462,6 +476,7 @@ def main() -> int:
                 hold=options.hold,
                 honoured=not options.keys_ignored,
                 seed=options.seed,
+                new_ledger=None if server is None else server.create,
             )
         )
     print(

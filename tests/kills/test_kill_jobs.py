@@ -1,6 +1,8 @@
 """A real process of the real pool is killed, over real sockets: at random, at every named point, beside another one.
 
-KILLS=100 KILL_REQUESTS=1000 KILL_POINTS=all pytest tests/kills       # the whole of it; `killing.py` tells more
+KILLS=100 KILL_REQUESTS=1000 KILL_POINTS=all KILL_LEDGERS="file postgresql" pytest tests/kills    # the whole of it
+
+`killing.py` tells more.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import random
 import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from killing import POSTS, PRICE, Job, random_kills, service, set_faults
 
 KILLS = int(os.environ.get("KILLS", "4"))
 REQUESTS = int(os.environ.get("KILL_REQUESTS", "100"))
+LEDGERS = os.environ.get("KILL_LEDGERS", "file").split()
 # A process or three for each: in every run of the suite only these, the others by the environment.
 IN_THE_SUITE = {
     *(("after intend", "replay"), ("before post", "replay"), ("after post", "hold"), ("before accepted", "replay")),
@@ -39,16 +43,22 @@ CHOSEN = [
 
 @pytest.mark.timeout(600 + 10 * KILLS)
 @pytest.mark.parametrize(
-    "lost_response", ["replayed by a service that honours keys", "held at a service that ignores them"]
+    ("lost_response", "new_ledger"),
+    [
+        ("replayed by a service that honours keys", "file"),
+        ("held at a service that ignores them", "file"),
+        ("replayed by a service that honours keys", "postgresql"),
+    ],
+    indirect=["new_ledger"],
 )
 async def test_a_job_that_is_killed_again_and_again_pays_for_no_request_twice_and_loses_none(
-    tmp_path: Path, lost_response: str
+    tmp_path: Path, lost_response: str, new_ledger: Callable[[], Path | str]
 ) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     hold = lost_response.startswith("held")
     job, judgement = await random_kills(
-        tmp_path, kills=KILLS, requests=REQUESTS, hold=hold, honoured=not hold, seed=seed
+        tmp_path, kills=KILLS, requests=REQUESTS, hold=hold, honoured=not hold, seed=seed, new_ledger=new_ledger
     )
     print(job.kills_on_the_wire, "kills with a POST on the wire;", judgement)
     assert job.kills == KILLS
@@ -68,12 +78,16 @@ WRONG: dict[str, list[dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("new_ledger", LEDGERS, indirect=True)
 @pytest.mark.parametrize(("point", "policy"), CHOSEN)
-async def test_killed_at_this_very_point_the_job_goes_on_without_loss(tmp_path: Path, point: str, policy: str) -> None:
+async def test_killed_at_this_very_point_the_job_goes_on_without_loss(
+    tmp_path: Path, point: str, policy: str, new_ledger: Callable[[], Path | str]
+) -> None:
     hold, verb = policy == "hold", point.partition(" ")[2]
     count = 1 if verb == "keys_are_honoured" else 2  # that is proven once
     async with service(idempotency=not hold, faults=WRONG.get(verb, [])) as base_url:
-        job = Job(tmp_path, base_url, requests=6, hold=hold, rate=30, cap=float(6 * PRICE), lost_after=0.5)
+        options = {"requests": 6, "hold": hold, "rate": 30, "cap": float(6 * PRICE), "lost_after": 0.5}
+        job = Job(tmp_path, base_url, new_ledger(), **options)
         async with job.run(KILL_AT=f"{point}:{count}") as life:
             assert await life.end() == -signal.SIGKILL, "it did not come to this point"
         job.note(life, killed=True)
