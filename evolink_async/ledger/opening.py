@@ -42,9 +42,9 @@ async def open_job(
     """Begin a run of a job: lock it, and make the ledger and the job if they are new.
 
     url: a path, or a postgresql:// URL; None: in memory, for this run alone. max_credits: what may be spent and
-    reserved, over all runs. Raises `LedgerError` if the job is in use, or the ledger is damaged, newer than this version,
-    none, not writable, not to be reached or on a file system without trustworthy locks; `ConfigurationError` for a url
-    or name that can be none.
+    reserved, over all runs. Raises `LedgerError` if the job is in use, or the ledger is damaged, newer than this
+    version, none, not writable, not to be reached or on a file system without trustworthy locks; `ConfigurationError`
+    for a url or name that can be none.
     """
     cap = None if max_credits is None else to_micro(max_credits)
     place = checked_job(url, name)
@@ -99,9 +99,9 @@ def open_ledger(url: str | os.PathLike[str]) -> Ledger:
             for request in await ledger.job("default").unknown():
                 print(request.identity, request.credits, request.idempotency_key)
 
-    url: a path, or a postgresql:// URL. The ledger must exist. It may lie where nothing may be written; then nothing is.
-    What is wrong with it is raised as `LedgerError` on entering the block. Raises `ConfigurationError` for what names no
-    ledger. Since 0.1.0.
+    url: a path, or a postgresql:// URL. The ledger must exist. It may lie where nothing may be written; then nothing
+    is. What is wrong with it is raised as `LedgerError` on entering the block. Raises `ConfigurationError` for what
+    names no ledger. Since 0.1.0.
     """
     return Ledger(ledger_place(url))
 

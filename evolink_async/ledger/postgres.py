@@ -66,8 +66,8 @@ _WORDS = (  # of SQLite and of PostgreSQL, for the tables
 _ADVICE = {
     "25006": "it may not be written to there. Is that a standby? Give the address of the primary",
     "40001": "another has changed the same rows; try again",
-    "42501": "for a new ledger the role needs GRANT CREATE ON DATABASE, or a schema evolink_async that is its own; to run "
-    "the jobs of one that is there, the rights to the schema and its tables; to look, USAGE and SELECT",
+    "42501": "for a new ledger the role needs GRANT CREATE ON DATABASE, or a schema evolink_async of its own; for one "
+    "that is there, the rights to the schema and its tables, of which USAGE and SELECT are enough to look",
     "53100": "make room on the server's disk",
     "53300": "close what else has connections, or raise the server's max_connections",
     "55P03": f"another has kept it locked for {LOCK_SECONDS} s: close what has it open",
@@ -283,8 +283,8 @@ class PostgresDatabase:
         if holder != [(self._holder,)]:
             self._unlock(self._job[0])  # whoever has lost the job keeps nobody from it
             raise LedgerError(
-                f"job {self._job[1]!r} of the ledger {self._place} was taken by another process when the connection was "
-                "lost: nothing more is written or sent here"
+                f"job {self._job[1]!r} of the ledger {self._place} was taken by another process when the connection "
+                "was lost: nothing more is written or sent here"
             )
 
     def _unlock(self, job: int) -> None:
