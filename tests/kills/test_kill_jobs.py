@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from kill_points import POINTS
 from killing import POSTS, PRICE, Job, random_kills, service, set_faults
+from postgres import Postgres
 
 KILLS = int(os.environ.get("KILLS", "4"))
 REQUESTS = int(os.environ.get("KILL_REQUESTS", "100"))
@@ -65,6 +66,19 @@ async def test_a_job_that_is_killed_again_and_again_pays_for_no_request_twice_an
     assert job.accounted_for == (REQUESTS * PRICE, 0)
     if hold:
         assert judgement.replays == 0
+
+
+async def test_a_job_whose_server_crashes_again_and_again_pays_for_no_request_twice_and_loses_none(
+    tmp_path: Path, postgres: Postgres, postgres_url: str
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    where = {"new_ledger": lambda: postgres_url, "server": postgres}
+    job, judgement = await random_kills(
+        tmp_path, kills=KILLS // 2, requests=REQUESTS // 2, hold=False, honoured=True, seed=seed, **where
+    )
+    print(job.kills_on_the_wire, "crashes with a POST on the wire;", judgement)
+    assert job.accounted_for == (REQUESTS // 2 * PRICE, 0)
 
 
 # What has to go wrong so that a verb is come to; everything else is come to by itself.

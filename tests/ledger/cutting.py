@@ -21,30 +21,30 @@ class Cutter:
     def __init__(self, proxy: FaultProxy, url: str) -> None:
         self.proxy, self.url = proxy, url
         self.cuts = 0
-        self._words: list[bytes] = []
-        self._stream = ""
+        self._words: list[tuple[str, bytes]] = []
 
     def cut_at(self, *words: str, carried_out: bool = False) -> None:
         """Cut the connection at the last of the words, once they have come one after the other, in pieces of their own.
 
-        carried_out: it is the answer that is lost.
+        carried_out: the server does what the last one says, and it is its answer that is lost.
         """
-        self._words = [word.encode() for word in words]
-        self._stream = "downstream" if carried_out else "upstream"
+        self._words = [("upstream", word.encode()) for word in words]
+        if carried_out:
+            self._words.append(("downstream", self._words[-1][1]))
 
     def came(self, pipe: Any, data: bytes) -> None:
-        if pipe._stream != "upstream" or not self._words or self._words[0] not in data:
+        if not self._words or self._words[0][0] != pipe._stream or self._words[0][1] not in data:
             return
-        del self._words[0]
+        stream, _ = self._words.pop(0)
         if not self._words:
             self.cuts += 1
-            pipe._connection.add(ResetPeer(stream=self._stream))  # type: ignore[arg-type]
+            pipe._connection.add(ResetPeer(stream=stream))
 
 
 @asynccontextmanager
 async def cutting(postgres: Postgres, url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cutter]:
     """What cannot be written is tried again soon, and every statement goes over the wire as text."""
-    monkeypatch.setattr(turns, "_FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(turns, "_FIRST_PAUSE", 0.2)
     connect = psycopg.connect
 
     def connected(*args: Any, **options: Any) -> Any:
