@@ -5,13 +5,15 @@ The queries are `store`'s and `reports`', and written once: in SQL that both und
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 from evolink_async.errors import LedgerError
-from evolink_async.ledger.places import Server
+from evolink_async.ledger.places import Place
 
 
 class Database(Protocol):
@@ -59,8 +61,14 @@ class Database(Protocol):
         """The error that says that the ledger is damaged."""
 
 
-def database_at(place: Path | Server) -> Database:
+def database_at(place: Place) -> Database:
     """The database of a ledger, not opened yet."""
+    database = _unopened(place)
+    _databases.add(database)
+    return database
+
+
+def _unopened(place: Place) -> Database:
     if isinstance(place, Path):
         from evolink_async.ledger.file import FileDatabase
 
@@ -68,3 +76,16 @@ def database_at(place: Path | Server) -> Database:
     from evolink_async.ledger.postgres import PostgresDatabase
 
     return PostgresDatabase(place)
+
+
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+_inherited: list[Database] = []
+
+
+def _keep_inherited() -> None:
+    """In a child nobody may close what the parent has opened, so it is kept from being collected."""
+    _inherited.extend(_databases)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_inherited)

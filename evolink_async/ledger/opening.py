@@ -115,11 +115,12 @@ class Ledger:
         self._place = place
         self._executor: Executor | None = None
         self._database: Database | None = None
+        self._process: int | None = None  # that has opened it
 
     async def __aenter__(self) -> Self:
         if self._executor is not None:
             raise ConfigurationError("this ledger is open already; open_ledger gives another")
-        self._executor = one_thread()
+        self._executor, self._process = one_thread(), os.getpid()
         self._resolving = asyncio.Lock()
         try:
             await self._call(self._connect)
@@ -153,7 +154,7 @@ class Ledger:
 
     async def _close(self) -> None:
         executor, self._executor = self._executor, None
-        if executor is not None:
+        if executor is not None and self._process == os.getpid():
             closing = executor.submit(self._disconnect)
             executor.shutdown(wait=False)
             await asyncio.wrap_future(closing)
@@ -182,6 +183,8 @@ class Ledger:
     async def _call(self, function: Callable[[], T]) -> T:
         if self._executor is None:
             raise ClosedError("the ledger is not open: async with open_ledger(...) as ledger")
+        if self._process != os.getpid():
+            raise ConfigurationError("a ledger cannot be used in a forked process; open it there")
         return await asyncio.wrap_future(self._executor.submit(function))
 
     def __repr__(self) -> str:

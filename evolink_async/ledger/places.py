@@ -38,8 +38,10 @@ Place = Path | Server
 
 def ledger_place(url: str | os.PathLike[str]) -> Place:
     """The file or server that `ledger=` names. Raises `ConfigurationError` for what names none."""
-    if isinstance(url, str) and re.match(r"postgres(ql)?://", url, re.IGNORECASE):
-        return _server(url)
+    if re.match(r"\s*postgres(ql)?:/", str(url), re.IGNORECASE):
+        if isinstance(url, str):
+            return _server(url.strip())
+        raise ConfigurationError("the URL of a ledger in PostgreSQL is given as a str, not as a path")
     return ledger_path(url)
 
 
@@ -70,17 +72,20 @@ def _server(url: str) -> Server:
         raise ConfigurationError(
             f"a ledger in PostgreSQL needs psycopg ({error}): pip install 'evolink-async[cluster]'"
         ) from error
-    url = "postgresql" + url[url.index("://") :]
+    _, separator, rest = url.partition("://")
+    url = f"postgresql://{rest}"
     try:
+        if not separator or "\0" in url:
+            raise ValueError
         options = [option for option in pq.Conninfo.parse(url.encode()) if option.val is not None]
         values = {option.keyword.decode(): (option.val or b"").decode() for option in options}
-    except (Error, UnicodeError):  # its message may quote the password
+        for port in filter(None, values.get("port", "").split(",")):
+            int(port)
+    except (Error, ValueError):  # its message may quote the password
         raise ConfigurationError(
             "a ledger in PostgreSQL is named by a URL such as postgresql://user@host:5432/database; this one cannot be "
             "read (in a user or a password, write what is no letter or digit as %XX)"
         ) from None
-    if "\0" in url:
-        raise ConfigurationError("a ledger's URL holds no NUL")
     secrets = {option.keyword.decode() for option in options if option.dispchar == b"*"}
     return Server(url, _shown({name: values[name] for name in values if name not in secrets}), bool(secrets))
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -107,7 +105,6 @@ class JobStore:
                 check_sums(database)
                 self._job = _job_id(database, self._name, now)
                 database.lock(self._job, self._name)
-                _stores.add(self)
                 return self._take_over(cap, begins_run=begins_run)
             except BaseException:
                 self.close()
@@ -231,19 +228,6 @@ class JobStore:
                     (self._job, f"{digits}-", f"{digits}.", self._run),
                 )
         return counts
-
-
-_stores: weakref.WeakSet[JobStore] = weakref.WeakSet()
-_inherited: list[Any] = []
-
-
-def _keep_inherited() -> None:
-    """In a child nobody may close what the parent has opened, so it is kept from being collected."""
-    _inherited.extend(store._database for store in _stores)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep_inherited)
 
 
 _UNBALANCED = """
