@@ -1,58 +1,91 @@
-"""`job ...` on a ledger in PostgreSQL: the password of its URL shows nowhere, and the lines to be copied work."""
+"""`job show`, `unknown`, `resolve` and `export` of a ledger in PostgreSQL: as of a file, and without its password."""
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import shlex
-from urllib.parse import unquote, urlsplit
+from typing import Any
 
 import pytest
-from cli_ledgers import a_ledger
+from cli_ledgers import MODEL, a_ledger
 from cli_process import Ended, command, environment
-from postgres import Postgres
+from postgres import USER, Postgres, database_of, passwords
+from pydantic_core import from_json
 
-KEYS = {"a": "completed", "e": "unsettled", "odd & 'key'": "unsettled"}
+from evolink_async import open_ledger
 
 
 @pytest.fixture
-async def url(postgres: Postgres, postgres_url: str) -> str:
-    await a_ledger(postgres_url, KEYS)
-    return postgres_url
+async def url(postgres_url: str) -> str:
+    requests = {"a": "completed", "b": "failed", "lost": "unsettled", "lost too": "unsettled", "e": "accepted"}
+    return str(await a_ledger(postgres_url, requests))  # type: ignore[arg-type]
 
 
-async def job(*arguments: str, password: str | None = None) -> Ended:
-    result = await command("job", *arguments, env=environment(EVOLINK_API_KEY=None, PGPASSWORD=password))
-    assert "canary" not in result.stdout + result.stderr
+async def job(verb: str, *arguments: object, **more: str | None) -> Ended:
+    """`evolink-async job ...`, whose output holds no password."""
+    result = await command("job", verb, *arguments, env=environment(EVOLINK_API_KEY=None, **more))
+    assert not [password for password in passwords if password in result.stdout + result.stderr]
     return result
 
 
-async def test_lines_to_be_copied_are_without_the_password_and_work_where_that_is_known(url: str) -> None:
-    shown = re.sub(":[^@/]*@", "@", url)
-    unknown = await job("unknown", url)
-    assert unknown.code == 1
-    assert "without the password: set PGPASSWORD" in unknown.stderr
-    lines = [line.strip() for line in unknown.stdout.splitlines() if "evolink-async job resolve" in line]
-    assert len(lines) == 2
-    password = unquote(urlsplit(url).password or "")
-    for left, line in zip((1, 0), lines, strict=True):
-        program, _, *arguments = shlex.split(line)
-        assert (program, arguments[1]) == ("evolink-async", shown)
-        settled = await job(*arguments, "--not-submitted", password=password)
-        assert settled.code == 0, settled.stderr
-        assert (f"  evolink-async job unknown {shown}" in settled.stderr) is bool(left)
-        assert "PGPASSWORD" not in settled.stderr  # there was none in the line
+async def test_a_ledger_is_shown_settled_and_exported_by_its_url(url: str, postgres: Postgres) -> None:
+    shown = f"postgresql://{USER}@127.0.0.1:{postgres.port}/{database_of(url)}"
+    result = await job("show", url)
+    assert result.code == 0
+    assert "requests  5: 2 unsettled, 1 accepted, 1 completed, 1 failed" in result.stdout
+    assert f"evolink-async job unknown {shown}" in result.stdout
+    assert "PGPASSWORD" in result.stderr
+    [told] = [from_json(line) for line in (await job("show", url, "--json")).stdout.splitlines()]
+    assert (told["requests"], told["credits_spent"], told["unknown"], told["in_use_by"]) == (5, 2.5, 2, None)
+    assert told["costs"] == [
+        {"day": "2026-11-20", "model": MODEL, "tasks": 4, "credits_spent": 2.5, "credits_reserved": 7.5}
+    ]
+
+    listed = await job("unknown", url)
+    assert listed.code == 1
+    commands = re.findall(r"^  evolink-async (job resolve .*)$", listed.stdout, re.M)
+    assert [shlex.split(line)[2] for line in commands] == [shown, shown]
+    for line, how in zip(commands, (["--task-id", "task-found"], ["--not-submitted"]), strict=True):
+        result = await job(*shlex.split(line)[1:], *how, PGPASSWORD=postgres.password)
+        assert result.code == 0, result.stderr
     assert (await job("unknown", url)).code == 0
+    async with open_ledger(url) as ledger:
+        states = {row.identity: str(row.state) async for row in ledger.job().rows()}
+    assert (states["lost"], states["lost too"]) == ("accepted", "entered")
+
+    exported = [from_json(line) for line in (await job("export", url, "--state", "accepted")).stdout.splitlines()]
+    assert [row["identity"] for row in exported] == ["lost", "e"]
+    table = csv.DictReader(io.StringIO((await job("export", url, "--format", "csv")).stdout))
+    assert [row["identity"] for row in table] == ["a", "b", "lost", "lost too", "e"]
 
 
-async def test_every_verb_takes_the_url(url: str) -> None:
-    for arguments in (("show", url), ("show", url, "--json"), ("export", url), ("export", url, "--format", "csv")):
-        result = await job(*arguments)
-        assert (result.code, "e" in result.stdout) == (0, True), result.stderr
-    assert (await job("resolve", url, "e", "--give-up")).code == 0
-
-
-async def test_what_is_wrong_with_a_server_is_one_line(url: str) -> None:
-    for wrong in (f"{url}_not_there", url.replace("tester:", "nobody:"), url.replace("@", "x@")):
-        result = await job("show", wrong)
+async def test_what_is_wrong_with_a_server_is_one_sentence(url: str, postgres: Postgres, unused_port: int) -> None:
+    for wrong, said in (
+        (postgres.url("db", port=unused_port), f"127.0.0.1:{unused_port}/db"),
+        (postgres.url("no_such_database"), "no_such_database"),
+        (postgres.url("postgres"), "there is no ledger in"),
+        (f"postgresql://{USER}:%ZZ@host/db", "postgresql://"),
+    ):
+        result = await job("unknown", wrong)
         assert (result.code, result.stdout) == (2, "")
-        assert re.fullmatch(r"the ledger postgresql://\S+ cannot be reached .*\n", result.stderr), result.stderr
+        assert said in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert "Traceback" not in result.stderr
+    result = await job("resolve", url, "nobody", "--give-up")
+    assert (result.code, "has no request 'nobody'" in result.stderr) == (2, True)
+
+
+async def test_a_job_that_runs_elsewhere_can_be_looked_at_and_not_settled(url: str) -> None:
+    from evolink_async.ledger import open_job
+
+    running: Any = await open_job(url)
+    try:
+        [told] = [from_json(line) for line in (await job("show", url, "--json")).stdout.splitlines()]
+        assert re.match(r"process \d+ on ", told["in_use_by"])
+        result = await job("resolve", url, "lost", "--give-up")
+        assert (result.code, "in use by process" in result.stderr) == (2, True)
+    finally:
+        await running.aclose()
+    assert (await job("resolve", url, "lost", "--give-up")).code == 0

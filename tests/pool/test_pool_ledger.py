@@ -629,3 +629,37 @@ async def test_a_function_of_prices_that_fails_rejects_its_request_and_no_other(
         assert "ZeroDivisionError" in str(outcomes["k0"].error)
         assert "'cheap'" in str(outcomes["k1"].error)
         assert len(w.book) == 2
+
+
+async def test_a_key_that_postgresql_cannot_keep_is_rejected_alone_and_nothing_is_sent_for_it(
+    api_key: str, postgres_url: str
+) -> None:
+    keys = ["good", "with a \0", "\u20ac" * 900, "\u20ac" * 800]
+    requests = [image(number, key=key) for number, key in enumerate(keys)]
+    async with world(api_key) as w:
+        async with w.pool(requests, ledger=postgres_url) as pool:
+            outcomes = by_key(await drain(pool))
+            awaited = await pool.run(image(9, key="\0"))
+        assert [str(outcomes[key].status) for key in keys] == ["completed", "rejected", "rejected", "completed"]
+        assert isinstance(outcomes[keys[1]].error, InvalidRequestError)
+        assert "NUL" in str(outcomes[keys[1]].error)
+        assert "2,500 bytes" in str(outcomes[keys[2]].error)
+        assert awaited.status == "rejected"
+        assert len(w.wire.posts) == 2
+        async with w.pool(requests, ledger=postgres_url) as again:
+            assert by_key(await drain(again)).keys() == outcomes.keys()
+        assert len(w.wire.posts) == 2
+
+
+async def test_texts_with_a_nul_that_a_service_tells_are_kept_without_it_and_break_no_ledger(
+    api_key: str, ledger: Path | str
+) -> None:
+    refusal = {"error": {"code": "bad\0size", "message": "no \0 such size"}}
+    faults = [Fault(**POSTS, nth=(1,), status=400, body=refusal)]
+    async with world(api_key, faults=faults) as w:
+        async with w.pool(images(3), ledger=ledger) as pool:
+            first = by_key(await drain(pool))
+        assert sorted(str(outcome.status) for outcome in first.values()) == ["completed", "completed", "rejected"]
+        async with w.pool(images(3), ledger=ledger) as again:
+            assert all(outcome.ok for outcome in await drain(again))
+        assert pool.reason is again.reason is None
