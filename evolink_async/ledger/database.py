@@ -57,6 +57,9 @@ class Database(Protocol):
     def refuse(self, key: str) -> None:
         """Raise `InvalidRequestError` for a key that it cannot store. Needs no session, and no thread of its own."""
 
+    def disown(self) -> None:
+        """In a forked child: what the parent has opened is not to live on with the child."""
+
     def damaged(self, details: str) -> LedgerError:
         """The error that says that the ledger is damaged."""
 
@@ -85,6 +88,8 @@ _inherited: list[Database] = []
 def _keep_inherited() -> None:
     """In a child nobody may close what the parent has opened, so it is kept from being collected."""
     _inherited.extend(_databases)
+    for database in _inherited:
+        database.disown()
 
 
 if hasattr(os, "register_at_fork"):

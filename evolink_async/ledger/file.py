@@ -112,6 +112,9 @@ class FileDatabase:
     def refuse(self, key: str) -> None:
         """It takes them all."""
 
+    def disown(self) -> None:
+        """The lock of a job sees to itself."""
+
     def damaged(self, details: str) -> LedgerError:
         return corrupt(self._path, details)
 

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import re
 import secrets
 import time
@@ -207,6 +208,13 @@ class PostgresDatabase:
             raise InvalidRequestError(
                 f"key: has more than the {LONGEST_KEY:,} bytes that PostgreSQL can find it by", param="key"
             )
+
+    def disown(self) -> None:
+        connection = self._open_connection
+        if connection is not None and not connection.closed:  # as long as a copy of its socket is open, so is its lock
+            nothing = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nothing, connection.fileno(), inheritable=False)
+            os.close(nothing)
 
     def damaged(self, details: str) -> LedgerError:
         return LedgerError(

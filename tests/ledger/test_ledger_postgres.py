@@ -171,6 +171,24 @@ async def test_a_schema_that_was_made_beforehand_and_is_empty_is_taken(postgres_
         await row_in(job, State.COMPLETED, "k")
 
 
+async def test_who_may_write_to_the_tables_can_run_jobs_of_a_ledger_that_is_there(
+    postgres: Postgres, postgres_url: str, roles: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evolink_async.ledger.postgres._REST", 0.0)
+    async with opened(postgres_url, "made"):
+        pass
+    tables = "ALL TABLES IN SCHEMA evolink_async"
+    url = roles("USAGE ON SCHEMA evolink_async", f"SELECT, INSERT, UPDATE, DELETE ON {tables}")
+    async with opened(url, "mine") as job:
+        for state in State:
+            await row_in(job, state, state.value)
+        postgres.cut(postgres_url)
+        await row_in(job, State.COMPLETED, "after it was cut")
+    async with open_ledger(url) as ledger:
+        await ledger.job("mine").resolve("unsettled", submitted=False)
+    assert_balanced(postgres_url, "mine")
+
+
 async def test_who_may_only_read_can_look(postgres_url: str, roles: Any) -> None:
     async with opened(postgres_url) as job:
         await row_in(job, State.UNSETTLED, "k")
