@@ -1,4 +1,4 @@
-"""The SQLite file of a ledger: its tables, how it is made, opened and checked, and its errors as ours. It all blocks.
+"""The SQLite file of a ledger: how it is made, opened, locked and checked, and its errors as ours. It all blocks.
 
 A new file is made whole under another name first, so an empty one is never ours. WAL and synchronous=FULL: what is
 committed survives the process and, as far as the disk keeps its word about fsync, the power.

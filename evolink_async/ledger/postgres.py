@@ -48,7 +48,6 @@ _PARAMETERS = {
     "keepalives_count": "4",
     "tcp_user_timeout": "30000",
     "application_name": "evolink_async",
-    "client_encoding": "UTF8",
 }
 _SETTINGS = {
     "search_path": SCHEMA,
@@ -69,6 +68,10 @@ _WORDS = (  # of SQLite and of PostgreSQL, for the tables
     (r"\bBLOB\b", "BYTEA"),
     (r"\bTEXT\b", 'TEXT COLLATE "C"'),
     (r" WITHOUT ROWID", ""),
+)
+_BESIDES = (
+    "ALTER TABLE job ADD COLUMN holder TEXT",
+    "ALTER TABLE request SET (fillfactor = 50)",  # each is rewritten three times and more: room for that beside it
 )
 
 _POOLER = (
@@ -156,7 +159,7 @@ class PostgresDatabase:
     def transaction(self) -> Iterator[None]:
         connection = self._connection
         try:
-            with connection.pipeline():  # sent together: three waits for the server in all
+            with connection.pipeline():  # sent together: the server is waited for twice
                 connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
                 self._check_fence()
                 yield
@@ -233,7 +236,9 @@ class PostgresDatabase:
 
     def _connect(self) -> None:
         given: dict[str, Any] = conninfo.conninfo_to_dict(self._place.url)
-        connection = psycopg.connect(conninfo.make_conninfo(**_PARAMETERS | given), autocommit=True)
+        connection = psycopg.connect(
+            conninfo.make_conninfo(**_PARAMETERS | given | {"client_encoding": "UTF8"}), autocommit=True
+        )
         try:
             connection.adapters.register_dumper(bool, _Flag)
             connection.adapters.register_dumper(str, _Text)
@@ -270,8 +275,8 @@ class PostgresDatabase:
         """Of a connection that was cut the server may not know yet, and hold its lock for us."""
         self._connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND "
-            "objid = %s AND objsubid = 2 AND pid = %s AND (SELECT holder FROM job WHERE id = %s) = %s",
-            (LOCKS, job, process, job, self._holder),
+            "objid = %s AND objsubid = 2 AND pid = %s",
+            (LOCKS, job, process),
         )
 
     def _take_lock(self, job: int, name: str) -> None:
@@ -288,8 +293,8 @@ class PostgresDatabase:
             # Behind a pooler what was prepared may be another's statement of the same name.
             return self._connection.execute(query, parameters, prepare=False)
 
-        facts = ask("SELECT version, pg_backend_pid() FROM version")
-        holder = self._job and ask("SELECT holder FROM job WHERE id = %s FOR UPDATE", self._job[0])
+        facts = ask("SELECT version, pg_backend_pid() FROM evolink_async.version")
+        holder = self._job and ask("SELECT holder FROM evolink_async.job WHERE id = %s FOR UPDATE", self._job[0])
         [(version, process)] = facts.fetchall()
         self._refuse_newer(version)
         if process != self._server_process:
@@ -363,10 +368,8 @@ class PostgresDatabase:
                     VERSION,
                     extra={"event": "ledger_upgraded"},
                 )
-            for statement in itertools.chain(*MIGRATIONS[version or 0 :]):
+            for statement in itertools.chain(*MIGRATIONS[version or 0 :], () if version else _BESIDES):
                 connection.execute(_translated(statement))
-            if version is None:
-                connection.execute("ALTER TABLE job ADD COLUMN holder TEXT")
             connection.execute("UPDATE version SET version = %s", (VERSION,))
 
     def _make(self) -> None:

@@ -167,6 +167,21 @@ async def test_a_connection_that_was_cut_in_a_rest_ends_no_job(
             await open_job(postgres_url)
 
 
+async def test_a_pooler_that_gives_each_transaction_another_connection_is_told_of_before_anything_is_written(
+    postgres_url: str,
+) -> None:
+    job = await open_job(postgres_url)
+    row = await entered(job, "k")
+    assert job._turns is not None
+    job._turns._store._database._server_process += 1  # type: ignore[attr-defined]
+    with pytest.raises(LedgerError, match=r"pooler .*connect directly"):
+        await intend(job, row)
+    assert row.state is State.ENTERED
+    assert ask(postgres_url, "SELECT state FROM request") == [("entered",)]
+    with pytest.raises(LedgerError, match="pooler"):
+        await job.aclose()
+
+
 async def test_a_ledger_that_is_open_is_of_no_use_in_a_forked_child(ledger_url: Path | str) -> None:
     async with opened(ledger_url):
         pass
