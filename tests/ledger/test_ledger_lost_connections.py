@@ -182,6 +182,8 @@ async def test_a_pooler_that_gives_each_transaction_another_connection_is_told_o
         await job.aclose()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 async def test_a_ledger_that_is_open_is_of_no_use_in_a_forked_child(ledger_url: Path | str) -> None:
     async with opened(ledger_url):
         pass
