@@ -1,13 +1,15 @@
 """What a ledger costs: durable writes per second, how long an intent waits, CPU per write and task, bytes per request.
 
     python benchmarks/ledger.py [--requests 10000] [--tasks 1000] [--rounds 3] [--size 100000] [--folder .] [--json]
-                                [--parts many,alone,size,pool]
+                                [--parts many,alone,size,pool] [--postgresql URL]
 
 So many asyncio tasks at once take requests through `enter`, `intend`, `accepted` and `ended`, and wait for each of the
 four to be durable. Beside it, in the same run and in turns with it, on the same disk, the least that durability can
 cost: as many tasks that wait for a record of 350 bytes to be appended to a file and synced with fdatasync, many at
 once, in a thread. The ratio of the two is the figure to trust; the rest depends on the disk and on who else is on it.
-The ledger in memory takes the same way without a file: what is left of the CPU time is what the file costs.
+The ledger in memory takes the same way without a file: what is left of the CPU time is what the file costs. The one in
+PostgreSQL is in a server that is started for it, with its usual settings (fsync on), where temporary files are; or
+where the URL says, in a job of its own for each round.
 
 Then the whole of it: the same job through a pool without and with a ledger, in turns, so many tasks outstanding at
 once; over TCP, the service in another process, and with a service in this process that answers at once, which shows the
@@ -36,10 +38,12 @@ from pathlib import Path
 from typing import Any
 
 # A benchmark measures the checkout that it lies in.
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tests"))
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from machine import machine
 from pool import CONNECTIONS, MODEL, WARM_UP, Job, canned_client, drain, requests, seconds_for, serving
+from postgres import running
 
 from evolink_async import AsyncEvoLink
 from evolink_async.ledger import Entry, JobLedger, open_job
@@ -49,6 +53,13 @@ BODY = '{{"model":"gpt-4o-image","prompt":"a lighthouse in the style of painter 
 RECORD = b"x" * 350
 VERBS = 4
 PARTS = ("many", "alone", "size", "pool")
+AS_USUAL = {
+    "fsync": "on",
+    "full_page_writes": "on",
+    "autovacuum": "on",
+    "shared_buffers": "128MB",
+    "wal_level": "replica",
+}
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 
@@ -116,8 +127,8 @@ def through(job: JobLedger) -> Callable[[int], Awaitable[float]]:
 TASKS: list[Task] = []
 
 
-async def ledger(path: Path | None, tasks: int, count: int) -> dict[str, float]:
-    job = await open_job(path)
+async def ledger(place: Path | str | None, tasks: int, count: int) -> dict[str, float]:
+    job = await open_job(place, f"benchmark {time.time_ns()}")
     try:
         figures = await by_many(tasks, count, through(job))
     finally:
@@ -192,12 +203,14 @@ async def append(path: Path, tasks: int, count: int) -> dict[str, float]:
 # One alone, and the size
 
 
-async def alone(folder: Path) -> dict[str, dict[str, float]]:
+async def alone(folder: Path, url: str) -> dict[str, dict[str, float]]:
     """How long one intent waits when nobody else writes, and one append."""
-    job = await open_job(folder / "alone.db")
-    one = through(job)
-    intents = [await one(number) for number in range(200)]
-    await job.aclose()
+    intents = []
+    for place in (folder / "alone.db", url):
+        job = await open_job(place, f"benchmark {time.time_ns()}")
+        one = through(job)
+        intents.append(percentiles([await one(number) for number in range(200)]))
+        await job.aclose()
     appender = Appender(folder / "alone")
     appends: list[float] = []
     for _ in range(200):
@@ -205,7 +218,7 @@ async def alone(folder: Path) -> dict[str, dict[str, float]]:
         await appender.append()
         appends.append(time.perf_counter() - asked)
     appender.close()
-    return {"intent": percentiles(intents), "append": percentiles(appends)}
+    return {"intent": intents[0], "intent in PostgreSQL": intents[1], "append": percentiles(appends)}
 
 
 async def size(path: Path, count: int) -> dict[str, float]:
@@ -275,12 +288,14 @@ async def in_turns(client: AsyncEvoLink, job: Job, warm_up: Job, path: Path, rou
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
     TASKS.extend(completed(number) for number in range(max(options.requests, options.size)))
     results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+    with tempfile.TemporaryDirectory(dir=options.folder) as name, running(**AS_USUAL) as server:
         folder = Path(name)
+        if {"many", "alone"} & set(options.parts):
+            url = options.postgresql or server.create()
         if "many" in options.parts:
-            results["many"] = await compared(folder, options)
+            results["many"] = await compared(folder, url, options)
         if "alone" in options.parts:
-            results["alone"] = await alone(folder)
+            results["alone"] = await alone(folder, url)
         if "size" in options.parts:
             results["size"] = await size(folder / "size.db", options.size)
         if "pool" in options.parts:
@@ -289,12 +304,14 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-async def compared(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+async def compared(folder: Path, url: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """The ledger and its peers, in turns; medians of the rounds."""
-    rounds: dict[str, list[dict[str, float]]] = {"append and fdatasync": [], "ledger": [], "ledger in memory": []}
+    ways = ("append and fdatasync", "ledger", "ledger in PostgreSQL", "ledger in memory")
+    rounds: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for number in range(options.rounds):
         rounds["append and fdatasync"].append(await append(folder / f"{number}", options.tasks, options.requests))
         rounds["ledger"].append(await ledger(folder / f"{number}.db", options.tasks, options.requests))
+        rounds["ledger in PostgreSQL"].append(await ledger(url, options.tasks, options.requests))
         rounds["ledger in memory"].append(await ledger(None, options.tasks, options.requests))
     return {
         way: {figure: statistics.median(each[figure] for each in all_of_them) for figure in all_of_them[0]}
@@ -332,6 +349,9 @@ def show_many(many: dict[str, dict[str, float]], options: argparse.Namespace) ->
     print(
         f"beside a bare append the ledger writes {rate:.2f} times as many records, its p99 is {wait:.1f} times as long"
     )
+    server = many["ledger in PostgreSQL"]
+    rate, wait = server["writes_per_second"] / ours["writes_per_second"], server["p99_ms"] / ours["p99_ms"]
+    print(f"beside the file PostgreSQL writes {rate:.2f} times as many, its p99 is {wait:.1f} times as long")
 
 
 def show_size(sizes: dict[str, Any]) -> None:
@@ -349,6 +369,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=100_000)
     parser.add_argument("--folder", help="where the files are made, by default where temporary files are")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--postgresql", metavar="URL", help="a database of yours, in which a ledger is made")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     options.parts = [part.strip() for part in options.parts.split(",")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import functools
 import gc
 import inspect
@@ -14,12 +15,14 @@ import random
 import secrets
 import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from postgres import Postgres, passwords, running
 from support import assert_nothing_left, contents, transports
 
 from evolink_async import AsyncEvoLink
@@ -100,7 +103,7 @@ def api_key() -> str:
 def _canary(
     api_key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[None]:
-    """The key is in the environment, and may be found in no log line and no file of the test afterwards."""
+    """The key is in the environment, and no secret may be found in a log line or a file of the test afterwards."""
     for name in _PROXIES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -115,10 +118,64 @@ def _canary(
     yield
     root.removeHandler(handler)
     ours.setLevel(level)
-    leaks = [line for line in handler.lines if api_key in line]
-    assert not leaks, f"the API key is in the log: {leaks[:3]}"
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and api_key.encode() in contents(path)]
-    assert not written, f"the API key is in files: {written}"
+    for name, secret in (("API key", api_key), *(("database's password", password) for password in passwords)):
+        leaks = [line for line in handler.lines if secret in line]
+        assert not leaks, f"the {name} is in the log: {leaks[:3]}"
+        written = [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in contents(path)]
+        assert not written, f"the {name} is in files: {written}"
+
+
+MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture
+def quick_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, where the system has one: for ledgers whose many small commits say nothing about a disk."""
+    if not os.access(MEMORY, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="evolink-test-", dir=MEMORY) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server, started when something is asked of it for the first time."""
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """A database that is new and empty."""
+    url = postgres.create()
+    yield url
+    postgres.drop(url)
+
+
+@pytest.fixture(params=["file", "postgresql"])
+def new_ledger(request: pytest.FixtureRequest) -> Iterator[Callable[[], Path | str]]:
+    """Gives places where a ledger can be made: once files, once databases."""
+    if request.param == "file":
+        folder: Path = request.getfixturevalue("quick_path")
+        names = itertools.chain(["job.db"], (f"job{number}.db" for number in itertools.count(2)))
+        yield lambda: folder / next(names)
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    with contextlib.ExitStack() as stack:
+
+        def lend() -> str:
+            url = server.lend()
+            stack.callback(server.give_back, url)
+            return url
+
+        yield lend
+
+
+@pytest.fixture
+def ledger_url(new_ledger: Callable[[], Path | str]) -> Path | str:
+    """Where a ledger can be made: once a file, once a database."""
+    return new_ledger()
 
 
 @pytest.fixture(autouse=True)

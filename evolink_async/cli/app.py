@@ -395,7 +395,7 @@ LedgerPath = Annotated[
     str,
     typer.Argument(
         metavar="LEDGER",
-        help="The file, e.g. job.db, or the folder of a run.",
+        help="The file, e.g. job.db, the folder of a run, or a postgresql:// URL.",
         callback=_ledger_of,
         show_default=False,
     ),

@@ -36,6 +36,7 @@ from evolink_async.errors import (
 )
 from evolink_async.ledger import Ledger, LedgerJob, Row, State, candidates, open_ledger
 from evolink_async.ledger.candidates import EARLIEST, why_not
+from evolink_async.ledger.places import Server, ledger_place
 from evolink_async.types import Task
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def show_jobs(screen: Screen, path: str, name: str | None, *, as_json: bool) -> 
                 else:
                     command = _command("unknown", path, job_name, implied)
                     _print(*([""] if number else []), *_job_picture(stats, costs, command))
+                    if stats.unknown:
+                        _say_password(screen, path)
             if not jobs:
                 screen.say("the ledger has no jobs yet")
 
@@ -321,6 +324,7 @@ class _UnknownView:
         options.add_row("--not-submitted", "it was not: its credits are free, the next run sends it again")
         options.add_row("--give-up", "nobody will find out: never sent again, its credits stay reserved")
         self.screen.show(Padding(options, (0, 0, 0, 2)))
+        _say_password(self.screen, self.path)
 
     def _line(self, request: UnknownRequest) -> dict[str, Any]:
         found = None if self.found is None else self.found.get(request.identity, [])
@@ -410,6 +414,7 @@ def resolve_one(
         if left:
             screen.say(f"{counted(left, 'request is', 'requests are')} still unknown:")
             screen.verbatim(f"  {command}")
+            _say_password(screen, path)
         return 0
 
     return _run(work())
@@ -563,8 +568,18 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _command(verb: str, path: str, job: str, implied: str, *more: str) -> str:
+    """A line to be copied. The password of a URL is not in it."""
     options = [] if job == implied else ["--job", job]
-    return shlex.join(["evolink-async", "job", verb, path, *more, *options])
+    place = ledger_place(path)
+    shown = place.shown if isinstance(place, Server) else path
+    return shlex.join(["evolink-async", "job", verb, shown, *more, *options])
+
+
+def _say_password(screen: Screen, path: str) -> None:
+    """What a line to be copied needs besides."""
+    place = ledger_place(path)
+    if isinstance(place, Server) and place.has_secret:
+        screen.say("These lines are without the password: set PGPASSWORD for them, or write it into ~/.pgpass.")
 
 
 def _moment(moment: datetime, *, seconds: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""The SQLite file of a ledger: its tables, how it is made, opened and checked, and its errors as ours. It all blocks.
+"""The SQLite file of a ledger: how it is made, opened, locked and checked, and its errors as ours. It all blocks.
 
 A new file is made whole under another name first, so an empty one is never ours. WAL and synchronous=FULL: what is
 committed survives the process and, as far as the disk keeps its word about fsync, the power.
@@ -12,14 +12,15 @@ import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from evolink_async.errors import LedgerError
 from evolink_async.ledger.locks import FileLock, holder_of
 from evolink_async.ledger.places import refuse_remote
+from evolink_async.ledger.schema import MIGRATIONS, VERSION
 
 logger = logging.getLogger("evolink_async.ledger")
 
@@ -28,53 +29,102 @@ Identity = tuple[int, int] | None  # of an open file; None where nothing tells i
 OLDEST_SQLITE = (3, 24)  # the first with upserts
 BUSY_SECONDS = 10.0  # how long a turn waits for that of another job in the same file
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    # Version 1. Times are microseconds since 1970 UTC, amounts are micro-credits.
-    (
-        """CREATE TABLE job (
-            id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, created_at INTEGER NOT NULL,
-            runs INTEGER NOT NULL DEFAULT 0, requests INTEGER NOT NULL DEFAULT 0,
-            reserved INTEGER NOT NULL DEFAULT 0, spent INTEGER NOT NULL DEFAULT 0,
-            probe INTEGER, probe_price TEXT,
-            replays INTEGER NOT NULL DEFAULT 0, keys_honoured INTEGER NOT NULL DEFAULT 0)""",
-        """CREATE TABLE request (
-            id INTEGER PRIMARY KEY, job INTEGER NOT NULL, identity TEXT NOT NULL, keyed INTEGER NOT NULL,
-            content BLOB NOT NULL, endpoint TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL,
-            seen INTEGER NOT NULL, number INTEGER NOT NULL, attempts INTEGER NOT NULL, losses INTEGER NOT NULL,
-            replayed INTEGER NOT NULL, idempotency_key TEXT, fingerprint TEXT, task_id TEXT,
-            reserved INTEGER, spent INTEGER, submitted_at INTEGER, ended_at INTEGER,
-            error_code TEXT, error TEXT, past INTEGER NOT NULL,
-            UNIQUE (job, identity))""",
-        "CREATE TABLE body (request INTEGER PRIMARY KEY, body BLOB NOT NULL)",
-        "CREATE TABLE result (request INTEGER PRIMARY KEY, task TEXT, files TEXT NOT NULL)",
-        """CREATE TABLE past_try (
-            id INTEGER PRIMARY KEY, request INTEGER NOT NULL, number INTEGER NOT NULL, state TEXT NOT NULL,
-            replayed INTEGER NOT NULL, task_id TEXT, idempotency_key TEXT, reserved INTEGER, spent INTEGER,
-            submitted_at INTEGER, ended_at INTEGER, error_code TEXT, error TEXT)""",
-        "CREATE INDEX past_try_of ON past_try (request)",
-        """CREATE TABLE price (
-            job INTEGER NOT NULL, class TEXT NOT NULL, credits INTEGER NOT NULL,
-            PRIMARY KEY (job, class)) WITHOUT ROWID""",
-    ),
-    # Version 2. A table of its own: a job's row is rewritten with every turn, and this is long.
-    ("CREATE TABLE learned (job INTEGER PRIMARY KEY, value TEXT NOT NULL)",),
-    # Version 3. `credits` is the last that the service has reserved for a request of the class; `used` is the most that
-    # one has used where that was more, or nothing was reserved.
-    ("ALTER TABLE price ADD COLUMN used INTEGER",),
-)
-VERSION = len(MIGRATIONS)
 
-_UNBALANCED = """
-    WITH held AS (
-        SELECT job, 1 AS one, coalesce(reserved, 0) AS reserved, coalesce(spent, 0) AS spent FROM request
-        UNION ALL
-        SELECT job, 0, coalesce(past_try.reserved, 0), coalesce(past_try.spent, 0)
-        FROM past_try LEFT JOIN request ON request.id = past_try.request
-        UNION ALL
-        SELECT id, -requests, -reserved, -spent FROM job
-    )
-    SELECT name FROM held LEFT JOIN job ON job.id = held.job GROUP BY held.job
-    HAVING sum(one) <> 0 OR sum(held.reserved) <> 0 OR sum(held.spent) <> 0 OR name IS NULL"""
+class FileDatabase:
+    """A ledger in an SQLite file."""
+
+    learned = "SELECT CAST(value AS BLOB) FROM learned WHERE job = ?"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._open_connection: sqlite3.Connection | None = None
+        self._lock: FileLock | None = None
+        self._identities: tuple[Identity, Identity] | None = None  # of what may not be replaced while a job runs
+        self._refuse_changed: Callable[[], None] | None = None  # where it is read without taking part in its locks
+
+    def open(self) -> None:
+        path = self._path
+        refuse_orphan(path)
+        if not path.exists():
+            create(path)
+        self._open_connection = connection = connect(path)
+        self._identities = identities_of(path)
+        check_structure(connection, path)
+        migrate(connection, path)
+
+    def look(self) -> None:
+        if may_write(self._path):
+            self._open_connection = connection = connect(self._path)
+            migrate(connection, self._path)
+        else:
+            self._open_connection, self._refuse_changed = connect_to_look(self._path)
+
+    def close(self) -> None:
+        connection, self._open_connection = self._open_connection, None
+        lock, self._lock = self._lock, None
+        try:
+            if connection is not None:
+                with ledger_errors(self._path):
+                    connection.close()
+        finally:
+            if lock is not None:
+                lock.release()
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        with ledger_errors(self._path):
+            try:
+                yield
+            finally:
+                if self._refuse_changed is not None:
+                    self._refuse_changed()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        with transaction(self._connection):
+            yield
+            if self._identities is not None:
+                refuse_if_gone(self._path, self._identities)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.execute("ROLLBACK")
+
+    def query(self, query: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return self._connection.execute(query, parameters).fetchall()
+
+    def execute(self, query: str, parameters: Sequence[Any] = ()) -> None:
+        self._connection.execute(query, parameters)
+
+    def executemany(self, query: str, many: Iterable[Sequence[Any]]) -> None:
+        self._connection.executemany(query, many)
+
+    def lock(self, job: int, name: str) -> None:
+        self._lock = lock_job(self._path, job, name)
+
+    def holder(self, job: int) -> str | None:
+        return holder_of(_lock_path(self._path, job))
+
+    def refuse(self, key: str) -> None:
+        """It takes them all."""
+
+    def last_pauses(self, error: LedgerError) -> Sequence[float]:
+        return (0.0,)
+
+    def disown(self) -> None:
+        """The lock of a job sees to itself."""
+
+    def damaged(self, details: str) -> LedgerError:
+        return corrupt(self._path, details)
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        assert self._open_connection is not None
+        return self._open_connection
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -256,12 +306,6 @@ def check_structure(connection: sqlite3.Connection, path: Path) -> None:
         raise corrupt(path, str(verdict).splitlines()[-1])
 
 
-def check_sums(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise `LedgerError` if what is stored of the requests does not add up to what is stored of their jobs."""
-    for (name,) in connection.execute(_UNBALANCED):
-        raise corrupt(path, f"the requests of job {name!r} do not add up")
-
-
 def corrupt(path: Path, details: str) -> LedgerError:
     """The error that says that a file is damaged."""
     return LedgerError(
@@ -366,13 +410,6 @@ def _bring_up(connection: sqlite3.Connection, version: int) -> None:
 def lock_job(path: Path, job: int, name: str) -> FileLock:
     """Take the lock of a job. Raises `LedgerError` if another process has it."""
     return FileLock(_lock_path(path, job), f"job {name!r} of the ledger {str(path)!r}")
-
-
-def job_holder(connection: sqlite3.Connection, job: int) -> str | None:
-    """The process that runs a job now, in words; None: none does."""
-    # As bytes: a name of an old disk may be no UTF-8.
-    [[path]] = connection.execute("SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'")
-    return holder_of(_lock_path(Path(os.fsdecode(path)), job))
 
 
 def _lock_path(path: Path, job: int) -> Path:

@@ -206,11 +206,14 @@ class JobLedger:
         """Look a request up, and enter it if it is new: what is known of it.
 
         One without a key is told apart by how many of the same content came before it in this run. What is asked at
-        once is looked up and written together. `rerun.what_to_do` says what follows.
+        once is looked up and written together. `rerun.what_to_do` says what follows. Raises `InvalidRequestError` for a
+        key that the ledger cannot keep.
         """
         if self._turns is None:
             return self._done(self.enter_at_once(entry))
         self._check()
+        if entry.key is not None:
+            self._turns.refuse(entry.key)
         future: asyncio.Future[Entered] = self._loop.create_future()
         return self._turns.look_up(
             future,

@@ -51,13 +51,15 @@ class FileLock:
                 raise LedgerError(f"cannot write beside the ledger, {self._path.name!r}: {error.strerror}") from error
             try:
                 if not _lock(file) and not _lock_after_looks(file):
-                    raise LedgerError(f"{self._what} is in use{_holder(file)}; other jobs in the same file are free")
+                    raise LedgerError(
+                        f"{self._what} is in use{by(_holder(file))}; other jobs in the same file are free"
+                    )
                 if not self._is_there(file):
                     file.close()  # its former holder has removed it since we opened it
                     continue
                 self._refuse_if_worthless()
                 file.truncate(0)
-                file.write(_myself())
+                file.write(json.dumps(myself()).encode())
             except OSError as error:
                 file.close()
                 message = f"{self._what} cannot be locked on this file system ({error.strerror}): use a local disk"
@@ -145,21 +147,35 @@ def holder_of(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     with file:
-        return None if _lock(file) else _holder(file).removeprefix(" by ") or "another process"
+        return None if _lock(file) else _holder(file) or "another process"
 
 
-def _myself() -> bytes:
+def myself() -> dict[str, object]:
+    """Who holds a lock, to be written down for others."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}).encode()
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+
+
+def told_holder(text: str | bytes) -> str:
+    """Who holds a lock, in words, of what `myself` has written down; empty if it can't be told."""
+    try:
+        told = json.loads(text)
+        pid, host, since = int(told["pid"]), str(told["host"]), str(told["since"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    who = "this process" if pid == os.getpid() and host == socket.gethostname() else f"process {pid} on {host}"
+    return f"{who} since {since}"
+
+
+def by(holder: str) -> str:
+    """The part of a sentence that names a holder, if it is known."""
+    return holder and f" by {holder}"
 
 
 def _holder(file: FileIO) -> str:
     """Who holds the lock, as far as the file tells."""
     try:
         file.seek(0)
-        told = json.loads(file.read(1000))
-        pid, host, since = int(told["pid"]), str(told["host"]), str(told["since"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return told_holder(file.read(1000))
+    except OSError:
         return ""
-    who = "this process" if pid == os.getpid() and host == socket.gethostname() else f"process {pid} on {host}"
-    return f" by {who} since {since}"

@@ -8,21 +8,19 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
 from evolink_async.checks import checked_id
 from evolink_async.errors import ClosedError, ConfigurationError, InvalidRequestError
 from evolink_async.ledger.job import JobLedger, Opened
-from evolink_async.ledger.places import ledger_path
+from evolink_async.ledger.places import Place, Server, ledger_place
 from evolink_async.ledger.states import State
 from evolink_async.ledger.turns import Store
 from evolink_async.ledger.values import Account, Row, is_text, to_micro
 
 if TYPE_CHECKING:
-    import sqlite3
-
+    from evolink_async.ledger.database import Database
     from evolink_async.ledger.reports import Cost, JobStats, UnknownRequest
 
 __all__ = ["Ledger", "LedgerJob", "open_job", "open_ledger"]
@@ -41,29 +39,34 @@ def one_thread() -> Executor:
 async def open_job(
     url: str | os.PathLike[str] | None, name: str = "default", *, max_credits: Decimal | None = None
 ) -> JobLedger:
-    """Begin a run of a job: lock it, and make the file and the job if they are new.
+    """Begin a run of a job: lock it, and make the ledger and the job if they are new.
 
-    url: a path, None: in memory, for this run alone. max_credits: what may be spent and reserved, over all runs.
-    Raises `LedgerError` if the job is in use, or the file is damaged, newer than this version, no ledger, not writable
-    or on a file system without trustworthy locks; `ConfigurationError` for a url or name that can be none.
+    url: a path, or a postgresql:// URL; None: in memory, for this run alone. max_credits: what may be spent and
+    reserved, over all runs. Raises `LedgerError` if the job is in use, or the ledger is damaged, newer than this
+    version, none, not writable, not to be reached or on a file system without trustworthy locks; `ConfigurationError`
+    for a url or name that can be none.
     """
     cap = None if max_credits is None else to_micro(max_credits)
-    path = checked_job(url, name)
-    if path is None:
+    place = checked_job(url, name)
+    if place is None:
         return JobLedger(Opened(name, 1, Account(cap), 1, 0, 0))
-    return await _open(path, name, cap, begins_run=True)
+    return await _open(place, name, cap, begins_run=True)
 
 
-def checked_job(url: str | os.PathLike[str] | None, name: str) -> Path | None:
-    """The file of a job, None: it is in memory. Raises `ConfigurationError` for a url or name that can be none."""
+def checked_job(url: str | os.PathLike[str] | None, name: str) -> Place | None:
+    """Where a job lies, None: in memory. Raises `ConfigurationError` for a url or name that can be none."""
     _checked_name(name)
-    return None if url is None else ledger_path(url)
+    place = None if url is None else ledger_place(url)
+    if isinstance(place, Server) and "\0" in name:
+        raise ConfigurationError(f"in PostgreSQL a job's name holds no NUL, got {name!r}")
+    return place
 
 
-async def _open(path: Path, name: str, cap: int | None, *, begins_run: bool) -> JobLedger:
-    from evolink_async.ledger.sqlite import SqliteStore
+async def _open(place: Place, name: str, cap: int | None, *, begins_run: bool) -> JobLedger:
+    from evolink_async.ledger.database import database_at
+    from evolink_async.ledger.store import JobStore
 
-    store = SqliteStore(path, name)
+    store = JobStore(database_at(place), name)
     executor = one_thread()
     try:
         opened = await _in(executor, store, store.open, cap, datetime.now(UTC), begins_run=begins_run)
@@ -96,27 +99,28 @@ def open_ledger(url: str | os.PathLike[str]) -> Ledger:
             for request in await ledger.job("default").unknown():
                 print(request.identity, request.credits, request.idempotency_key)
 
-    The file must exist. It may lie where nothing may be written; then nothing is. What is wrong with it is raised as
-    `LedgerError` on entering the block. Raises `ConfigurationError` for what is no path. Since 0.1.0.
+    url: a path, or a postgresql:// URL. The ledger must exist. It may lie where nothing may be written; then nothing
+    is. What is wrong with it is raised as `LedgerError` on entering the block. Raises `ConfigurationError` for what
+    names no ledger. Since 0.1.0.
     """
-    return Ledger(ledger_path(url))
+    return Ledger(ledger_place(url))
 
 
 class Ledger:
-    """A ledger file, opened for reading by `open_ledger`. `job` names one of its jobs, `jobs` tells which there are."""
+    """A ledger, opened for reading by `open_ledger`. `job` names one of its jobs, `jobs` tells which there are."""
 
     _resolving: asyncio.Lock  # one at a time, as each has the job for itself; of the loop in which it was opened
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self._executor: Executor | None = None
-        self._connection: sqlite3.Connection | None = None
-        self._refuse_changed: Callable[[], None] | None = None  # where it is read without taking part in its locks
+        self._database: Database | None = None
+        self._process: int | None = None  # that has opened it
 
     async def __aenter__(self) -> Self:
         if self._executor is not None:
             raise ConfigurationError("this ledger is open already; open_ledger gives another")
-        self._executor = one_thread()
+        self._executor, self._process = one_thread(), os.getpid()
         self._resolving = asyncio.Lock()
         try:
             await self._call(self._connect)
@@ -150,49 +154,41 @@ class Ledger:
 
     async def _close(self) -> None:
         executor, self._executor = self._executor, None
-        if executor is not None:
+        if executor is not None and self._process == os.getpid():
             closing = executor.submit(self._disconnect)
             executor.shutdown(wait=False)
             await asyncio.wrap_future(closing)
 
     def _connect(self) -> None:
-        from evolink_async.ledger.file import connect, connect_to_look, ledger_errors, may_write, migrate
+        from evolink_async.ledger.database import database_at
 
-        with ledger_errors(self._path):
-            if may_write(self._path):
-                self._connection = connect(self._path)
-                migrate(self._connection, self._path)
-            else:
-                self._connection, self._refuse_changed = connect_to_look(self._path)
+        self._database = database = database_at(self._place)
+        with database.session():
+            database.look()
 
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
 
-    async def _ask(
-        self, question: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def _ask(self, question: Callable[Concatenate[Database, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         def asked() -> T:
-            from evolink_async.ledger.file import ledger_errors
-
-            assert self._connection is not None
-            with ledger_errors(self._path):
-                try:
-                    return question(self._connection, *args, **kwargs)
-                finally:
-                    if self._refuse_changed is not None:
-                        self._refuse_changed()
+            database = self._database
+            assert database is not None
+            with database.session():
+                return question(database, *args, **kwargs)
 
         return await self._call(asked)
 
     async def _call(self, function: Callable[[], T]) -> T:
         if self._executor is None:
             raise ClosedError("the ledger is not open: async with open_ledger(...) as ledger")
+        if self._process != os.getpid():
+            raise ConfigurationError("a ledger cannot be used in a forked process; open it there")
         return await asyncio.wrap_future(self._executor.submit(function))
 
     def __repr__(self) -> str:
-        return f"<Ledger {str(self._path)!r} {'closed' if self._executor is None else 'open'}>"
+        return f"<Ledger {str(self._place)!r} {'closed' if self._executor is None else 'open'}>"
 
 
 class LedgerJob:
@@ -283,7 +279,7 @@ class LedgerJob:
             checked_id(task_id)
         await self._ledger._ask(job_stats, self.name)  # a job that isn't there is not made
         async with self._ledger._resolving:
-            job = await _open(self._ledger._path, self.name, None, begins_run=False)
+            job = await _open(self._ledger._place, self.name, None, begins_run=False)
             try:
                 row = await job.find(identity)
                 if row is None:

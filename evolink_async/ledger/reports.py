@@ -1,9 +1,8 @@
-"""What a ledger tells about its jobs: questions to an SQLite file, answered with plain values. All of it blocks."""
+"""What a ledger tells about its jobs: questions to a database, answered with plain values. All of it blocks."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,13 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 from evolink_async.errors import InvalidRequestError, LedgerError
-from evolink_async.ledger.file import job_holder
-from evolink_async.ledger.sqlite import ids_of, read_rows
+from evolink_async.ledger.database import Database
 from evolink_async.ledger.states import State
+from evolink_async.ledger.store import ids_of, marks, portions, read_rows, rows_named
 from evolink_async.ledger.values import PastTry, Row, StoredRow, known_price, to_credits
 
 PAGE = 500
-_IN_ONE_QUERY = 500
+_DAY = 24 * 60 * 60 * 1_000_000  # microseconds
 _LATEST = 5000  # completed requests by which it is told how long a model takes
 _IN_DOUBT = (State.UNSETTLED, State.SENDING, State.REPLAYING)
 
@@ -84,152 +83,140 @@ class Cost:
     credits_reserved: Decimal
 
 
-def job_names(connection: sqlite3.Connection) -> list[str]:
+def job_names(database: Database) -> list[str]:
     """The jobs of a file, the oldest first."""
-    return [name for (name,) in connection.execute("SELECT name FROM job ORDER BY id")]
+    return [name for (name,) in database.query("SELECT name FROM job ORDER BY id")]
 
 
-def job_stats(connection: sqlite3.Connection, name: str) -> JobStats:
+def job_stats(database: Database, name: str) -> JobStats:
     """How a job stands at this moment."""
-    job = _job(connection, name)
-    connection.execute("BEGIN")  # one view of everything
-    try:
+    job = _job(database, name)
+    with database.snapshot():
         columns = "requests, spent, reserved, runs, created_at"
-        [(requests, spent, reserved, runs, created_at)] = connection.execute(
+        [(requests, spent, reserved, runs, created_at)] = database.query(
             f"SELECT {columns} FROM job WHERE id = ?", (job,)
         )
-        counts = dict(connection.execute("SELECT state, count(*) FROM request WHERE job = ? GROUP BY state", (job,)))
-        unknown = unknown_requests(connection, name)
-    finally:
-        connection.execute("ROLLBACK")
+        by_state = database.query("SELECT state, count(*) FROM request WHERE job = ? GROUP BY state", (job,))
+        unknown = unknown_requests(database, name)
     return JobStats(
         name=name,
         requests=requests,
-        counts=counts,
+        counts=dict(by_state),
         credits_spent=to_credits(spent),
         credits_reserved=to_credits(reserved),
         unknown=len(unknown),
         credits_at_risk=sum((request.credits or Decimal(0) for request in unknown), Decimal(0)),
         runs=runs,
-        in_use_by=job_holder(connection, job),
+        in_use_by=database.holder(job),
         created_at=datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=created_at),
     )
 
 
-def unknown_requests(connection: sqlite3.Connection, name: str) -> list[UnknownRequest]:
+def unknown_requests(database: Database, name: str) -> list[UnknownRequest]:
     """The requests of a job that are not certain, in the order they were first pulled."""
-    job = _job(connection, name)
-    [[keys_honoured]] = connection.execute("SELECT keys_honoured FROM job WHERE id = ?", (job,))
-    running = job_holder(connection, job) is not None
+    job = _job(database, name)
+    [[keys_honoured]] = database.query("SELECT keys_honoured FROM job WHERE id = ?", (job,))
+    running = database.holder(job) is not None
     states = (State.UNSETTLED,) if running else _IN_DOUBT
-    sent_twice = "replayed OR id IN (SELECT request FROM past_try WHERE replayed)"
-    certain = "1" if keys_honoured else f"NOT ({sent_twice}) OR state = '{State.GIVEN_UP}'"
-    where = f"job = ? AND (state IN ({', '.join('?' * len(states))}) OR NOT ({certain})) ORDER BY id"
-    rows = read_rows(connection, where, (job, *states))
+    sent_twice = "replayed = 1 OR id IN (SELECT request FROM past_try WHERE replayed = 1)"
+    certain = "1 = 1" if keys_honoured else f"NOT ({sent_twice}) OR state = '{State.GIVEN_UP}'"
+    where = f"job = ? AND (state IN ({marks(states)}) OR NOT ({certain})) ORDER BY id"
+    rows = read_rows(database, where, (job, *states))
     return [_unknown(row) for row in rows if row.state in states or row.state not in _IN_DOUBT]
 
 
-def costs(connection: sqlite3.Connection, name: str) -> list[Cost]:
+def costs(database: Database, name: str) -> list[Cost]:
     """What a job has cost, by day and model."""
-    job = _job(connection, name)
-    day = "date(submitted_at / 1000000, 'unixepoch')"
+    job = _job(database, name)
     query = f"""
-        SELECT model, day, count(*), sum(spent), sum(reserved) FROM (
-            SELECT model, {day} AS day, coalesce(spent, 0) AS spent, coalesce(reserved, 0) AS reserved
-            FROM request WHERE job = :job AND (spent > 0 OR reserved > 0)
+        SELECT model, day, count(*), CAST(sum(spent) AS BIGINT), CAST(sum(reserved) AS BIGINT) FROM (
+            SELECT model, submitted_at / {_DAY} AS day, coalesce(spent, 0) AS spent, coalesce(reserved, 0) AS reserved
+            FROM request WHERE job = ? AND (spent > 0 OR reserved > 0)
             UNION ALL
-            SELECT model, {day.replace("submitted_at", "past_try.submitted_at")},
-                coalesce(past_try.spent, 0), coalesce(past_try.reserved, 0)
+            SELECT model, past_try.submitted_at / {_DAY}, coalesce(past_try.spent, 0), coalesce(past_try.reserved, 0)
             FROM past_try JOIN request ON request.id = past_try.request
-            WHERE job = :job AND (past_try.spent > 0 OR past_try.reserved > 0)
-        ) GROUP BY day, model ORDER BY day, model"""
+            WHERE job = ? AND (past_try.spent > 0 OR past_try.reserved > 0)
+        ) AS tries GROUP BY day, model ORDER BY day IS NOT NULL, day, model"""
     return [
         Cost(
             model=model,
-            day=date.fromisoformat(day) if day else None,
+            day=None if day is None else date(1970, 1, 1) + timedelta(days=day),
             tasks=tasks,
             credits_spent=to_credits(spent),
             credits_reserved=to_credits(reserved),
         )
-        for model, day, tasks, spent, reserved in connection.execute(query, {"job": job})
+        for model, day, tasks, spent, reserved in database.query(query, (job, job))
     ]
 
 
-def page_of_rows(connection: sqlite3.Connection, name: str, after: int, states: Sequence[str]) -> list[StoredRow]:
+def page_of_rows(database: Database, name: str, after: int, states: Sequence[str]) -> list[StoredRow]:
     """The next requests of a job, in the order they were first pulled."""
-    first, last = ids_of(_job(connection, name))
-    chosen = f"AND state IN ({', '.join('?' * len(states))})" if states else ""
+    first, last = ids_of(_job(database, name))
+    chosen = f"AND state IN ({marks(states)})" if states else ""
     # By the numbers alone: with the job too, SQLite would sort all of its requests for every page.
     where = f"id > ? AND id <= ? {chosen} ORDER BY id LIMIT {PAGE}"
-    return read_rows(connection, where, (max(first, after), last, *states))
+    return read_rows(database, where, (max(first, after), last, *states))
 
 
-def find_row(connection: sqlite3.Connection, name: str, identity: str) -> Row | None:
+def find_row(database: Database, name: str, identity: str) -> Row | None:
     """One request of a job."""
-    rows = read_rows(connection, "job = ? AND identity = ?", (_job(connection, name), identity))
+    rows = read_rows(database, "job = ? AND identity = ?", (_job(database, name), identity))
     return rows[0] if rows else None
 
 
-def find_rows(connection: sqlite3.Connection, name: str, identities: Sequence[str]) -> dict[str, Row]:
+def find_rows(database: Database, name: str, identities: Sequence[str]) -> dict[str, Row]:
     """Those of the identities that the job has requests of."""
-    job = _job(connection, name)
-    found: dict[str, Row] = {}
-    for start in range(0, len(identities), _IN_ONE_QUERY):
-        some = identities[start : start + _IN_ONE_QUERY]
-        where = f"job = ? AND identity IN ({', '.join('?' * len(some))})"
-        found.update((row.identity, row) for row in read_rows(connection, where, (job, *some)))
-    return found
+    return {**rows_named(database, _job(database, name), identities)}
 
 
-def known_prices(connection: sqlite3.Connection, name: str) -> dict[str, Decimal]:
+def known_prices(database: Database, name: str) -> dict[str, Decimal]:
     """What a request of each price class is taken to cost, as far as that is known."""
     query = "SELECT class, credits, used FROM price WHERE job = ?"
-    classes = connection.execute(query, (_job(connection, name),)).fetchall()
+    classes = database.query(query, (_job(database, name),))
     known = {price: known_price(reserved, used) for price, reserved, used in classes}
     return {price: to_credits(credits) for price, credits in known.items() if credits is not None}
 
 
-def seconds_taken(connection: sqlite3.Connection, name: str) -> dict[str, float]:
+def seconds_taken(database: Database, name: str) -> dict[str, float]:
     """How long a task of each model took, submission to known end: the median of the latest that completed."""
-    first, last = ids_of(_job(connection, name))
+    first, last = ids_of(_job(database, name))
     query = f"""
         SELECT model, ended_at - submitted_at FROM request
         WHERE id > ? AND id <= ? AND state = '{State.COMPLETED}' AND ended_at > submitted_at
         ORDER BY id DESC LIMIT {_LATEST}"""
     taken: dict[str, list[int]] = {}
-    for model, micros in connection.execute(query, (first, last)):
+    for model, micros in database.query(query, (first, last)):
         taken.setdefault(model, []).append(micros)
     return {model: statistics.median(micros) / 1e6 for model, micros in taken.items()}
 
 
-def known_tasks(connection: sqlite3.Connection, task_ids: Sequence[str]) -> set[str]:
+def known_tasks(database: Database, task_ids: Sequence[str]) -> set[str]:
     """Those of the ids that belong to a request of any job, in any try."""
     known: set[str] = set()
-    for start in range(0, len(task_ids), _IN_ONE_QUERY):
-        some = task_ids[start : start + _IN_ONE_QUERY]
+    for some in portions(task_ids):
         for table in ("request", "past_try"):
-            query = f"SELECT task_id FROM {table} WHERE task_id IN ({', '.join('?' * len(some))})"
-            known.update(task_id for (task_id,) in connection.execute(query, some))
+            query = f"SELECT task_id FROM {table} WHERE task_id IN ({marks(some)})"
+            known.update(task_id for (task_id,) in database.query(query, some))
     return known
 
 
-def refuse_taken(connection: sqlite3.Connection, name: str, identity: str, task_id: str) -> None:
+def refuse_taken(database: Database, name: str, identity: str, task_id: str) -> None:
     """Raise `InvalidRequestError` if a task is another request's, or that of a former try."""
     query = """
-        SELECT job.name, identity, 0 FROM request JOIN job ON job.id = request.job WHERE request.task_id = :task_id
+        SELECT job.name, identity, 0 FROM request JOIN job ON job.id = request.job WHERE request.task_id = ?
         UNION ALL
         SELECT job.name, identity, 1 FROM past_try JOIN request ON request.id = past_try.request
-        JOIN job ON job.id = request.job WHERE past_try.task_id = :task_id"""
-    for job, other, is_past in connection.execute(query, {"task_id": task_id}):
+        JOIN job ON job.id = request.job WHERE past_try.task_id = ?"""
+    for job, other, is_past in database.query(query, (task_id, task_id)):
         if is_past or (job, other) != (name, identity):
             of_job = "" if job == name else f" of job {job!r}"
             raise InvalidRequestError(f"task {task_id} belongs to the request {other!r}{of_job}", param="task_id")
 
 
-def _job(connection: sqlite3.Connection, name: str) -> int:
-    for (job,) in connection.execute("SELECT id FROM job WHERE name = ?", (name,)):
+def _job(database: Database, name: str) -> int:
+    for (job,) in database.query("SELECT id FROM job WHERE name = ?", (name,)):
         return int(job)
-    names = ", ".join(map(repr, job_names(connection))) or "none"
+    names = ", ".join(map(repr, job_names(database))) or "none"
     raise LedgerError(f"the ledger has no job {name!r}; its jobs: {names}")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -24,7 +24,6 @@ logger = logging.getLogger("evolink_async.ledger")
 T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds before what could not be written is tried again
-_LAST_TRIES = 2  # when it is closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +43,15 @@ class JobSums:
 class Batch:
     """What one turn writes, and what it looks up afterwards.
 
-    rows: as `values.written` gives them. job: None: nothing is to be written. contents: of those without a key, and how
-    many of each come now; counted: how many of them came before in this run, where that is known.
-    prices: by class, what was last reserved, and what was used above that.
+    rows: as `values.written` gives them. past: of a request that has a new one, all of them. job: None: nothing is to
+    be written. contents: of those without a key, and how many of each come now; counted: how many of them came before
+    in this run, where that is known. prices: by class, what was last reserved, and what was used above that.
     """
 
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     bodies: dict[int, bytes] = field(default_factory=dict)
     results: list[tuple[int, Task | None, tuple[str, ...]]] = field(default_factory=list)
-    past: list[tuple[int, PastTry]] = field(default_factory=list)
+    past: dict[int, tuple[PastTry, ...]] = field(default_factory=dict)
     prices: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     learned: str | None = None
     job: JobSums | None = None
@@ -74,6 +73,12 @@ class Store(Protocol):
 
     def carry_out(self, batch: Batch) -> Found:
         """Write the batch as a whole or not at all, then look up. Raises `LedgerError`."""
+
+    def refuse(self, key: str) -> None:
+        """Raise `InvalidRequestError` for a key that cannot be stored. In the loop."""
+
+    def last_pauses(self, error: LedgerError) -> Sequence[float]:
+        """When it is closed: seconds before what could not be written is tried again, each time. In the loop."""
 
     def close(self) -> None:
         """Let go of everything, and let another process have the job."""
@@ -182,18 +187,27 @@ class Turns:
         self._soon()
         return future
 
+    def refuse(self, key: str) -> None:
+        """Raise `InvalidRequestError` for a key that cannot be stored."""
+        self._store.refuse(key)
+
     async def finish(self) -> None:
         """Write the rest and close the store. Raises `LedgerError` for what cannot be written."""
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
         failures = 0
-        while self._turn is not None or (self._has_work and failures < _LAST_TRIES):
+        while self._turn is not None or self._has_work:
             if self._turn is None:
                 self._begin()
             self._ended.clear()
             await self._ended.wait()
             failures = 0 if self.broken is None else failures + 1
+            if self.broken is not None:
+                pauses = self._store.last_pauses(self.broken)
+                if failures > len(pauses):
+                    break
+                await asyncio.sleep(pauses[failures - 1])
         closing = self._executor.submit(self._store.close)
         self._executor.shutdown(wait=False)
         await asyncio.wrap_future(closing)
@@ -231,8 +245,8 @@ class Turns:
         rows = {row: len(row.past) for row in self._rows}
         for row in rows:
             batch.rows.append(written(row))
-            if row.past:
-                batch.past.extend((row.id, past) for past in row.past[row._past_written :])
+            if len(row.past) > row._past_written:
+                batch.past[row.id] = row.past
         batch.results = [(row.id, row.task, row.files) for row in self._results]
         if self._sums_changed:
             batch.job = self._sums()

@@ -350,7 +350,10 @@ class Engine:
             wrong.__cause__ = error
             self._finish(record, REJECTED, wrong)
         else:
-            self.journal.enter(record, entry)
+            try:
+                self.journal.enter(record, entry)
+            except InvalidRequestError as error:  # a key that this ledger cannot keep
+                self._finish(record, REJECTED, error)
 
     def _guarded(self, step: Callable[[Record, Any], None]) -> Callable[[Record, Any], None]:
         def guarded(record: Record, known: Any) -> None:

@@ -45,8 +45,8 @@ class TaskPool:
     requests: a request, an iterable or an async iterable of requests; read only as far as there is room.
     max_outstanding: tasks that run at the service at once; a source is read only while outstanding + waiting + untaken
         outcomes stay below it, so a slow reader slows the sources.
-    ledger: a path: what was sent, accepted and paid for is written there and survives a crash; run the same program
-        again and it goes on (docs/ledger.md). None: ids live in this process only.
+    ledger: a path, or a postgresql:// URL: what was sent, accepted and paid for is written there and survives a crash;
+        run the same program again and it goes on (docs/ledger.md). None: ids live in this process only.
     job: the name of this set of requests in the ledger. Only one process at a time may run it.
     max_credits: no request is sent that would bring what is spent and reserved above it, over all runs of the job. A
         service that uses more than it reserves is found out when the first such task ends (docs/ledger.md).

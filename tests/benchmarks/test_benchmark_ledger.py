@@ -18,9 +18,10 @@ async def test_the_benchmark_of_the_ledger_measures_writes_size_and_what_a_pool_
     finished = await run_program(arguments, NOBODY, timeout=550)
     assert finished.code == 0, finished.stderr
     results = json.loads(finished.stdout)
-    assert set(results["many"]) == {"append and fdatasync", "ledger", "ledger in memory"}
+    assert set(results["many"]) == {*("append and fdatasync", "ledger", "ledger in PostgreSQL", "ledger in memory")}
     assert all(row["writes_per_second"] > 0 for row in results["many"].values())
     assert results["alone"]["intent"]["p99_ms"] > 0
+    assert results["alone"]["intent in PostgreSQL"]["p99_ms"] > 0
     assert results["size"]["megabytes"] > 0
     assert [row["way"] for row in results["pool"]] == ["over TCP", "service in process"]
     assert all(row["without_us"] > 0 for row in results["pool"])

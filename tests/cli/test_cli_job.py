@@ -123,8 +123,9 @@ async def test_what_is_something_else_is_left_alone(tmp_path: Path) -> None:
     result = await job("unknown", tmp_path / "prompts.jsonl")
     assert (result.code, result.stdout) == (2, "")
     assert "is no SQLite file" in result.stderr
-    result = await job("show", "postgresql://me@host/db")
-    assert (result.code, "not available in this version" in result.stderr) == (2, True)
+    result = await job("show", "postgresql://me:se%3Fcret@127.0.0.1:1/db")  # where nobody listens
+    assert (result.code, "postgresql://me@127.0.0.1:1/db" in result.stderr) == (2, True)
+    assert "cret" not in result.stdout + result.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["prompts.jsonl"]
 
 

@@ -1,9 +1,11 @@
 """kill -9, for real: a user's program is killed at random moments of a job, resumed each time, and judged by the book.
 
-    python tests/kills/killing.py [--kills 100] [--requests 1000] [--hold] [--keys-ignored] [--seed N]
+    python tests/kills/killing.py [--kills 100] [--requests 1000] [--ledger file | postgresql [--server]] [--hold]
+        [--keys-ignored] [--seed N]
 
-The program (`kill_job.py`) runs a pool with a ledger over TCP; the emulator is another process, loses 2 % of the
-answers behind an accepted POST and 1 % of the POSTs before, and its book is the truth. After each kill and at the end:
+With --server it is the ledger's server that is killed each time, and started again. The program (`kill_job.py`) runs a
+pool with a ledger over TCP; the emulator is another process, loses 2 % of the answers behind an accepted POST and 1 %
+of the POSTs before, and its book is the truth. After each kill and at the end:
 
 * no request has two tasks, whether keys are honoured (`on_lost_response="replay"`) or not (`"hold"`);
 * every task in the book is known to the ledger, or its request is listed by `.unknown()`;
@@ -25,13 +27,12 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import sys
 import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -40,7 +41,9 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from postgres import Postgres, ask, running  # noqa: E402
 
 from evolink_async import open_ledger  # noqa: E402
 from evolink_async.ledger import Row  # noqa: E402
@@ -161,8 +164,9 @@ class Life:
 class Job:
     """A job, all of its runs, and what is known of them outside of the ledger."""
 
-    def __init__(self, folder: Path, base_url: str, **options: Any) -> None:
-        self.ledger, self.log, self.base_url, self.options = folder / "job.db", folder / "log", base_url, options
+    def __init__(self, folder: Path, base_url: str, ledger: Path | str | None = None, **options: Any) -> None:
+        self.ledger = ledger or folder / "job.db"
+        self.log, self.base_url, self.options = folder / "log", base_url, options
         self.requests: int = options["requests"]
         self.cap: Decimal | None = None if options.get("cap") is None else Decimal(str(options["cap"]))
         self.completed: dict[str, dict[str, Any]] = {}  # as printed, in any run
@@ -219,8 +223,9 @@ class Job:
             self.kills_on_the_wire += bool(wire)
             self.kills_on_the_way += bool(way)
             self.on_its_way |= way
+        unwritten = life.errors if "could not be written to the ledger" in " ".join(life.lines) else ""
         for outcome in life.told("outcome"):
-            if outcome["status"] == "completed":
+            if outcome["status"] == "completed" and outcome["task"] not in unwritten:
                 before = self.completed.setdefault(outcome["key"], outcome)
                 if _lasting(before) != _lasting(outcome):
                     raise Violation(f"it was printed as {before}, and then as {outcome}")
@@ -230,7 +235,8 @@ class Job:
     async def judge(self, last: Life | None = None) -> Judgement:
         """Raises `Violation`. last: the run in which everything came to its end."""
         book = await book_of(self.base_url)
-        if not self.ledger.exists():
+        there = "SELECT FROM pg_tables WHERE schemaname = 'evolink_async'"
+        if not (ask(self.ledger, there) if isinstance(self.ledger, str) else self.ledger.exists()):
             if book["posts"]:
                 raise Violation("tasks were made, and there is no ledger")
             return Judgement()
@@ -312,8 +318,7 @@ class Job:
 
     def _keys_are_proven(self) -> bool:
         """Whether the job has seen that the service honours keys."""
-        with contextlib.closing(sqlite3.connect(self.ledger)) as connection:
-            [[proven]] = connection.execute("SELECT keys_honoured FROM job")
+        [(proven,)] = ask(self.ledger, "SELECT keys_honoured FROM job")
         return bool(proven)
 
     def _judge_end(self, book: dict[str, Any], stats: Any, rows: list[Row]) -> None:
@@ -359,8 +364,11 @@ def _lasting(outcome: dict[str, Any]) -> dict[str, Any]:
 # Killing
 
 
-async def until_killed(job: Job, chance: random.Random, mean: float) -> bool:
-    """One life that ends by SIGKILL at a random moment. False: it was done before."""
+async def until_killed(job: Job, chance: random.Random, mean: float, server: Postgres | None) -> bool:
+    """One life that ends by SIGKILL at a random moment. False: it was done before.
+
+    server: it is killed instead, and started again; then the program ends by itself, as soon as its tasks have ended.
+    """
     async with job.run() as life:
         if chance.random() < 0.1:  # while it starts, opens and checks the ledger
             await asyncio.sleep(chance.uniform(0.2, 1.5))
@@ -370,17 +378,26 @@ async def until_killed(job: Job, chance: random.Random, mean: float) -> bool:
                 while life.process.returncode is None and not job.log_has("intend"):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             await asyncio.sleep(chance.expovariate(1 / mean))
-        killed = await life.kill()
+        if server is None:
+            killed = await life.kill()
+        else:
+            await asyncio.to_thread(server.crash)
+            await asyncio.sleep(chance.choice([0, 0.5, 3]))
+            await asyncio.to_thread(server.start)
+            await life.end()
+            killed = bool(life.told("reason") or life.told("refused"))
     job.note(life, killed=killed)
     return killed
 
 
-async def killed_often(job: Job, kills: int, chance: random.Random, rate: float) -> Judgement:
+async def killed_often(
+    job: Job, kills: int, chance: random.Random, rate: float, server: Postgres | None = None
+) -> Judgement:
     """Kill it so many times, judge it each time; then let it come to its end, and judge it once more."""
     while job.kills < kills:
         posted = len({line[2] for line in job.lines() if line[0] == "post"})
         mean = max(0.02, (job.requests - posted) / (kills - job.kills + 2) / rate)
-        if not await until_killed(job, chance, mean):
+        if not await until_killed(job, chance, mean, server):
             raise DoneTooSoon(f"it was done after {job.kills} kills: give it more requests")
         await job.judge()
     async with job.run() as life:
@@ -427,15 +444,25 @@ async def settled_by_the_user(job: Job, rate: float) -> None:
 
 
 async def random_kills(
-    folder: Path, *, kills: int, requests: int, hold: bool, honoured: bool, seed: int, rate: float = 60
+    folder: Path,
+    *,
+    kills: int,
+    requests: int,
+    hold: bool,
+    honoured: bool,
+    seed: int,
+    rate: float = 60,
+    new_ledger: Callable[[], Path | str] | None = None,
+    server: Postgres | None = None,
 ) -> tuple[Job, Judgement]:
-    """The whole of it; once more if whoever kills was held up until the job was done."""
+    """The whole of it; once more if whoever kills was held up until the job was done. server: it is what is killed."""
     for attempt in range(4):
         (here := folder / str(attempt)).mkdir()
         async with service(idempotency=honoured, seed=seed % 1000, faults=LOSSES) as base_url:
-            job = Job(here, base_url, requests=requests, hold=hold, rate=rate, cap=float(requests * PRICE))
+            ledger = None if new_ledger is None else new_ledger()
+            job = Job(here, base_url, ledger, requests=requests, hold=hold, rate=rate, cap=float(requests * PRICE))
             try:
-                return job, await killed_often(job, kills, random.Random(seed), rate)
+                return job, await killed_often(job, kills, random.Random(seed), rate, server)
             except DoneTooSoon as reason:
                 print(reason)
     raise Violation("it was always done too soon")
@@ -445,6 +472,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--ledger", choices=["file", "postgresql"], default="file")
+    parser.add_argument("--server", action="store_true", help="kill the PostgreSQL server, not the program")
     parser.add_argument("--hold", action="store_true", help='on_lost_response="hold"')
     parser.add_argument("--keys-ignored", action="store_true", help="the service ignores idempotency keys")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
@@ -452,7 +481,8 @@ def main() -> int:
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as temporary:
+    where = running(fsync="on") if options.ledger == "postgresql" else contextlib.nullcontext()
+    with tempfile.TemporaryDirectory() as temporary, where as server:
         folder = Path(options.folder or temporary)
         job, judgement = asyncio.run(
             random_kills(
@@ -462,6 +492,8 @@ def main() -> int:
                 hold=options.hold,
                 honoured=not options.keys_ignored,
                 seed=options.seed,
+                new_ledger=None if server is None else server.create,
+                server=server if options.server else None,
             )
         )
     print(

@@ -1,6 +1,8 @@
 """A real process of the real pool is killed, over real sockets: at random, at every named point, beside another one.
 
-KILLS=100 KILL_REQUESTS=1000 KILL_POINTS=all pytest tests/kills       # the whole of it; `killing.py` tells more
+KILLS=100 KILL_REQUESTS=1000 KILL_POINTS=all KILL_LEDGERS="file postgresql" pytest tests/kills    # the whole of it
+
+`killing.py` tells more.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ import random
 import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kill_points import POINTS
 from killing import POSTS, PRICE, Job, random_kills, service, set_faults
+from postgres import Postgres, is_postgres
 
 KILLS = int(os.environ.get("KILLS", "4"))
 REQUESTS = int(os.environ.get("KILL_REQUESTS", "100"))
+LEDGERS = os.environ.get("KILL_LEDGERS", "file").split()
 # A process or three for each: in every run of the suite only these, the others by the environment.
 IN_THE_SUITE = {
     *(("after intend", "replay"), ("before post", "replay"), ("after post", "hold"), ("before accepted", "replay")),
@@ -39,22 +44,42 @@ CHOSEN = [
 
 @pytest.mark.timeout(600 + 10 * KILLS)
 @pytest.mark.parametrize(
-    "lost_response", ["replayed by a service that honours keys", "held at a service that ignores them"]
+    ("lost_response", "new_ledger"),
+    [
+        ("replayed by a service that honours keys", "file"),
+        ("held at a service that ignores them", "file"),
+        ("replayed by a service that honours keys", "postgresql"),
+    ],
+    indirect=["new_ledger"],
 )
 async def test_a_job_that_is_killed_again_and_again_pays_for_no_request_twice_and_loses_none(
-    tmp_path: Path, lost_response: str
+    tmp_path: Path, lost_response: str, new_ledger: Callable[[], Path | str]
 ) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     hold = lost_response.startswith("held")
+    kills = KILLS // 2 if is_postgres(new_ledger()) else KILLS
     job, judgement = await random_kills(
-        tmp_path, kills=KILLS, requests=REQUESTS, hold=hold, honoured=not hold, seed=seed
+        tmp_path, kills=kills, requests=REQUESTS, hold=hold, honoured=not hold, seed=seed, new_ledger=new_ledger
     )
     print(job.kills_on_the_wire, "kills with a POST on the wire;", judgement)
-    assert job.kills == KILLS
+    assert job.kills == kills
     assert job.accounted_for == (REQUESTS * PRICE, 0)
     if hold:
         assert judgement.replays == 0
+
+
+async def test_a_job_whose_server_crashes_again_and_again_pays_for_no_request_twice_and_loses_none(
+    tmp_path: Path, postgres: Postgres, postgres_url: str
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    where = {"new_ledger": lambda: postgres_url, "server": postgres}
+    job, judgement = await random_kills(
+        tmp_path, kills=KILLS // 2, requests=REQUESTS // 2, hold=False, honoured=True, seed=seed, **where
+    )
+    print(job.kills_on_the_wire, "crashes with a POST on the wire;", judgement)
+    assert job.accounted_for == (REQUESTS // 2 * PRICE, 0)
 
 
 # What has to go wrong so that a verb is come to; everything else is come to by itself.
@@ -68,12 +93,16 @@ WRONG: dict[str, list[dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("new_ledger", LEDGERS, indirect=True)
 @pytest.mark.parametrize(("point", "policy"), CHOSEN)
-async def test_killed_at_this_very_point_the_job_goes_on_without_loss(tmp_path: Path, point: str, policy: str) -> None:
+async def test_killed_at_this_very_point_the_job_goes_on_without_loss(
+    tmp_path: Path, point: str, policy: str, new_ledger: Callable[[], Path | str]
+) -> None:
     hold, verb = policy == "hold", point.partition(" ")[2]
     count = 1 if verb == "keys_are_honoured" else 2  # that is proven once
     async with service(idempotency=not hold, faults=WRONG.get(verb, [])) as base_url:
-        job = Job(tmp_path, base_url, requests=6, hold=hold, rate=30, cap=float(6 * PRICE), lost_after=0.5)
+        options = {"requests": 6, "hold": hold, "rate": 30, "cap": float(6 * PRICE), "lost_after": 0.5}
+        job = Job(tmp_path, base_url, new_ledger(), **options)
         async with job.run(KILL_AT=f"{point}:{count}") as life:
             assert await life.end() == -signal.SIGKILL, "it did not come to this point"
         job.note(life, killed=True)
@@ -90,11 +119,12 @@ async def test_killed_at_this_very_point_the_job_goes_on_without_loss(tmp_path: 
             assert judgement.unknown_with_task, "it was accepted, and nobody could know"
 
 
+@pytest.mark.parametrize("new_ledger", LEDGERS, indirect=True)
 async def test_a_second_process_is_told_who_runs_the_job_and_the_lock_of_a_killed_one_is_free_at_once(
-    tmp_path: Path,
+    tmp_path: Path, new_ledger: Callable[[], Path | str]
 ) -> None:
     async with service() as base_url:
-        job = Job(tmp_path, base_url, requests=40, rate=1)
+        job = Job(tmp_path, base_url, new_ledger(), requests=40, rate=1)
         async with job.run() as first:
             await first.entered.wait()
             async with job.run() as second:
@@ -102,8 +132,8 @@ async def test_a_second_process_is_told_who_runs_the_job_and_the_lock_of_a_kille
             [message] = second.told("refused")
             print(message)
             assert re.fullmatch(
-                rf"job 'default' of .*job\.db.* is in use by process {first.process.pid} on \S+ since "
-                r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00; other jobs in the same file are free",
+                rf"job 'default' of the ledger .* is in use by process {first.process.pid} on \S+ since "
+                r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00; other jobs in the same (file|ledger) are free",
                 message,
             )
             assert second.lines == [f"refused {second.lines[0].partition(' ')[2]}"]
@@ -120,11 +150,12 @@ async def test_a_second_process_is_told_who_runs_the_job_and_the_lock_of_a_kille
         await job.judge(third)
 
 
+@pytest.mark.parametrize("new_ledger", LEDGERS, indirect=True)
 async def test_of_four_processes_at_once_on_one_job_one_runs_it_and_the_others_are_told(
-    tmp_path: Path,
+    tmp_path: Path, new_ledger: Callable[[], Path | str]
 ) -> None:
     async with service() as base_url:
-        job = Job(tmp_path, base_url, requests=30, rate=10)
+        job = Job(tmp_path, base_url, new_ledger(), requests=30, rate=10)
 
         async def one() -> tuple[int, list[Any]]:
             async with job.run() as life:

@@ -1,22 +1,22 @@
-"""A place for ledgers whose many small commits say nothing about a disk."""
+"""Where the ledgers of these tests are kept."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgres import Postgres
 
-MEMORY = Path("/dev/shm")
 
-
-@pytest.fixture
-def quick_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory, where the system has one."""
-    if not os.access(MEMORY, os.W_OK):
-        yield tmp_path
+@pytest.fixture(params=["file", "postgresql", "memory"])
+def place(request: pytest.FixtureRequest) -> Iterator[Path | str | None]:
+    """Where a ledger is kept."""
+    if request.param == "postgresql":
+        server: Postgres = request.getfixturevalue("postgres")
+        url = server.lend()
+        yield url
+        server.give_back(url)
         return
-    with tempfile.TemporaryDirectory(prefix="evolink-test-", dir=MEMORY) as folder:
-        yield Path(folder)
+    folder: Path = request.getfixturevalue("quick_path")
+    yield folder / "job.db" if request.param == "file" else None

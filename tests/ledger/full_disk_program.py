@@ -22,11 +22,13 @@ async def main(path: str) -> None:
         *(job.enter(Entry(f"k{n}", b"\0", "/v1/images/generations", "m")) for n in range(COUNT))
     )
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
+    rows = {each.row.identity: each.row for each in known}
     accepted: dict[str, str] = {}
+    told: set[str] = set()
     kept = sent_after = 0
 
-    async def one(number: int) -> None:
-        nonlocal kept, sent_after
+    async def send(number: int) -> None:
+        nonlocal sent_after
         row = known[number].row
         full = job.broken is not None
         try:
@@ -42,15 +44,22 @@ async def main(path: str) -> None:
         except LedgerError:
             return
         sent_after += full
-        task_id = accepted[row.identity] = f"task-{number}"  # the service has it
+        accepted[row.identity] = f"task-{number}"  # the service has it
+
+    async def tell(identity: str, task_id: str) -> None:
+        nonlocal kept
+        row = rows[identity]
         try:
             await job.accepted(row, task_id, reserved=Decimal(1), at=datetime.now(UTC))
         except LedgerError:
             kept += 1
 
-    for start in range(0, COUNT, 4):
-        # While intents of the next ones are written, ids of these are: both meet the full disk.
-        await asyncio.gather(*(one(number) for number in range(start, start + 4)))
+    for start in range(0, COUNT + 4, 4):
+        # Together with the intents of the next ones the ids of these are written: both meet the full disk.
+        news = [(identity, task_id) for identity, task_id in accepted.items() if identity not in told]
+        told.update(identity for identity, _ in news)
+        numbers = range(start, min(start + 4, COUNT))
+        await asyncio.gather(*(send(number) for number in numbers), *(tell(*new) for new in news))
     sent = len(accepted)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     await job.aclose()

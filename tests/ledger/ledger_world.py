@@ -8,14 +8,15 @@ import hashlib
 import itertools
 import json
 import os
-import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+from postgres import ask
 
 from evolink_async.ledger import Entered, Entry, JobLedger, Refusal, Row, State, open_job
 from evolink_async.types import Task
@@ -67,7 +68,7 @@ def end_of(task: Task, status: str = "completed", used: float | None = None, cod
 
 
 @asynccontextmanager
-async def opened(path: Path | None, name: str = "default", **options: Any) -> AsyncIterator[JobLedger]:
+async def opened(path: Path | str | None, name: str = "default", **options: Any) -> AsyncIterator[JobLedger]:
     """A run of a job, closed at the end."""
     job = await open_job(path, name, **options)
     try:
@@ -148,15 +149,7 @@ def facts(row: Row) -> tuple[Any, ...]:
     )
 
 
-def ask(path: Path, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
-    """The answer of the file itself, through a connection that knows nothing of ledgers."""
-    with closing(sqlite3.connect(path)) as connection:
-        rows = connection.execute(query, parameters).fetchall()
-        connection.commit()
-        return rows
-
-
-def sums_on_disk(path: Path, name: str = "default") -> tuple[int, int, int, int]:
+def sums_on_disk(path: Path | str, name: str = "default") -> tuple[int, int, int, int]:
     """Reserved and spent: as the job says, and as its rows and past tries add up to."""
     [job] = ask(path, "SELECT id, reserved, spent FROM job WHERE name = ?", name)
     [rows] = ask(path, "SELECT coalesce(sum(reserved), 0), coalesce(sum(spent), 0) FROM request WHERE job = ?", job[0])
@@ -169,7 +162,7 @@ def sums_on_disk(path: Path, name: str = "default") -> tuple[int, int, int, int]
     return job[1], job[2], rows[0] + past[0], rows[1] + past[1]
 
 
-def assert_balanced(path: Path, name: str = "default") -> None:
+def assert_balanced(path: Path | str, name: str = "default") -> None:
     reserved, spent, of_rows, spent_of_rows = sums_on_disk(path, name)
     assert (reserved, spent) == (of_rows, spent_of_rows)
 

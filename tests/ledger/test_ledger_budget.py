@@ -37,12 +37,6 @@ def _without_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     in_loop(monkeypatch)
 
 
-@pytest.fixture(params=["sqlite", "memory"])
-def place(request: pytest.FixtureRequest, quick_path: Path) -> Path | None:
-    """Where the ledger is kept."""
-    return quick_path / "job.db" if request.param == "sqlite" else None
-
-
 @pytest.mark.parametrize(
     ("state", "reserved", "spent", "credits"),
     [
@@ -60,7 +54,7 @@ def place(request: pytest.FixtureRequest, quick_path: Path) -> Path | None:
     ],
 )
 async def test_what_a_request_holds_follows_from_its_state(
-    place: Path | None, state: State, reserved: float, spent: float, credits: float | None, monkeypatch: Any
+    place: Path | str | None, state: State, reserved: float, spent: float, credits: float | None, monkeypatch: Any
 ) -> None:
     monkeypatch.setitem(row_in.__globals__, "intend", lambda job, row: intend(job, row, told=Decimal(3)))
     async with opened(place) as job:
@@ -70,7 +64,7 @@ async def test_what_a_request_holds_follows_from_its_state(
         assert sums_on_disk(place) == (reserved * 1e6, spent * 1e6) * 2
 
 
-async def test_a_completed_task_costs_what_was_used_else_what_was_reserved(place: Path | None) -> None:
+async def test_a_completed_task_costs_what_was_used_else_what_was_reserved(place: Path | str | None) -> None:
     async with opened(place) as job:
         used, reserved, silent = [await row_in(job, State.ACCEPTED, key) for key in "abc"]
         for row, end in ((used, 1.25), (reserved, None)):
@@ -86,7 +80,7 @@ async def test_a_completed_task_costs_what_was_used_else_what_was_reserved(place
 
 
 async def test_a_post_in_vain_releases_what_it_held_but_not_while_an_earlier_one_is_in_doubt(
-    place: Path | None,
+    place: Path | str | None,
 ) -> None:
     async with opened(place) as job:
         row = await row_in(job, State.SENDING, "k")
@@ -102,7 +96,7 @@ async def test_a_post_in_vain_releases_what_it_held_but_not_while_an_earlier_one
         assert (row.state, job.reserved, row.submitted_at) == (State.UNSETTLED, 2.5, at())
 
 
-async def test_the_user_s_word_releases_or_keeps(place: Path | None) -> None:
+async def test_the_user_s_word_releases_or_keeps(place: Path | str | None) -> None:
     async with opened(place) as job:
         gone, kept = [await row_in(job, State.UNSETTLED, key) for key in "ab"]
         await job.not_submitted(gone)
@@ -115,7 +109,7 @@ async def test_the_user_s_word_releases_or_keeps(place: Path | None) -> None:
 # The cap
 
 
-async def test_nothing_goes_over_the_cap_and_the_refusal_says_what_is_left(place: Path | None) -> None:
+async def test_nothing_goes_over_the_cap_and_the_refusal_says_what_is_left(place: Path | str | None) -> None:
     async with opened(place, max_credits=Decimal(6)) as job:
         rows = [await entered(job, key) for key in "abc"]
         assert [await intend(job, row) for row in rows[:2]] == [None, None]
@@ -132,8 +126,8 @@ async def test_nothing_goes_over_the_cap_and_the_refusal_says_what_is_left(place
         assert job.free == 1
 
 
-async def test_the_cap_is_over_all_runs(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_the_cap_is_over_all_runs(ledger_url: Path | str) -> None:
+    path = ledger_url
     async with opened(path, max_credits=Decimal(6)) as job:
         await row_in(job, State.COMPLETED, "spent")
         await row_in(job, State.LOST, "kept")
@@ -179,7 +173,7 @@ async def test_a_hundred_coroutines_at_a_nearly_spent_budget_never_go_over(spent
 
 
 async def test_what_the_service_reserves_takes_the_place_of_the_estimate_even_above_the_cap(
-    place: Path | None,
+    place: Path | str | None,
 ) -> None:
     async with opened(place, max_credits=Decimal(3)) as job:
         row = await entered(job, "k")
@@ -189,8 +183,8 @@ async def test_what_the_service_reserves_takes_the_place_of_the_estimate_even_ab
         assert await intend(job, await entered(job, "b"), told=Decimal(0)) is not None
 
 
-async def test_the_price_is_what_was_told_else_what_the_service_last_reserved(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_the_price_is_what_was_told_else_what_the_service_last_reserved(ledger_url: Path | str) -> None:
+    path = ledger_url
     async with opened(path, max_credits=Decimal(100)) as job:
         assert job.price_of("hd") is None
         row = await entered(job, "a")
@@ -216,7 +210,7 @@ async def probing(job: Any, key: str = "probe") -> Row:
     return row
 
 
-async def test_an_unknown_price_is_tried_by_one_request_alone(place: Path | None) -> None:
+async def test_an_unknown_price_is_tried_by_one_request_alone(place: Path | str | None) -> None:
     async with opened(place, max_credits=Decimal(100)) as job:
         await row_in(job, State.COMPLETED, "before")
         probe = await probing(job)
@@ -235,7 +229,7 @@ async def test_an_unknown_price_is_tried_by_one_request_alone(place: Path | None
 
 
 @pytest.mark.parametrize("end", ["vain", "rejected", "failed", "completed"])
-async def test_a_request_that_tries_a_price_makes_way_when_it_is_settled(place: Path | None, end: str) -> None:
+async def test_a_request_that_tries_a_price_makes_way_when_it_is_settled(place: Path | str | None, end: str) -> None:
     async with opened(place, max_credits=Decimal(100)) as job:
         probe = await probing(job)
         if end == "vain":
@@ -253,9 +247,9 @@ async def test_a_request_that_tries_a_price_makes_way_when_it_is_settled(place: 
 
 
 async def test_an_unknown_cost_that_is_never_told_holds_all_that_was_left_until_the_price_is_told(
-    quick_path: Path,
+    ledger_url: Path | str,
 ) -> None:
-    async with opened(quick_path / "job.db", max_credits=Decimal(100)) as job:
+    async with opened(ledger_url, max_credits=Decimal(100)) as job:
         probe = await probing(job)
         task = new_task(reserved=None)
         await accept(job, probe, task, at=at())
@@ -264,17 +258,17 @@ async def test_an_unknown_cost_that_is_never_told_holds_all_that_was_left_until_
         refusal = await intend(job, await entered(job, "other"), price="new", told=None)
         assert refusal is not None
         assert "'probe', whose price is not known and which is completed: tell the price" in str(refusal.error())
-    async with opened(quick_path / "job.db", max_credits=Decimal(100)) as job:
+    async with opened(ledger_url, max_credits=Decimal(100)) as job:
         assert job.free == 0
         assert await intend(job, await entered(job, "other"), price="new", told=Decimal(4)) is None
         assert (job.probe, job.spent, job.reserved, job.free) == (None, 4, 4, 92)
-    assert_balanced(quick_path / "job.db")
-    async with opened(quick_path / "job.db", max_credits=Decimal(100)) as job:
+    assert_balanced(ledger_url)
+    async with opened(ledger_url, max_credits=Decimal(100)) as job:
         assert (await entered(job, "probe")).credits == 4
 
 
 async def test_what_the_end_of_a_task_says_was_reserved_is_its_price_if_nobody_has_told_it_before(
-    place: Path | None,
+    place: Path | str | None,
 ) -> None:
     async with opened(place, max_credits=Decimal(100)) as job:
         probe = await probing(job)
@@ -285,22 +279,22 @@ async def test_what_the_end_of_a_task_says_was_reserved_is_its_price_if_nobody_h
         assert (job.probe, job.spent, job.reserved, job.price_of("new")) == (None, 4, 0, 4)
 
 
-async def test_without_a_cap_an_unknown_price_holds_nobody_up(place: Path | None) -> None:
+async def test_without_a_cap_an_unknown_price_holds_nobody_up(place: Path | str | None) -> None:
     async with opened(place) as job:
         await probing(job, "a")
         await probing(job, "b")
         assert (job.probe, job.reserved, job.free) == (None, 0, None)
 
 
-async def test_a_price_that_cannot_be_learned_is_not_tried_under_a_cap(place: Path | None) -> None:
+async def test_a_price_that_cannot_be_learned_is_not_tried_under_a_cap(place: Path | str | None) -> None:
     async with opened(place, max_credits=Decimal(100)) as job:
         refusal = await intend(job, await entered(job, "k"), price=None, told=None)
         assert refusal is not None
         assert "not known yet" in str(refusal.error())
 
 
-async def test_after_a_crash_a_told_price_frees_what_an_unsettled_probe_holds(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_after_a_crash_a_told_price_frees_what_an_unsettled_probe_holds(ledger_url: Path | str) -> None:
+    path = ledger_url
     job = await open_job(path, max_credits=Decimal(100))
     await probing(job)
     kill(job)
@@ -324,8 +318,8 @@ async def test_after_a_crash_a_told_price_frees_what_an_unsettled_probe_holds(qu
         assert (probe.row.credits, job.free) == (4, 92)
 
 
-async def test_a_price_that_is_told_with_a_refused_request_is_written_all_the_same(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_a_price_that_is_told_with_a_refused_request_is_written_all_the_same(ledger_url: Path | str) -> None:
+    path = ledger_url
     async with opened(path, max_credits=Decimal(10)) as job:
         await probing(job)
         assert await intend(job, await entered(job, "b"), price="new", told=Decimal(6)) is not None
@@ -336,8 +330,8 @@ async def test_a_price_that_is_told_with_a_refused_request_is_written_all_the_sa
         assert_balanced(path)
 
 
-async def test_after_a_crash_the_answer_of_a_probe_still_teaches_the_price(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_after_a_crash_the_answer_of_a_probe_still_teaches_the_price(ledger_url: Path | str) -> None:
+    path = ledger_url
     job = await open_job(path, max_credits=Decimal(100))
     await probing(job)
     kill(job)
@@ -349,9 +343,9 @@ async def test_after_a_crash_the_answer_of_a_probe_still_teaches_the_price(quick
 
 
 async def test_what_was_sent_without_a_cap_at_an_unknown_price_has_to_fit_before_it_is_sent_again(
-    quick_path: Path,
+    ledger_url: Path | str,
 ) -> None:
-    path = quick_path / "job.db"
+    path = ledger_url
     async with opened(path) as job:
         for key in "abcd":
             row = await entered(job, key)
@@ -380,8 +374,8 @@ async def test_what_was_sent_without_a_cap_at_an_unknown_price_has_to_fit_before
 # Replays
 
 
-async def test_three_lost_responses_of_a_job_are_sent_again_before_the_proof(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_three_lost_responses_of_a_job_are_sent_again_before_the_proof(ledger_url: Path | str) -> None:
+    path = ledger_url
     async with opened(path) as job:
         rows = [await row_in(job, State.UNSETTLED, key) for key in "abc"]
         assert [await job.replay(row) for row in rows] == [True, True, True]
@@ -400,7 +394,7 @@ async def test_three_lost_responses_of_a_job_are_sent_again_before_the_proof(qui
         assert (job.replays, job.keys_honoured) == (3, True)
 
 
-async def test_one_request_is_sent_again_once_but_asked_for_as_often_as_it_takes(place: Path | None) -> None:
+async def test_one_request_is_sent_again_once_but_asked_for_as_often_as_it_takes(place: Path | str | None) -> None:
     async with opened(place) as job:
         row = await row_in(job, State.REPLAYING, "k")
         await job.posted_in_vain(row, sent=True)  # 429: the same replay goes on
@@ -415,7 +409,7 @@ async def test_one_request_is_sent_again_once_but_asked_for_as_often_as_it_takes
         assert (job.replays, asked.losses, asked.attempts) == (1, 0, 6)
 
 
-async def test_a_conflict_is_never_sent_again(place: Path | None) -> None:
+async def test_a_conflict_is_never_sent_again(place: Path | str | None) -> None:
     async with opened(place) as job:
         row = await row_in(job, State.SENDING, "k")
         await job.unsettled(row, code="idempotency_conflict", error="another body")
@@ -435,11 +429,11 @@ def test_credits_are_counted_in_millionths(credits: str, micro: int) -> None:
     assert to_micro(to_credits(micro)) == micro
 
 
-async def test_an_absurd_price_fits_into_the_file(quick_path: Path) -> None:
-    async with opened(quick_path / "job.db") as job:
+async def test_an_absurd_price_fits_into_the_file(ledger_url: Path | str) -> None:
+    async with opened(ledger_url) as job:
         for key in "abc":
             row = await entered(job, key)
             await intend(job, row)
             await accept(job, row, new_task(1e14), at=at())
         assert job.reserved == 3 * 10**9
-    assert_balanced(quick_path / "job.db")
+    assert_balanced(ledger_url)

@@ -400,12 +400,6 @@ async def test_an_sqlite_that_is_too_old_is_refused(tmp_path: Path, monkeypatch:
 # Names
 
 
-@pytest.mark.parametrize("url", ["postgresql://me@host/db", "postgres://host/db", "POSTGRESQL://host/db"])
-def test_postgresql_is_said_not_to_be_there_yet(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="not available in this version"):
-        open_ledger(url)
-
-
 @pytest.mark.parametrize(
     "url", ["", " ", ":memory:", "sqlite:///job.db", "https://host/job.db", "a\0b", "out/", b"job.db", 5, None]
 )

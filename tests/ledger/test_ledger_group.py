@@ -34,8 +34,8 @@ def counted_turns(job: JobLedger) -> list[int]:
     return turns
 
 
-async def test_a_thousand_writers_share_a_few_commits_and_each_is_durable(tmp_path: Path) -> None:
-    path = tmp_path / "job.db"
+async def test_a_thousand_writers_share_a_few_commits_and_each_is_durable(ledger_url: Path | str) -> None:
+    path = ledger_url
     async with opened(path, max_credits=Decimal(3 * MANY)) as job:
         turns = counted_turns(job)
         gone_through = 0
@@ -68,8 +68,8 @@ async def test_a_thousand_writers_share_a_few_commits_and_each_is_durable(tmp_pa
     assert sorted(bodies) == sorted((f"k{number}", b"body of %d" % number) for number in range(MANY))
 
 
-async def test_two_jobs_write_to_one_file_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "job.db"
+async def test_two_jobs_write_to_one_ledger_at_once(ledger_url: Path | str) -> None:
+    path = ledger_url
     async with opened(path, "one") as one, opened(path, "other") as other:
 
         async def write(job: JobLedger, number: int) -> None:
@@ -132,8 +132,8 @@ async def test_many_requests_take_no_more_memory_than_a_few(tmp_path: Path) -> N
     assert told["bytes_per_request"] < 1_000
 
 
-async def test_a_running_job_can_be_looked_at(tmp_path: Path) -> None:
-    path = tmp_path / "job.db"
+async def test_a_running_job_can_be_looked_at(ledger_url: Path | str) -> None:
+    path = ledger_url
     async with opened(path) as job, open_ledger(path) as ledger:
         looked = 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from ledger_world import ask, assert_balanced, opened, sums_on_disk
+from postgres import is_postgres
 from programs import ROOT
 
 HERE = Path(__file__).parent
@@ -18,8 +19,8 @@ KILLS = int(os.environ.get("LEDGER_KILLS", "8"))
 REQUESTS = 600 + 100 * KILLS
 
 
-async def started(folder: Path) -> asyncio.subprocess.Process:
-    names = [str(folder / name) for name in ("job.db", "book", "told")]
+async def started(path: Path | str, folder: Path) -> asyncio.subprocess.Process:
+    names = [str(path), str(folder / "book"), str(folder / "told")]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *(str(HERE / "kill_program.py"), *names, str(REQUESTS)),
@@ -35,10 +36,9 @@ def lines(path: Path) -> list[list[str]]:
     return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def judge(folder: Path) -> None:
+def judge(path: Path | str, folder: Path) -> None:
     """What was told to be durable is there, and nobody was charged twice."""
-    path = folder / "job.db"
-    assert ask(path, "PRAGMA integrity_check") == [("ok",)]
+    assert isinstance(path, str) or ask(path, "PRAGMA integrity_check") == [("ok",)]
     assert_balanced(path)
     rows = {row[0]: row[1:] for row in ask(path, "SELECT identity, state, task_id, idempotency_key FROM request")}
     bodies = {identity for (identity,) in ask(path, "SELECT identity FROM request JOIN body ON request = request.id")}
@@ -58,28 +58,29 @@ def judge(folder: Path) -> None:
 
 
 @pytest.mark.timeout(600 + 20 * KILLS)
-async def test_whatever_was_durable_survives_kill_9_at_any_moment(tmp_path: Path) -> None:
+async def test_whatever_was_durable_survives_kill_9_at_any_moment(ledger_url: Path | str, tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # shown if it fails; the processes have their own chance
     chance = random.Random(seed)
+    kills = KILLS // 2 if is_postgres(ledger_url) else KILLS
     killed_before_the_end = 0
-    for _ in range(KILLS):
-        process = await started(tmp_path)
+    for _ in range(kills):
+        process = await started(ledger_url, tmp_path)
         await asyncio.sleep(chance.expovariate(1 / 0.25))
         killed_before_the_end += process.returncode is None
         if process.returncode is None:
             process.kill()
         await process.wait()
-        judge(tmp_path)
-    process = await started(tmp_path)
+        judge(ledger_url, tmp_path)
+    process = await started(ledger_url, tmp_path)
     await process.communicate()
     assert process.returncode == 0
-    judge(tmp_path)
-    counts = dict(ask(tmp_path / "job.db", "SELECT state, count(*) FROM request GROUP BY state"))
+    judge(ledger_url, tmp_path)
+    counts = dict(ask(ledger_url, "SELECT state, count(*) FROM request GROUP BY state"))
     unsettled = counts.pop("unsettled", 0)
     assert counts == {"completed": REQUESTS - unsettled}
-    assert sum(sums_on_disk(tmp_path / "job.db")[:2]) == REQUESTS * 3_000_000
-    assert killed_before_the_end >= KILLS // 3, "it was done before it was killed: give it more requests"
-    async with opened(tmp_path / "job.db") as job:
-        assert job.run == KILLS + 2
+    assert sum(sums_on_disk(ledger_url)[:2]) == REQUESTS * 3_000_000
+    assert killed_before_the_end >= kills // 3, "it was done before it was killed: give it more requests"
+    async with opened(ledger_url) as job:
+        assert job.run == kills + 2
         assert job.interrupted == 0

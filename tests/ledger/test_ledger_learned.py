@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from ledger_world import ask, assert_balanced, opened, row_in
 from loop_executor import in_loop
+from postgres import is_postgres
 
 from evolink_async import ClosedError
 from evolink_async.ledger import State, open_job
@@ -20,8 +21,8 @@ def _without_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     in_loop(monkeypatch)
 
 
-async def test_the_next_run_finds_the_last_that_was_remembered(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_the_next_run_finds_the_last_that_was_remembered(ledger_url: Path | str) -> None:
+    path = ledger_url
     async with opened(path) as job, opened(path, "other") as other:
         assert job.learned is None
         assert await job.remember('{"a": 1}')
@@ -35,8 +36,8 @@ async def test_the_next_run_finds_the_last_that_was_remembered(quick_path: Path)
     assert_balanced(path)
 
 
-async def test_a_schedule_that_has_learned_starts_warm(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_a_schedule_that_has_learned_starts_warm(ledger_url: Path | str) -> None:
+    path = ledger_url
     schedule, task_class = Schedule(), TaskClass("image", "gpt-4o-image", "1024x1024")
     for _ in range(50):
         task = Sightings(0.0)
@@ -54,8 +55,8 @@ async def test_a_schedule_that_has_learned_starts_warm(quick_path: Path) -> None
     assert looks[2] != pytest.approx(looks[0], rel=0.2)
 
 
-async def test_what_is_too_long_is_not_kept_and_what_was_there_stays(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_what_is_too_long_is_not_kept_and_what_was_there_stays(ledger_url: Path | str) -> None:
+    path = ledger_url
     longest = json.dumps("x" * (LONGEST_LEARNED - 2))
     async with opened(path) as job:
         assert await job.remember(longest)
@@ -65,14 +66,16 @@ async def test_what_is_too_long_is_not_kept_and_what_was_there_stays(quick_path:
         assert job.learned == longest
 
 
-@pytest.mark.parametrize("value", ["'{'", "x'ff'", "char(0)", "''", "printf('%.200000c', '[')"])
+@pytest.mark.parametrize("value", ["{", b"\xff", "\0", "", "[" * 200_000], ids=lambda value: repr(value)[:5])
 async def test_what_cannot_be_read_is_as_if_never_learned(
-    quick_path: Path, value: str, caplog: pytest.LogCaptureFixture
+    ledger_url: Path | str, value: str | bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = quick_path / "job.db"
+    if is_postgres(ledger_url) and value in (b"\xff", "\0"):
+        return  # it would not take that for a text
+    path = ledger_url
     async with opened(path) as job:
         await job.remember("{}")
-    ask(path, f"UPDATE learned SET value = {value}")
+    ask(path, "UPDATE learned SET value = ?", value)
     async with opened(path) as job:
         assert job.learned is None
         assert await job.remember("[1]")
@@ -81,8 +84,8 @@ async def test_what_cannot_be_read_is_as_if_never_learned(
         assert job.learned == "[1]"
 
 
-async def test_half_of_a_surrogate_pair_is_written_out(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_half_of_a_surrogate_pair_is_written_out(ledger_url: Path | str) -> None:
+    path = ledger_url
     async with opened(path) as job:
         assert await job.remember('"\ud800"')
     assert ask(path, "SELECT value FROM learned") == [('"\\ud800"',)]
@@ -95,8 +98,8 @@ async def test_a_job_in_memory_remembers_nothing() -> None:
         job.remember("{}")
 
 
-async def test_remembering_writes_no_request_and_other_turns_do_not_write_it_again(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_remembering_writes_no_request_and_other_turns_do_not_write_it_again(ledger_url: Path | str) -> None:
+    path = ledger_url
     job = await open_job(path)
     await job.remember("{}")
     ask(path, "UPDATE learned SET value = '[]'")

@@ -52,7 +52,9 @@ FORKS = """
 """
 
 
-async def hold(path: Path, name: str = "default", then: str = "pass") -> tuple[asyncio.subprocess.Process, list[str]]:
+async def hold(
+    path: Path | str, name: str = "default", then: str = "pass"
+) -> tuple[asyncio.subprocess.Process, list[str]]:
     """A process that has opened the job, and what it printed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -69,8 +71,8 @@ async def hold(path: Path, name: str = "default", then: str = "pass") -> tuple[a
     return process, lines
 
 
-async def test_a_second_process_is_refused_at_once_and_told_who_has_the_job(tmp_path: Path) -> None:
-    path = tmp_path / "job.db"
+async def test_a_second_process_is_refused_at_once_and_told_who_has_the_job(ledger_url: Path | str) -> None:
+    path = ledger_url
     process, _ = await hold(path)
     try:
         with pytest.raises(LedgerError, match=f"process {process.pid} on {socket.gethostname()} since 20.*other jobs"):
@@ -86,8 +88,8 @@ async def test_a_second_process_is_refused_at_once_and_told_who_has_the_job(tmp_
         await process.wait()
 
 
-async def test_the_job_is_free_as_soon_as_its_process_is_killed(tmp_path: Path) -> None:
-    path = tmp_path / "job.db"
+async def test_the_job_is_free_as_soon_as_its_process_is_killed(ledger_url: Path | str) -> None:
+    path = ledger_url
     process, _ = await hold(path)
     process.kill()
     await process.wait()
@@ -97,14 +99,14 @@ async def test_the_job_is_free_as_soon_as_its_process_is_killed(tmp_path: Path) 
         assert known.row.state is State.ENTERED
 
 
-async def test_two_pools_of_one_process_cannot_have_the_same_job(tmp_path: Path) -> None:
-    path = tmp_path / "job.db"
+async def test_two_pools_of_one_process_cannot_have_the_same_job(ledger_url: Path | str) -> None:
+    path = ledger_url
     async with opened(path):
         with pytest.raises(LedgerError, match="by this process"):
             await open_job(path)
     async with opened(path):
         pass
-    assert [other.name for other in tmp_path.iterdir()] == ["job.db"]
+    assert not isinstance(path, Path) or [other.name for other in path.parent.iterdir()] == ["job.db"]
 
 
 async def test_a_lock_file_that_is_left_or_spoilt_locks_nobody_out(tmp_path: Path) -> None:
@@ -122,8 +124,8 @@ async def test_a_lock_file_that_is_left_or_spoilt_locks_nobody_out(tmp_path: Pat
             await open_job(path)
 
 
-async def test_many_that_want_a_job_at_once_get_it_one_after_the_other(tmp_path: Path) -> None:
-    path = tmp_path / "job.db"
+async def test_many_that_want_a_job_at_once_get_it_one_after_the_other(ledger_url: Path | str) -> None:
+    path = ledger_url
     holding = most = opens = 0
 
     async def want() -> None:
@@ -148,8 +150,8 @@ async def test_many_that_want_a_job_at_once_get_it_one_after_the_other(tmp_path:
     assert ask(path, "SELECT runs FROM job") == [(opens,)]
 
 
-async def test_a_forked_child_has_no_part_in_it_and_does_not_keep_it_locked(tmp_path: Path) -> None:
-    path = tmp_path / "job.db"
+async def test_a_forked_child_has_no_part_in_it_and_does_not_keep_it_locked(ledger_url: Path | str) -> None:
+    path = ledger_url
     process, lines = await hold(path, then=FORKS)
     [told] = [line for line in lines if line.startswith("child")]
     child = int(told.split()[1])

@@ -6,9 +6,7 @@ The naive model shares no code with the package: each request is the list of its
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -38,6 +36,7 @@ from ledger_world import (
     sums_on_disk,
 )
 from loop_executor import in_loop
+from postgres import is_postgres
 
 from evolink_async.ledger import JobLedger, Row, State, open_job, rules
 from evolink_async.types import Task
@@ -145,12 +144,10 @@ class Naive:
 class Life(RuleBasedStateMachine):
     """One job over several runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path | str) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        shm = Path("/dev/shm")
-        self.folder = Path(tempfile.mkdtemp(dir=shm if shm.is_dir() else None))
-        self.path = self.folder / "job.db"
+        self.path = path
         self.rows: dict[str, Row] = {}
         self.twins: dict[str, Row] = {}
 
@@ -169,7 +166,6 @@ class Life(RuleBasedStateMachine):
             self.do(self.job.aclose())
             self.do(self.twin.aclose())
         self.loop.close()
-        shutil.rmtree(self.folder)
 
     def both(self, verb: str, key: str, *args: Any, **kwargs: Any) -> Any:
         """Tell the ledger and its twin; what both answer."""
@@ -441,12 +437,14 @@ class Life(RuleBasedStateMachine):
         assert sums_on_disk(self.path)[:2] == (self.naive.reserved, self.naive.spent)
 
 
-def test_a_ledger_its_twin_in_memory_and_a_naive_model_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ledger_its_twin_in_memory_and_a_naive_model_do_the_same(
+    new_ledger: Callable[[], Path | str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     in_loop(monkeypatch)
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        Life,
+        lambda: Life(new_ledger()),
         settings=settings(
-            max_examples=60,
+            max_examples=8 if is_postgres(new_ledger()) else 60,
             stateful_step_count=40,
             deadline=None,
             print_blob=True,

@@ -21,12 +21,6 @@ def _without_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     in_loop(monkeypatch)
 
 
-@pytest.fixture(params=["sqlite", "memory"])
-def place(request: pytest.FixtureRequest, quick_path: Path) -> Path | None:
-    """Where the ledger is kept."""
-    return quick_path / "job.db" if request.param == "sqlite" else None
-
-
 async def running(job: JobLedger, key: str | None, reserved: float | None, told: float | None = None) -> Row:
     """A request whose task is accepted."""
     row = await entered(job, key, key)
@@ -43,7 +37,7 @@ async def complete(job: JobLedger, row: Row, used: float | None) -> None:
 # Nothing, and less than nothing
 
 
-async def test_a_negative_amount_counts_as_not_told(place: Path | None) -> None:
+async def test_a_negative_amount_counts_as_not_told(place: Path | str | None) -> None:
     async with opened(place, max_credits=Decimal(50)) as job:
         probe = await running(job, "a", -100)
         assert (job.probe, job.free, job.price_of("hd")) == (probe, 0, None)
@@ -58,7 +52,7 @@ async def test_a_negative_amount_counts_as_not_told(place: Path | None) -> None:
 
 
 async def test_a_class_for_which_only_0_was_reserved_is_tried_alone_until_a_task_has_shown_what_it_uses(
-    place: Path | None,
+    place: Path | str | None,
 ) -> None:
     async with opened(place, max_credits=Decimal(50)) as job:
         probe, other = await running(job, "a", 0), await entered(job, "b")
@@ -74,7 +68,7 @@ async def test_a_class_for_which_only_0_was_reserved_is_tried_alone_until_a_task
 
 @pytest.mark.parametrize("end", ["failed", "rejected"])
 async def test_a_request_for_which_0_was_reserved_and_that_came_to_nothing_shows_no_price(
-    place: Path | None, end: str
+    place: Path | str | None, end: str
 ) -> None:
     async with opened(place, max_credits=Decimal(50)) as job:
         if end == "failed":
@@ -90,7 +84,7 @@ async def test_a_request_for_which_0_was_reserved_and_that_came_to_nothing_shows
 
 @pytest.mark.parametrize("used", [0, None])
 async def test_a_request_that_is_free_as_far_as_the_service_tells_has_the_price_0_when_it_has_ended(
-    place: Path | None, used: float | None
+    place: Path | str | None, used: float | None
 ) -> None:
     async with opened(place, max_credits=Decimal(50)) as job:
         await complete(job, await running(job, "a", 0), used)
@@ -102,7 +96,7 @@ async def test_a_request_that_is_free_as_far_as_the_service_tells_has_the_price_
         assert (job.spent, job.reserved) == (0, 0)
 
 
-async def test_a_price_that_falls_to_0_is_not_known_any_more_and_releases_nothing(place: Path | None) -> None:
+async def test_a_price_that_falls_to_0_is_not_known_any_more_and_releases_nothing(place: Path | str | None) -> None:
     async with opened(place, max_credits=Decimal(50)) as job:
         await complete(job, await running(job, "a", 10), 10)
         b, c = await entered(job, "b"), await entered(job, "c")
@@ -117,9 +111,9 @@ async def test_a_price_that_falls_to_0_is_not_known_any_more_and_releases_nothin
 
 
 async def test_where_more_was_used_than_reserved_that_is_the_price_and_all_on_their_way_keep_it(
-    quick_path: Path,
+    ledger_url: Path | str,
 ) -> None:
-    path = quick_path / "job.db"
+    path = ledger_url
     async with opened(path, max_credits=Decimal(50)) as job:
         rows = [await running(job, key, 1) for key in "abc"]
         sending = await entered(job, "d")
@@ -147,7 +141,7 @@ async def test_where_more_was_used_than_reserved_that_is_the_price_and_all_on_th
 
 
 async def test_where_never_more_was_used_than_reserved_the_price_is_what_was_last_reserved_also_when_it_falls(
-    place: Path | None,
+    place: Path | str | None,
 ) -> None:
     async with opened(place, max_credits=Decimal(100)) as job:
         for reserved, used in ((10, 10), (8, 8), (9, 3), (5, None), (7, 7)):
@@ -157,7 +151,7 @@ async def test_where_never_more_was_used_than_reserved_the_price_is_what_was_las
             assert job.price_of("hd") == reserved
 
 
-async def test_the_most_that_was_used_counts_and_a_greater_reservation_counts_more(place: Path | None) -> None:
+async def test_the_most_that_was_used_counts_and_a_greater_reservation_counts_more(place: Path | str | None) -> None:
     async with opened(place, max_credits=Decimal(100)) as job:
         for reserved, used, price in ((1, 10, 10), (1, 4, 10), (1, 12, 12), (15, 15, 15), (1, 1, 12)):
             await complete(job, await running(job, None, reserved), used)
@@ -165,7 +159,7 @@ async def test_the_most_that_was_used_counts_and_a_greater_reservation_counts_mo
 
 
 async def test_a_lost_task_that_ends_after_all_does_not_lower_what_its_class_was_seen_to_use(
-    place: Path | None,
+    place: Path | str | None,
 ) -> None:
     async with opened(place, max_credits=Decimal(100)) as job:
         lost, row = [await running(job, key, 1) for key in "ab"]
@@ -175,7 +169,9 @@ async def test_a_lost_task_that_ends_after_all_does_not_lower_what_its_class_was
         assert (job.spent, job.reserved, job.price_of("hd")) == (15, 0, 10)
 
 
-async def test_a_price_that_the_caller_has_told_gives_way_to_what_one_of_its_class_has_used(place: Path | None) -> None:
+async def test_a_price_that_the_caller_has_told_gives_way_to_what_one_of_its_class_has_used(
+    place: Path | str | None,
+) -> None:
     async with opened(place, max_credits=Decimal(50)) as job:
         first, second = [await running(job, key, 5, told=5) for key in "ab"]
         await complete(job, first, 10)
@@ -189,8 +185,8 @@ async def test_a_price_that_the_caller_has_told_gives_way_to_what_one_of_its_cla
         assert refusal.price == 10
 
 
-async def test_what_an_earlier_run_has_sent_keeps_what_its_class_has_used_since(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_what_an_earlier_run_has_sent_keeps_what_its_class_has_used_since(ledger_url: Path | str) -> None:
+    path = ledger_url
     job = await open_job(path, max_credits=Decimal(50))
     for key in "abc":
         await running(job, key, 1)
@@ -212,9 +208,9 @@ async def test_what_an_earlier_run_has_sent_keeps_what_its_class_has_used_since(
 
 @pytest.mark.parametrize("verb", ["intend", "replay"])
 async def test_what_is_kept_for_a_request_is_right_if_its_intent_or_replay_cannot_be_written(
-    quick_path: Path, verb: str
+    ledger_url: Path | str, verb: str
 ) -> None:
-    path = quick_path / "job.db"
+    path = ledger_url
     async with opened(path, max_credits=Decimal(50)) as job:
         first, row = await running(job, "a", 1), await entered(job, "b")
         if verb == "replay":

@@ -36,6 +36,7 @@ from loop_executor import in_loop
 
 from evolink_async import ClosedError, ConfigurationError, InvalidRequestError, LedgerError, open_ledger
 from evolink_async.ledger import LedgerJob, State, Todo, open_job, what_to_do
+from evolink_async.ledger.file import FileDatabase
 from evolink_async.ledger.reports import PAGE, Cost, page_of_rows
 
 
@@ -45,9 +46,9 @@ def _without_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def path(quick_path: Path) -> Path:
+async def path(ledger_url: Path | str) -> Path | str:
     """A ledger with one request in each state."""
-    path = quick_path / "job.db"
+    path = ledger_url
     async with opened(path) as job:
         for state in State:
             await row_in(job, state, state.value)
@@ -55,12 +56,12 @@ async def path(quick_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def looking(path: Path, name: str = "default") -> AsyncIterator[LedgerJob]:
+async def looking(path: Path | str, name: str = "default") -> AsyncIterator[LedgerJob]:
     async with open_ledger(path) as ledger:
         yield ledger.job(name)
 
 
-async def test_stats_say_how_a_job_stands(path: Path) -> None:
+async def test_stats_say_how_a_job_stands(path: Path | str) -> None:
     async with looking(path) as job:
         stats = await job.stats()
     assert stats.counts == {state.value: 1 for state in State}
@@ -71,7 +72,7 @@ async def test_stats_say_how_a_job_stands(path: Path) -> None:
     assert stats.created_at.tzinfo is UTC
 
 
-async def test_what_is_unknown_is_listed_with_what_it_takes_to_look_for_it(path: Path) -> None:
+async def test_what_is_unknown_is_listed_with_what_it_takes_to_look_for_it(path: Path | str) -> None:
     async with looking(path) as job:
         unknown = {request.identity: request for request in await job.unknown()}
     assert unknown.keys() == {"sending", "unsettled", "replaying"}
@@ -85,9 +86,9 @@ async def test_what_is_unknown_is_listed_with_what_it_takes_to_look_for_it(path:
 
 
 async def test_what_was_sent_twice_is_unknown_until_the_service_has_proven_that_it_honours_keys(
-    quick_path: Path,
+    ledger_url: Path | str,
 ) -> None:
-    path = quick_path / "job.db"
+    path = ledger_url
     async with opened(path) as job:
         again = await row_in(job, State.REPLAYING, "again")
         await accept(job, again, new_task(task_id="task-perhaps-second"), at=at(3))
@@ -109,8 +110,8 @@ async def test_what_was_sent_twice_is_unknown_until_the_service_has_proven_that_
         assert await look.unknown() == []
 
 
-async def test_costs_are_told_by_model_and_day_and_over_all_tries(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_costs_are_told_by_model_and_day_and_over_all_tries(ledger_url: Path | str) -> None:
+    path = ledger_url
     day = 86_400
     async with opened(path) as job:
         for number, (model, when, end) in enumerate(
@@ -136,8 +137,8 @@ async def test_costs_are_told_by_model_and_day_and_over_all_tries(quick_path: Pa
         ]
 
 
-async def test_rows_come_in_the_order_they_were_pulled_page_by_page(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_rows_come_in_the_order_they_were_pulled_page_by_page(ledger_url: Path | str) -> None:
+    path = ledger_url
     count = 2 * PAGE + 3
     async with opened(path) as job, opened(path, "other") as other:
         known = await enter_all(job, [entry(f"k{number}", number) for number in range(count)])
@@ -162,15 +163,16 @@ async def test_a_page_of_rows_costs_the_same_in_a_long_job(quick_path: Path) -> 
     for more in range(2):
         async with opened(path) as job:
             await enter_all(job, [entry(f"k{more}-{number}", number) for number in range(3 * PAGE)])
-        with closing(sqlite3.connect(path)) as connection:
+        with closing(FileDatabase(path)) as database:
+            database.look()
             passed: list[int] = []
-            connection.set_progress_handler(functools.partial(passed.append, 0), 10)  # it gives None: go on
-            assert len(page_of_rows(connection, "default", 0, [])) == PAGE
+            database._connection.set_progress_handler(functools.partial(passed.append, 0), 10)  # it gives None: go on
+            assert len(page_of_rows(database, "default", 0, [])) == PAGE
             steps.append(len(passed))
     assert steps[1] < 1.2 * steps[0]
 
 
-async def test_jobs_are_told_by_name_and_one_that_is_not_there_is_said_so(path: Path) -> None:
+async def test_jobs_are_told_by_name_and_one_that_is_not_there_is_said_so(path: Path | str) -> None:
     async with opened(path, "second"):
         pass
     async with open_ledger(path) as ledger:
@@ -183,7 +185,7 @@ async def test_jobs_are_told_by_name_and_one_that_is_not_there_is_said_so(path: 
         assert await ledger.jobs() == ["default", "second"]
 
 
-async def test_a_ledger_is_open_in_its_block_only(path: Path) -> None:
+async def test_a_ledger_is_open_in_its_block_only(path: Path | str) -> None:
     ledger = open_ledger(path)
     with pytest.raises(ClosedError, match="async with open_ledger"):
         await ledger.jobs()
@@ -196,10 +198,10 @@ async def test_a_ledger_is_open_in_its_block_only(path: Path) -> None:
         await ledger.job().stats()
     async with ledger:
         assert await ledger.jobs()
-    assert [other.name for other in path.parent.iterdir()] == ["job.db"]
+    assert not isinstance(path, Path) or [other.name for other in path.parent.iterdir()] == ["job.db"]
 
 
-async def test_what_a_running_program_has_on_the_wire_is_not_unknown(path: Path) -> None:
+async def test_what_a_running_program_has_on_the_wire_is_not_unknown(path: Path | str) -> None:
     async with opened(path) as job, looking(path) as look:
         await row_in(job, State.SENDING, "on the wire")
         stats = await look.stats()
@@ -214,8 +216,8 @@ async def test_what_a_running_program_has_on_the_wire_is_not_unknown(path: Path)
         assert (await look.stats()).in_use_by is None
 
 
-async def test_what_was_sent_is_told_by_its_prompt_where_it_has_one(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_what_was_sent_is_told_by_its_prompt_where_it_has_one(ledger_url: Path | str) -> None:
+    path = ledger_url
     bodies = {"words": b'{"prompt": "a lighthouse"}', "none": b'{"model": "m"}', "list": b"[1]", "broken": b"\xff{"}
     async with opened(path) as job:
         for key, body in bodies.items():
@@ -227,7 +229,7 @@ async def test_what_was_sent_is_told_by_its_prompt_where_it_has_one(quick_path: 
     assert prompts == {"words": "a lighthouse", "none": None, "list": None, "broken": None}
 
 
-async def test_a_request_is_found_by_its_identity(path: Path) -> None:
+async def test_a_request_is_found_by_its_identity(path: Path | str) -> None:
     async with looking(path) as job:
         row = await job.find("completed")
         assert row is not None
@@ -238,8 +240,8 @@ async def test_a_request_is_found_by_its_identity(path: Path) -> None:
                 await job.find(nothing)  # type: ignore[arg-type]
 
 
-async def test_a_ledger_knows_the_tasks_of_all_its_jobs_and_tries(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_a_ledger_knows_the_tasks_of_all_its_jobs_and_tries(ledger_url: Path | str) -> None:
+    path = ledger_url
     async with opened(path) as job, opened(path, "other") as other:
         row = await entered(job, "k")
         await intend(job, row)
@@ -264,14 +266,14 @@ async def test_a_ledger_knows_the_tasks_of_all_its_jobs_and_tries(quick_path: Pa
 # Resolving
 
 
-async def known_next_run(path: Path, key: str) -> tuple[Todo, Any]:
+async def known_next_run(path: Path | str, key: str) -> tuple[Todo, Any]:
     async with opened(path) as job:
         known = await job.enter(entry(key, key))
         return what_to_do(known), known.row
 
 
 @pytest.mark.parametrize("key", ["unsettled", "sending", "replaying", "given_up"])
-async def test_one_whose_task_is_found_is_polled_on(path: Path, key: str) -> None:
+async def test_one_whose_task_is_found_is_polled_on(path: Path | str, key: str) -> None:
     async with looking(path) as job:
         row = await job.resolve(key, task_id="task-found")
         assert (row.state, row.task_id) == (State.ACCEPTED, "task-found")
@@ -282,7 +284,9 @@ async def test_one_whose_task_is_found_is_polled_on(path: Path, key: str) -> Non
 
 
 @pytest.mark.parametrize("key", ["unsettled", "sending", "replaying", "given_up"])
-async def test_one_that_was_not_accepted_is_submitted_again_and_its_credits_are_free(path: Path, key: str) -> None:
+async def test_one_that_was_not_accepted_is_submitted_again_and_its_credits_are_free(
+    path: Path | str, key: str
+) -> None:
     async with looking(path) as job:
         before = (await job.stats()).credits_reserved
         await job.resolve(key, submitted=False)
@@ -293,7 +297,7 @@ async def test_one_that_was_not_accepted_is_submitted_again_and_its_credits_are_
 
 
 @pytest.mark.parametrize("key", ["unsettled", "sending", "replaying", "given_up"])
-async def test_one_that_is_given_up_is_never_sent_again_and_keeps_its_credits(path: Path, key: str) -> None:
+async def test_one_that_is_given_up_is_never_sent_again_and_keeps_its_credits(path: Path | str, key: str) -> None:
     async with looking(path) as job:
         before = (await job.stats()).credits_reserved
         await job.resolve(key, give_up=True)
@@ -305,7 +309,7 @@ async def test_one_that_is_given_up_is_never_sent_again_and_keeps_its_credits(pa
 
 
 @pytest.mark.parametrize("key", ["entered", "accepted", "completed", "failed", "cancelled", "lost", "rejected"])
-async def test_only_what_is_unknown_can_be_resolved(path: Path, key: str) -> None:
+async def test_only_what_is_unknown_can_be_resolved(path: Path | str, key: str) -> None:
     before = ask(path, "SELECT * FROM request WHERE identity = ?", key)
     async with looking(path) as job:
         for how in ({"task_id": "task-x"}, {"submitted": False}, {"give_up": True}):
@@ -321,13 +325,13 @@ async def test_only_what_is_unknown_can_be_resolved(path: Path, key: str) -> Non
         *({"submitted": "no"}, {"give_up": "yes"}, {"task_id": "t", "submitted": False}, {"give_up": None}),
     ],
 )
-async def test_resolving_takes_one_word(path: Path, how: dict[str, Any]) -> None:
+async def test_resolving_takes_one_word(path: Path | str, how: dict[str, Any]) -> None:
     async with looking(path) as job:
         with pytest.raises(InvalidRequestError, match="give one of"):
             await job.resolve("unsettled", **how)
 
 
-async def test_a_task_id_is_checked_before_anything_is_changed(path: Path) -> None:
+async def test_a_task_id_is_checked_before_anything_is_changed(path: Path | str) -> None:
     [(taken,)] = ask(path, "SELECT task_id FROM request WHERE identity = 'completed'")
     async with looking(path) as job:
         with pytest.raises(InvalidRequestError, match="belongs to the request 'completed'"):
@@ -342,7 +346,7 @@ async def test_a_task_id_is_checked_before_anything_is_changed(path: Path) -> No
     assert (await known_next_run(path, "unsettled"))[0] is Todo.SETTLE
 
 
-async def test_many_are_resolved_at_once_and_no_task_becomes_that_of_two(path: Path) -> None:
+async def test_many_are_resolved_at_once_and_no_task_becomes_that_of_two(path: Path | str) -> None:
     names = [f"unsettled {number}" for number in range(20)]
     async with opened(path) as job:
         for name in names:
@@ -357,7 +361,7 @@ async def test_many_are_resolved_at_once_and_no_task_becomes_that_of_two(path: P
         assert [request.key for request in await look.unknown() if request.key in names] == []
 
 
-async def test_resolving_is_no_run_and_not_possible_during_one(path: Path) -> None:
+async def test_resolving_is_no_run_and_not_possible_during_one(path: Path | str) -> None:
     async with looking(path) as look:
         runs = (await look.stats()).runs
         await look.resolve("unsettled", give_up=True)
@@ -368,8 +372,8 @@ async def test_resolving_is_no_run_and_not_possible_during_one(path: Path) -> No
     assert await known_next_run(path, "sending")
 
 
-async def test_a_job_that_died_is_recovered_by_who_resolves(quick_path: Path) -> None:
-    path = quick_path / "job.db"
+async def test_a_job_that_died_is_recovered_by_who_resolves(ledger_url: Path | str) -> None:
+    path = ledger_url
     job = await open_job(path)
     await row_in(job, State.SENDING, "k")
     kill(job)
@@ -402,7 +406,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.endswith("-shm")}
 
 
-async def one_of_each(path: Path) -> None:
+async def one_of_each(path: Path | str) -> None:
     async with opened(path) as job:
         for state in State:
             await row_in(job, state, state.value)
@@ -426,7 +430,7 @@ async def test_a_ledger_that_may_not_be_written_to_is_looked_at_and_nothing_is_l
             assert {file.name for file in folder.iterdir()} == names
 
 
-async def resolve_first(path: Path) -> None:
+async def resolve_first(path: Path | str) -> None:
     async with looking(path) as job:
         await job.resolve((await job.unknown())[0].identity, give_up=True)
 

@@ -34,12 +34,6 @@ from evolink_async.ledger.values import counted_identity, numbered_key, split_id
 PREFIX = "ea-0123456789abcdef01234567"
 
 
-@pytest.fixture(params=["sqlite", "memory"])
-def place(request: pytest.FixtureRequest, quick_path: Path) -> Path | None:
-    """Where the ledger is kept."""
-    return quick_path / "job.db" if request.param == "sqlite" else None
-
-
 @pytest.mark.parametrize("named", [True, False], ids=["keys", "no keys"])
 async def test_a_ledger_in_memory_keeps_little_of_a_request_on_its_way(named: bool) -> None:
     """Beyond what others keep: the key that the caller gave, the number of the request, the id of its task."""
@@ -65,7 +59,7 @@ async def test_a_ledger_in_memory_keeps_little_of_a_request_on_its_way(named: bo
     assert each < 225, f"{each:.0f} bytes"
 
 
-async def test_requests_with_the_same_model_price_and_api_key_have_these_together(place: Path | None) -> None:
+async def test_requests_with_the_same_model_price_and_api_key_have_these_together(place: Path | str | None) -> None:
     async with opened(place) as job:
         known = await enter_all(job, [entry(f"k{number}", number) for number in range(3)])
         one, other, third = (found.row for found in known)
@@ -78,7 +72,7 @@ async def test_requests_with_the_same_model_price_and_api_key_have_these_togethe
         assert (third.model, third.endpoint, third.price, third.fingerprint) == (MODEL, ENDPOINT, "dear", PRINT)
 
 
-async def test_a_row_says_the_very_key_that_was_sent(place: Path | None) -> None:
+async def test_a_row_says_the_very_key_that_was_sent(place: Path | str | None) -> None:
     keys: list[tuple[str, int | None]] = [
         *((numbered_key(PREFIX, number), number) for number in (0, 1, 255, 4096, 0xFFFFFFFF)),
         ("the-callers.own_key_of_old", None),
@@ -94,7 +88,7 @@ async def test_a_row_says_the_very_key_that_was_sent(place: Path | None) -> None
         assert ask(place, "SELECT idempotency_key FROM request ORDER BY id") == [(key,) for key, _ in keys]
 
 
-async def test_each_try_keeps_the_key_that_was_sent_with_it(place: Path | None) -> None:
+async def test_each_try_keeps_the_key_that_was_sent_with_it(place: Path | str | None) -> None:
     sent = [(numbered_key(PREFIX, 9), 9), ("a-key-of-its-own-16", None), (numbered_key(PREFIX[::-1], 10), 10)]
     async with opened(place) as job:
         row = await entered(job, "k")
@@ -107,7 +101,7 @@ async def test_each_try_keeps_the_key_that_was_sent_with_it(place: Path | None) 
         assert [*(past.number for past in row.past), row.number] == [1, 2, 3]
 
 
-async def test_a_moment_is_kept_to_the_microsecond(place: Path | None) -> None:
+async def test_a_moment_is_kept_to_the_microsecond(place: Path | str | None) -> None:
     seed = random.randrange(10**6)
     print("seed", seed)
     chance = random.Random(seed)
@@ -127,7 +121,7 @@ async def test_a_moment_is_kept_to_the_microsecond(place: Path | None) -> None:
             assert [found.row.submitted_at for found in known] == moments
 
 
-async def test_a_request_without_a_key_is_named_by_its_content_and_its_count(place: Path | None) -> None:
+async def test_a_request_without_a_key_is_named_by_its_content_and_its_count(place: Path | str | None) -> None:
     async with opened(place) as job:
         known = await enter_all(job, [entry(None, body) for body in "aba"])
         names = [f"{content(body).hex()}-{count}" for body, count in (("a", 0), ("b", 0), ("a", 1))]

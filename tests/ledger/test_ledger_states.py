@@ -120,13 +120,12 @@ async def tell(job: JobLedger, row: Row, verb: str) -> Any:
             return await job.given_up(row)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "memory"])
 async def test_a_ledger_obeys_the_table_and_an_illegal_move_changes_nothing(
-    kind: str, quick_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path | str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_loop(monkeypatch)
     told = [case for case in CASES if case[0] != "left_sending"]
-    async with opened(quick_path / "job.db" if kind == "sqlite" else None) as job:
+    async with opened(place) as job:
         await job.keys_are_honoured()
         for number, (verb, state, target) in enumerate(told):
             row = await row_in(job, State(state), f"k{number}")
@@ -143,12 +142,11 @@ async def test_a_ledger_obeys_the_table_and_an_illegal_move_changes_nothing(
                 assert row.state == target, (verb, state)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "memory"])
-async def test_what_is_told_twice_counts_once(kind: str, quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_told_twice_counts_once(place: Path | str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     in_loop(monkeypatch)
     facts_told = [verb for verb in EXPECTED if verb not in ("intend", "replay", "left_sending")]
     numbers = itertools.count()
-    async with opened(quick_path / "job.db" if kind == "sqlite" else None) as job:
+    async with opened(place) as job:
         await job.keys_are_honoured()
         for verb, state, target in CASES:
             if verb in facts_told and target != "-" and verb not in ("not_submitted", "given_up"):

@@ -65,7 +65,7 @@ pytestmark = pytest.mark.looptime
         {"ledger": ""},
         {"ledger": ":memory:"},
         {"ledger": "mysql://host/job"},
-        {"ledger": "postgresql://host/job"},
+        {"ledger": "postgresql://host:port/job"},
         {"callbacks": Odd()},
     ],
 )

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -17,6 +17,7 @@ import httpx
 import pytest
 from loop_executor import in_loop
 from pool_world import Handler, World, drain, image, images, now, turns, world
+from postgres import ask
 
 from evolink_async import (
     AsyncEvoLink,
@@ -32,7 +33,7 @@ from evolink_async import (
     open_ledger,
 )
 from evolink_async.emulator import Fault
-from evolink_async.ledger import sqlite as sqlite_module
+from evolink_async.ledger import store as store_module
 
 pytestmark = pytest.mark.looptime
 
@@ -47,8 +48,8 @@ def virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Path:
-    return tmp_path / "job.db"
+def ledger(ledger_url: Path | str) -> Path | str:
+    return ledger_url
 
 
 @asynccontextmanager
@@ -64,7 +65,9 @@ def by_key(outcomes: list[Outcome]) -> dict[str | None, Outcome]:
     return {outcome.key: outcome for outcome in outcomes}
 
 
-async def test_a_finished_job_run_again_posts_nothing_and_gives_the_same_outcomes(api_key: str, ledger: Path) -> None:
+async def test_a_finished_job_run_again_posts_nothing_and_gives_the_same_outcomes(
+    api_key: str, ledger: Path | str
+) -> None:
     async with world(api_key, failure_share=0.3, seed=3) as w:
         async with w.pool([*images(20), *map(image, range(10))], ledger=ledger) as pool:
             first = await drain(pool)
@@ -97,7 +100,7 @@ async def test_a_finished_job_run_again_posts_nothing_and_gives_the_same_outcome
 
 
 async def test_the_error_of_a_refused_or_lost_request_reads_the_same_when_it_comes_from_the_ledger(
-    api_key: str, ledger: Path
+    api_key: str, ledger: Path | str
 ) -> None:
     refused = Fault(**POSTS, nth=(1,), status=400, body={"error": {"code": "bad_size", "message": "no such size"}})
     forgotten = Fault(method="GET", path="/v1/tasks/", status=404)
@@ -113,7 +116,7 @@ async def test_the_error_of_a_refused_or_lost_request_reads_the_same_when_it_com
     assert (known.status, str(known.error)) == ("lost", str(lost.error))
 
 
-async def test_a_job_left_early_is_finished_by_the_next_run(api_key: str, ledger: Path) -> None:
+async def test_a_job_left_early_is_finished_by_the_next_run(api_key: str, ledger: Path | str) -> None:
     async with world(api_key) as w:
         async with w.pool(images(60), ledger=ledger, max_outstanding=20) as pool:
             taken = [await anext(pool) for _ in range(10)]  # type: ignore[arg-type]
@@ -126,7 +129,7 @@ async def test_a_job_left_early_is_finished_by_the_next_run(api_key: str, ledger
     assert len(w.book) == len(w.wire.posts) == 60
 
 
-async def test_inserted_and_reordered_requests_are_not_paid_for_twice(api_key: str, ledger: Path) -> None:
+async def test_inserted_and_reordered_requests_are_not_paid_for_twice(api_key: str, ledger: Path | str) -> None:
     async with world(api_key) as w:
         async with w.pool(map(image, [1, 2, 2, 3]), ledger=ledger) as pool:
             await drain(pool)
@@ -137,7 +140,7 @@ async def test_inserted_and_reordered_requests_are_not_paid_for_twice(api_key: s
 
 
 async def test_a_request_that_was_sent_when_the_last_run_ended_is_sent_again_with_the_same_key_and_bytes(
-    api_key: str, ledger: Path
+    api_key: str, ledger: Path | str
 ) -> None:
     bodies: list[bytes] = []
 
@@ -165,7 +168,7 @@ async def test_a_request_that_was_sent_when_the_last_run_ended_is_sent_again_wit
             assert await opened.job().unknown() == []
 
 
-async def test_held_it_stays_unknown_over_all_runs_until_the_user_settles_it(api_key: str, ledger: Path) -> None:
+async def test_held_it_stays_unknown_over_all_runs_until_the_user_settles_it(api_key: str, ledger: Path | str) -> None:
     async with world(api_key, faults=[Fault(**POSTS, drop="after", nth=(1,))]) as w:
         for _ in range(2):
             async with (
@@ -189,7 +192,7 @@ async def test_held_it_stays_unknown_over_all_runs_until_the_user_settles_it(api
         assert len(w.wire.posts) == 1
 
 
-async def test_resolved_as_not_submitted_it_is_sent_anew(api_key: str, ledger: Path) -> None:
+async def test_resolved_as_not_submitted_it_is_sent_anew(api_key: str, ledger: Path | str) -> None:
     async with world(api_key, {"on_lost_response": "hold"}, faults=[Fault(**POSTS, drop="before", nth=(1,))]) as w:
         async with w.pool(images(1), ledger=ledger) as pool:
             await drain(pool)
@@ -201,9 +204,11 @@ async def test_resolved_as_not_submitted_it_is_sent_anew(api_key: str, ledger: P
         assert len({post.key for post in w.wire.posts}) == 2
 
 
-async def test_too_late_or_under_another_api_key_nothing_is_sent_again(api_key: str, ledger: Path) -> None:
+async def test_too_late_or_under_another_api_key_nothing_is_sent_again(
+    api_key: str, new_ledger: Callable[[], Path | str]
+) -> None:
     for late in (True, False):
-        path = ledger.with_name(f"{late}.db")
+        path = new_ledger()
         faults = [Fault(**POSTS, drop="after", nth=(1,))]
         async with world(api_key, {"on_lost_response": "hold"}, faults=faults) as w:
             async with w.pool(images(1), ledger=path) as pool:
@@ -219,7 +224,7 @@ async def test_too_late_or_under_another_api_key_nothing_is_sent_again(api_key: 
             assert len(w.wire.posts) == 1
 
 
-async def test_replays_without_proof_are_counted_over_all_runs(api_key: str, ledger: Path) -> None:
+async def test_replays_without_proof_are_counted_over_all_runs(api_key: str, ledger: Path | str) -> None:
     async with world(api_key, faults=[Fault(**POSTS, drop="before", probability=1.0)]) as w:
         for start in (0, 2, 4):
             async with restarted(w, api_key) as client, client.pool(images(2, start), ledger=ledger) as pool:
@@ -232,7 +237,7 @@ async def test_replays_without_proof_are_counted_over_all_runs(api_key: str, led
 
 
 async def test_a_second_run_of_the_same_job_is_refused_and_another_job_in_the_same_file_is_not(
-    api_key: str, ledger: Path
+    api_key: str, ledger: Path | str
 ) -> None:
     async with world(api_key) as w:
         async with w.pool(images(3), ledger=ledger) as pool:
@@ -247,8 +252,9 @@ async def test_a_second_run_of_the_same_job_is_refused_and_another_job_in_the_sa
 
 
 async def test_what_is_wrong_with_a_ledger_is_raised_on_entering_and_nothing_is_sent(
-    api_key: str, ledger: Path
+    api_key: str, tmp_path: Path
 ) -> None:
+    ledger = tmp_path / "job.db"
     ledger.write_bytes(b"this is no ledger, it is a text" * 100)
     async with world(api_key) as w:
         pool = w.pool(images(3), ledger=ledger)
@@ -258,7 +264,7 @@ async def test_what_is_wrong_with_a_ledger_is_raised_on_entering_and_nothing_is_
         assert w.wire.posts == []
 
 
-async def test_another_body_under_a_known_key_is_rejected(api_key: str, ledger: Path) -> None:
+async def test_another_body_under_a_known_key_is_rejected(api_key: str, ledger: Path | str) -> None:
     async with world(api_key) as w:
         async with w.pool([image(1, key="a")], ledger=ledger) as pool:
             await drain(pool)
@@ -273,7 +279,7 @@ async def test_another_body_under_a_known_key_is_rejected(api_key: str, ledger: 
         assert (pool.census.changed, pool.census.new, pool.census.gone) == (1, 1, 0)
 
 
-async def test_bad_rows_between_good_ones_end_no_later_run_either(api_key: str, ledger: Path) -> None:
+async def test_bad_rows_between_good_ones_end_no_later_run_either(api_key: str, ledger: Path | str) -> None:
     rows = [image(number, size="17x4") if number % 3 == 0 else image(number) for number in range(90)]
     async with world(api_key, {"validate": False}) as w:
         for max_outstanding in (1000, 1000, 10):
@@ -287,7 +293,7 @@ async def test_bad_rows_between_good_ones_end_no_later_run_either(api_key: str, 
 
 @pytest.mark.parametrize("how", ["read to the end", "left", "stopped", "without sources"])
 async def test_only_who_reads_all_sources_to_the_end_is_told_what_is_missing_in_them(
-    api_key: str, ledger: Path, caplog: pytest.LogCaptureFixture, how: str
+    api_key: str, ledger: Path | str, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     async with world(api_key) as w:
         await w.client.run_many(images(20), ledger=ledger)
@@ -307,7 +313,9 @@ async def test_only_who_reads_all_sources_to_the_end_is_told_what_is_missing_in_
 
 
 @pytest.mark.parametrize("with_ledger", [True, False])
-async def test_a_key_seen_before_in_the_run_never_pays_again(api_key: str, ledger: Path, with_ledger: bool) -> None:
+async def test_a_key_seen_before_in_the_run_never_pays_again(
+    api_key: str, ledger: Path | str, with_ledger: bool
+) -> None:
     requests = [image(1, key="a"), image(1, key="a"), image(2, key="a"), image(3, key="b")]
     async with world(api_key) as w:
         async with w.pool(requests, ledger=ledger if with_ledger else None) as pool:
@@ -324,7 +332,7 @@ async def test_a_key_seen_before_in_the_run_never_pays_again(api_key: str, ledge
     assert tasks[0] == tasks[1] == later.task
 
 
-async def test_a_request_that_was_not_sent_or_was_refused_is_tried_again(api_key: str, ledger: Path) -> None:
+async def test_a_request_that_was_not_sent_or_was_refused_is_tried_again(api_key: str, ledger: Path | str) -> None:
     faults = [Fault(**POSTS, status=400, nth=(1,)), Fault(**POSTS, status=402, nth=(2,))]
     async with world(api_key, faults=faults) as w:
         pool = w.pool(images(3), ledger=ledger, max_outstanding=1)
@@ -338,7 +346,9 @@ async def test_a_request_that_was_not_sent_or_was_refused_is_tried_again(api_key
     assert len(w.book) == 3
 
 
-async def test_a_failure_is_yielded_and_not_paid_for_again_unless_tries_are_left(api_key: str, ledger: Path) -> None:
+async def test_a_failure_is_yielded_and_not_paid_for_again_unless_tries_are_left(
+    api_key: str, ledger: Path | str
+) -> None:
     count = 0
 
     async def tamper(request: httpx.Request, go_on: Handler) -> httpx.Response:
@@ -370,7 +380,7 @@ async def test_a_failure_is_yielded_and_not_paid_for_again_unless_tries_are_left
         assert len({post.key for post in w.wire.posts}) == 3
 
 
-async def test_credits_of_every_run_count_against_the_budget(api_key: str, ledger: Path) -> None:
+async def test_credits_of_every_run_count_against_the_budget(api_key: str, ledger: Path | str) -> None:
     async with world(api_key) as w:
         cost = None
         for cap, requests, sent in ((10, 3, 3), (10, 9, 4), (20, 9, 8)):
@@ -414,7 +424,7 @@ async def test_prices_that_are_told_need_no_trying(api_key: str) -> None:
 
 
 async def test_if_an_intent_cannot_be_written_nothing_is_sent(
-    api_key: str, ledger: Path, monkeypatch: pytest.MonkeyPatch
+    api_key: str, ledger: Path | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world(api_key) as w:
         pool = w.pool(images(3), ledger=ledger)
@@ -428,7 +438,7 @@ async def test_if_an_intent_cannot_be_written_nothing_is_sent(
 
 
 async def test_an_id_that_cannot_be_written_is_logged_kept_and_retried(
-    api_key: str, ledger: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    api_key: str, ledger: Path | str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with world(api_key) as w:
         pool = w.pool(images(8), ledger=ledger, max_outstanding=2)
@@ -449,7 +459,7 @@ async def test_an_id_that_cannot_be_written_is_logged_kept_and_retried(
 
 def broken_at(monkeypatch: pytest.MonkeyPatch, state: str, times: int = 10**9) -> None:
     """Turns that hold a row in this state cannot be written."""
-    original = sqlite_module.SqliteStore.carry_out
+    original = store_module.JobStore.carry_out
     left = times
 
     def carry_out(self: Any, batch: Any) -> Any:
@@ -459,11 +469,11 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, state: str, times: int = 10**9) -
             raise sqlite3.OperationalError("database or disk is full")
         return original(self, batch)
 
-    monkeypatch.setattr(sqlite_module.SqliteStore, "carry_out", carry_out)
+    monkeypatch.setattr(store_module.JobStore, "carry_out", carry_out)
 
 
 async def test_in_no_window_are_more_sent_than_the_limit_says_however_slow_the_disk_is(
-    api_key: str, ledger: Path, monkeypatch: pytest.MonkeyPatch
+    api_key: str, ledger: Path | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from evolink_async.ledger.turns import Turns
 
@@ -479,7 +489,7 @@ async def test_in_no_window_are_more_sent_than_the_limit_says_however_slow_the_d
 
 
 async def test_nothing_is_sent_in_a_cool_down_that_came_while_the_intent_was_written(
-    api_key: str, ledger: Path, monkeypatch: pytest.MonkeyPatch
+    api_key: str, ledger: Path | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from evolink_async.ledger.turns import Turns
 
@@ -495,7 +505,9 @@ async def test_nothing_is_sent_in_a_cool_down_that_came_while_the_intent_was_wri
         assert len(w.book) == 60
 
 
-async def test_a_second_task_for_one_request_is_told_and_the_first_is_followed(api_key: str, ledger: Path) -> None:
+async def test_a_second_task_for_one_request_is_told_and_the_first_is_followed(
+    api_key: str, ledger: Path | str
+) -> None:
     """A service that does not honour keys: the request is paid for twice, and the ledger says so."""
     async with world(api_key, idempotency=False, faults=[Fault(**POSTS, drop="after", nth=(1,))]) as w:
         async with w.pool(images(1), ledger=ledger) as pool:
@@ -507,7 +519,7 @@ async def test_a_second_task_for_one_request_is_told_and_the_first_is_followed(a
         assert request.task_id == outcome.task.id if outcome.task else None
 
 
-async def test_what_was_learned_of_durations_is_there_for_the_next_run(api_key: str, ledger: Path) -> None:
+async def test_what_was_learned_of_durations_is_there_for_the_next_run(api_key: str, ledger: Path | str) -> None:
     async with world(api_key) as w:
         async with w.pool(images(40), ledger=ledger) as pool:
             await drain(pool)
@@ -518,7 +530,7 @@ async def test_what_was_learned_of_durations_is_there_for_the_next_run(api_key: 
                 assert client._core.memory.schedule.export() == learned
 
 
-async def test_only_what_has_a_connection_is_on_record_as_sent(api_key: str, ledger: Path) -> None:
+async def test_only_what_has_a_connection_is_on_record_as_sent(api_key: str, ledger: Path | str) -> None:
     """After a crash nobody could tell that the others, with an intent and no byte written, were not paid for."""
     async with (
         world(api_key, {"max_connections": 4, "rate_limit": "1000/s"}, faults=[Fault(**POSTS, delay=10)]) as w,
@@ -526,10 +538,7 @@ async def test_only_what_has_a_connection_is_on_record_as_sent(api_key: str, led
     ):
         await asyncio.sleep(5)
         assert w.wire.flying == 3
-        with sqlite3.connect(ledger) as file:
-            [(intended,)] = file.execute("SELECT count(*) FROM request WHERE idempotency_key IS NOT NULL")
-        file.close()
-        assert intended == 3
+        assert ask(ledger, "SELECT count(*) FROM request WHERE idempotency_key IS NOT NULL") == [(3,)]
         pool.stop()
         await drain(pool)
 
@@ -560,7 +569,7 @@ async def test_a_run_whose_caller_has_gone_is_not_paid_for_again(api_key: str) -
 
 @pytest.mark.parametrize("grace", [0.0, 2.0])
 async def test_what_is_looked_up_while_the_block_is_left_is_not_sent_any_more(
-    api_key: str, ledger: Path, grace: float
+    api_key: str, ledger: Path | str, grace: float
 ) -> None:
     async with world(api_key, faults=[Fault(**POSTS, nth=(1,), delay=1 + grace)]) as w:
         async with w.pool(images(1), ledger=ledger) as pool:
@@ -580,7 +589,9 @@ async def test_what_is_looked_up_while_the_block_is_left_is_not_sent_any_more(
     assert pool.stats.pulled == sum(pool.stats.counts.values())
 
 
-async def test_stopped_it_follows_what_earlier_runs_have_sent_and_sends_nothing(api_key: str, ledger: Path) -> None:
+async def test_stopped_it_follows_what_earlier_runs_have_sent_and_sends_nothing(
+    api_key: str, ledger: Path | str
+) -> None:
     async with world(api_key) as w:
         async with w.pool(images(6), ledger=ledger):
             await asyncio.sleep(3)
@@ -618,3 +629,37 @@ async def test_a_function_of_prices_that_fails_rejects_its_request_and_no_other(
         assert "ZeroDivisionError" in str(outcomes["k0"].error)
         assert "'cheap'" in str(outcomes["k1"].error)
         assert len(w.book) == 2
+
+
+async def test_a_key_that_postgresql_cannot_keep_is_rejected_alone_and_nothing_is_sent_for_it(
+    api_key: str, postgres_url: str
+) -> None:
+    keys = ["good", "with a \0", "\u20ac" * 900, "\u20ac" * 800]
+    requests = [image(number, key=key) for number, key in enumerate(keys)]
+    async with world(api_key) as w:
+        async with w.pool(requests, ledger=postgres_url) as pool:
+            outcomes = by_key(await drain(pool))
+            awaited = await pool.run(image(9, key="\0"))
+        assert [str(outcomes[key].status) for key in keys] == ["completed", "rejected", "rejected", "completed"]
+        assert isinstance(outcomes[keys[1]].error, InvalidRequestError)
+        assert "NUL" in str(outcomes[keys[1]].error)
+        assert "2,500 bytes" in str(outcomes[keys[2]].error)
+        assert awaited.status == "rejected"
+        assert len(w.wire.posts) == 2
+        async with w.pool(requests, ledger=postgres_url) as again:
+            assert by_key(await drain(again)).keys() == outcomes.keys()
+        assert len(w.wire.posts) == 2
+
+
+async def test_texts_with_a_nul_that_a_service_tells_are_kept_without_it_and_break_no_ledger(
+    api_key: str, ledger: Path | str
+) -> None:
+    refusal = {"error": {"code": "bad\0size", "message": "no \0 such size"}}
+    faults = [Fault(**POSTS, nth=(1,), status=400, body=refusal)]
+    async with world(api_key, faults=faults) as w:
+        async with w.pool(images(3), ledger=ledger) as pool:
+            first = by_key(await drain(pool))
+        assert sorted(str(outcome.status) for outcome in first.values()) == ["completed", "completed", "rejected"]
+        async with w.pool(images(3), ledger=ledger) as again:
+            assert all(outcome.ok for outcome in await drain(again))
+        assert pool.reason is again.reason is None

@@ -1,11 +1,12 @@
 """Random lives of a job, from its first run to its last, judged by the service's book.
 
-    python tests/simulation/lives.py [--seeds 2000] [--first 1] [--mutation NAME]
+    python tests/simulation/lives.py [--seeds 2000] [--first 1] [--ledger file | postgresql] [--mutation NAME]
 
 Client, pool and ledger live in one process with the emulator's core, on virtual time. A seed decides what goes wrong at
 the service and on the wire, and where the program is killed: in front of or behind every commit of the ledger, every
-request and every outcome. What a killed program does after that moment reaches neither disk nor wire. Then the same
-program runs again; in the last run nothing goes wrong any more, and what came of it all is judged:
+request and every outcome. What a killed program does after that moment reaches neither disk nor wire. A connection to
+PostgreSQL is lost besides, in front of or behind a commit. Then the same program runs again; in the last run nothing
+goes wrong any more, and what came of it all is judged:
 
 * no request has two tasks that are paid for, beyond what `on_lost_response` and `retry_failed` allow;
 * no task that was paid for is unknown to the ledger, or the request is among the `unknown` ones;
@@ -22,17 +23,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
 import random
-import sqlite3
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -44,13 +44,14 @@ if __name__ == "__main__":
 import httpx
 import looptime
 from loop_executor import InLoop
+from postgres import Postgres, ask, is_postgres, running
 
 from evolink_async import AsyncEvoLink, BudgetExceededError, ImageRequest, LedgerError, Outcome, clock, open_ledger
 from evolink_async.emulator import Emulator, Fault
 from evolink_async.http.submit import new_idempotency_key
 from evolink_async.ledger import opening
 from evolink_async.ledger.job import JobLedger
-from evolink_async.ledger.sqlite import SqliteStore
+from evolink_async.ledger.store import JobStore
 from evolink_async.ledger.values import MICRO
 from evolink_async.polling import watcher
 from evolink_async.pool import TaskPool
@@ -74,6 +75,7 @@ RARE = (
     *("budget spent", "price tried alone", "429", "failed and tried again", "failed for good"),
     *("rejected", "lost response", "404 for a moment", "a run ended early", "keys not honoured", "paid twice"),
 )
+CUT = ("cut before a commit", "cut after a commit")  # connections to PostgreSQL
 
 
 class Violation(AssertionError):
@@ -108,10 +110,29 @@ class Process:
             raise OSError("this process is dead")
 
 
-class Store(SqliteStore):
+class Store(JobStore):
     """Commits at which the process may die. What it commits after its death is not written."""
 
     process: Process
+
+    def __init__(self, database: Any, name: str) -> None:
+        super().__init__(database, name)
+        if self.process.life.cuts:
+            database.transaction = functools.partial(self._cut, database, database.transaction)
+
+    @contextlib.contextmanager
+    def _cut(self, database: Any, transaction: Callable[[], Any]) -> Iterator[None]:
+        """A transaction of a server to which the connection is lost now and then."""
+        life, turn = self.process.life, self._turn
+        with transaction():
+            yield
+            if turn and life.cut("before"):
+                database._connection.close()
+        if turn and life.cut("after"):
+            database._connection.close()
+            raise life.no_answer
+
+    _turn = False
 
     def carry_out(self, batch: Any) -> Any:
         self.process.check()
@@ -119,6 +140,7 @@ class Store(SqliteStore):
         for state in sorted(states):
             self.process.reach(f"before {state}")
         self.process.check()
+        self._turn = True
         result = super().carry_out(batch)
         for state in sorted(states):
             self.process.reach(f"after {state}")
@@ -180,11 +202,11 @@ class Wire(httpx.AsyncBaseTransport):
 class Life:
     """One job, all of its runs, and the judgement."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, path: Path | str) -> None:
         self.seed = seed
         self.came_upon: Counter[str] = Counter()
         self.chance = chance = random.Random(seed)
-        self.path = folder / f"{seed}.db"
+        self.path = path
         self.count = chance.randrange(1, 25)
         self.honours = chance.random() < 0.7
         self.hold = chance.random() < (0.2 if self.honours else 0.6)
@@ -211,6 +233,8 @@ class Life:
         self.pulled = 0
         self.violations: list[str] = []
         self.lives = chance.choice([0, 1, 1, 2, 3])
+        self.cuts = is_postgres(path) and chance.random() < 0.5
+        self.cut_last = -1e9
 
     def _faults(self) -> list[Fault]:
         chance = self.chance
@@ -245,16 +269,32 @@ class Life:
 
     async def watch(self, pool: TaskPool, process: Process) -> None:
         """An id that the program can see is on disk."""
-        query = "SELECT 1 FROM request WHERE task_id = ? AND state <> 'sending'"
         while True:
             await asyncio.sleep(0.5)
-            for task_id in pool.outstanding:
-                if not process.dead and not self.ask(query, task_id):
-                    self.found(f"task {task_id} is shown, and its id is not on disk")
+            if process.dead or _now() < self.cut_last + 60:
+                continue  # a connection was cut: the id is logged, and on disk once there is one again
+            shown = [*pool.outstanding]
+            marks = ", ".join("?" * len(shown)) or "NULL"
+            query = f"SELECT task_id FROM request WHERE task_id IN ({marks}) AND state <> 'sending'"
+            for task_id in {*shown} - {task_id for (task_id,) in self.ask(query, *shown)}:
+                self.found(f"task {task_id} is shown, and its id is not on disk")
 
     def ask(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        with contextlib.closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as connection:
-            return connection.execute(query, parameters).fetchall()
+        return ask(self.path, query, *parameters)
+
+    def cut(self, when: str) -> bool:
+        """Whether the connection is lost now."""
+        lost = self.cuts and self.chance.random() < 0.02
+        if lost:
+            self.came_upon[f"cut {when} a commit"] += 1
+            self.cut_last = _now()
+        return lost
+
+    @property
+    def no_answer(self) -> Exception:
+        import psycopg
+
+        return psycopg.OperationalError("the connection is lost")
 
     def expect_intended(self, post: dict[str, Any]) -> None:
         query = "SELECT 1 FROM request WHERE idempotency_key = ? AND state IN ('sending', 'replaying')"
@@ -263,6 +303,8 @@ class Life:
 
     def expect_durable(self, request: httpx.Request) -> None:
         ids = json.loads(request.content)["task_ids"] if request.content else [request.url.path.rpartition("/")[2]]
+        if _now() < self.cut_last + 60:
+            return
         for task_id in ids:
             if not self.ask("SELECT 1 FROM request WHERE task_id = ?", task_id):
                 self.found(f"task {task_id} was asked for before its id was on disk")
@@ -283,6 +325,7 @@ class Life:
             await self.run(self.death())
             await asyncio.sleep(self.chance.choice([0, 1, 30, 200, 700]))
         self.emulator.set_faults([])
+        self.cuts = False
         for _ in range(2):
             last = await self.run(None, calm=True)
             await self.judge(last)
@@ -316,7 +359,7 @@ class Life:
         except TimeoutError:
             raise Violation(f"a calm run was not over after {LONGEST_CALM:g} s") from None
         except (LedgerError, OSError):
-            if not process.dead:
+            if not process.dead and not self.cuts:
                 raise
         finally:
             with contextlib.suppress(asyncio.CancelledError):
@@ -374,6 +417,8 @@ class Life:
 
     def take(self, outcome: Outcome) -> None:
         """It was handed over: it must stay what it is."""
+        if outcome.status == "not_submitted" and self.cuts:
+            return  # nobody could be asked what is known of it
         task_id = outcome.task.id if outcome.task is not None else None
         before = self.handed_over.get(outcome.identity)
         if before is not None and before[0] == "completed" and before != (outcome.status, task_id):
@@ -392,7 +437,8 @@ class Life:
         return str(outcome.request.prompt)
 
     async def unknown(self) -> set[str]:
-        if not self.path.exists():
+        there = "SELECT FROM pg_tables WHERE schemaname = 'evolink_async'"
+        if not (self.ask(there) if isinstance(self.path, str) else self.path.exists()):
             return set()
         async with open_ledger(self.path) as ledger:
             if "default" not in await ledger.jobs():
@@ -615,35 +661,43 @@ def simulated() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_patched(clock, "now", lambda: START + timedelta(seconds=_now())))
         stack.enter_context(_patched(opening, "one_thread", InLoop))
-        import evolink_async.ledger.sqlite as sqlite_module
+        import evolink_async.ledger.store as store_module
 
-        stack.enter_context(_patched(sqlite_module, "SqliteStore", Store))
+        stack.enter_context(_patched(store_module, "JobStore", Store))
         yield
 
 
-@asynccontextmanager
-async def _folder() -> AsyncIterator[Path]:
+@contextlib.contextmanager
+def _place(server: Postgres | None) -> Iterator[Path | str]:
+    """Of a ledger."""
+    if server is not None:
+        url = server.lend()
+        try:
+            yield url
+        finally:
+            server.give_back(url)
+        return
     with tempfile.TemporaryDirectory(prefix="evolink-lives-", dir=MEMORY) as folder:
-        yield Path(folder)
+        yield Path(folder) / "job.db"
 
 
-async def one_life(seed: int) -> Counter[str]:
+async def one_life(seed: int, server: Postgres | None) -> Counter[str]:
     """What it came upon. Raises `Violation`."""
     random.seed(seed)
-    async with _folder() as folder:
-        life = Life(seed, folder)
+    with _place(server) as path:
+        life = Life(seed, path)
         await life.live()
         if life.cap is not None and not life.told:
             life.came_upon["price tried alone"] += 1
         return life.came_upon
 
 
-def lives(seeds: range) -> Iterator[tuple[int, Counter[str], BaseException | None]]:
-    """One after the other, each on a loop of its own."""
+def lives(seeds: range, server: Postgres | None = None) -> Iterator[tuple[int, Counter[str], BaseException | None]]:
+    """One after the other, each on a loop of its own. server: where the ledgers are, None: in files."""
     for seed in seeds:
         with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
             try:
-                yield seed, runner.run(one_life(seed)), None
+                yield seed, runner.run(one_life(seed, server)), None
             except Exception as error:  # noqa: BLE001
                 yield seed, Counter(), error
 
@@ -652,6 +706,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2000)
     parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--ledger", choices=["file", "postgresql"], default="file")
     parser.add_argument("--mutation", choices=MUTATIONS)
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first violation")
     parser.add_argument("--verbose", action="store_true")
@@ -661,13 +716,15 @@ def main() -> int:
     reached: Counter[str] = Counter()
     violations, started = 0, time.perf_counter()
     broken = MUTATIONS[options.mutation]() if options.mutation else contextlib.nullcontext()
-    with simulated(), broken:
-        for number, (seed, came_upon, error) in enumerate(lives(seeds), 1):
+    where = running() if options.ledger == "postgresql" else contextlib.nullcontext()
+    with simulated(), broken, where as server:
+        for number, (seed, came_upon, error) in enumerate(lives(seeds, server), 1):
             reached.update(name for name, count in came_upon.items() if count)
             if error is not None:
                 violations += 1
                 print(f"seed {seed}, after {number}: {type(error).__name__}: {error}")
                 print(f"  python tests/simulation/lives.py --first {seed} --seeds 1", end="")
+                print(f" --ledger {options.ledger}", end="")
                 print(f" --mutation {options.mutation}" if options.mutation else "")
                 if options.verbose:
                     raise error
@@ -675,7 +732,7 @@ def main() -> int:
                     break
     seconds = time.perf_counter() - started
     print(f"{number} lives in {seconds:.0f} s ({number / seconds:.1f} per second), {violations} violations")
-    for name in RARE:
+    for name in (*RARE, *CUT):
         print(f"  {reached[name]:>6} lives came upon: {name}")
     return 1 if violations else 0
 

@@ -6,7 +6,8 @@ import os
 from collections import Counter
 
 import pytest
-from lives import MUTATIONS, lives, simulated
+from lives import CUT, MUTATIONS, lives, simulated
+from postgres import Postgres
 
 SEEDS, PARTS = int(os.environ.get("SIMULATION_SEEDS", "80")), 4
 
@@ -25,6 +26,18 @@ def test_random_lives_keep_every_promise(part: int) -> None:
             came_upon.update(met)
     assert came_upon["replayed"]
     assert came_upon["429"]
+
+
+@pytest.mark.timeout(600 + 4 * SEEDS)
+def test_random_lives_keep_every_promise_on_a_server_whose_connection_is_lost(postgres: Postgres) -> None:
+    came_upon: Counter[str] = Counter()
+    with simulated():
+        for seed, met, error in lives(range(1, 1 + SEEDS // 8), postgres):
+            if error is not None:
+                again = f"python tests/simulation/lives.py --ledger postgresql --first {seed} --seeds 1"
+                raise AssertionError(f"{again}: {error}") from error
+            came_upon.update(met)
+    assert all(came_upon[cut] for cut in CUT)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
