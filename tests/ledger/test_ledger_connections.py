@@ -32,7 +32,7 @@ from test_ledger_pool_part import FAULTS, judge
 from evolink_async import LedgerError, open_ledger
 from evolink_async.ledger import JobLedger, State, open_job
 
-SEEDS = int(os.environ.get("LEDGER_CUT_SEEDS", "3"))
+SEEDS = int(os.environ.get("LEDGER_CUT_SEEDS", "2"))
 
 # Where a turn is cut: words, and whether the last of them is carried out.
 CUTS = {
@@ -294,7 +294,7 @@ async def test_a_job_that_is_cut_again_and_again_ends_with_the_money_of_the_book
 ) -> None:
     chance = random.Random(seed)
     service = BookService(random.Random(seed), honours=True, faults=FAULTS)
-    names = [f"r{number}" for number in range(30)]
+    names = [f"r{number}" for number in range(20)]
     for _ in range(40):
         words, last = ["COMMIT"] * chance.randrange(1, 12), chance.choice(["COMMIT", "LEFT JOIN result", "INSERT INTO"])
         cutter.cut_at(*words, last, carried_out=last == "COMMIT" and chance.random() < 0.6)
