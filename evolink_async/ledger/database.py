@@ -57,6 +57,9 @@ class Database(Protocol):
     def refuse(self, key: str) -> None:
         """Raise `InvalidRequestError` for a key that it cannot store. Needs no session, and no thread of its own."""
 
+    def last_pauses(self, error: LedgerError) -> Sequence[float]:
+        """When a job is closed: seconds before what could not be written is tried again, each time."""
+
     def disown(self) -> None:
         """In a forked child: what the parent has opened is not to live on with the child."""
 

@@ -112,6 +112,9 @@ class FileDatabase:
     def refuse(self, key: str) -> None:
         """It takes them all."""
 
+    def last_pauses(self, error: LedgerError) -> Sequence[float]:
+        return (0.0,)
+
     def disown(self) -> None:
         """The lock of a job sees to itself."""
 

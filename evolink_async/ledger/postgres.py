@@ -38,6 +38,8 @@ LONGEST_KEY = 2500  # bytes; an index takes little more
 _LOOKS, _A_LOOK = 10, 0.05  # how often, and after how many seconds, for the lock of who may just have died
 _REST = 5.0  # seconds after which a connection may have been cut without our noticing
 
+_LAST_PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0)  # in which a server that is started again is there
+
 # What the URL does not say. A network that is dead is an error in half a minute, at both ends.
 _PARAMETERS = {
     "connect_timeout": "10",
@@ -208,6 +210,9 @@ class PostgresDatabase:
             raise InvalidRequestError(
                 f"key: has more than the {LONGEST_KEY:,} bytes that PostgreSQL can find it by", param="key"
             )
+
+    def last_pauses(self, error: LedgerError) -> Sequence[float]:
+        return _LAST_PAUSES if isinstance(error.__cause__, psycopg.OperationalError) else _LAST_PAUSES[:1]
 
     def disown(self) -> None:
         connection = self._open_connection

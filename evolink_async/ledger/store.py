@@ -126,6 +126,10 @@ class JobStore:
             self._doubtful.clear()
         return found
 
+    def last_pauses(self, error: LedgerError) -> Sequence[float]:
+        """When it is closed: seconds before what could not be written is tried again, each time."""
+        return self._database.last_pauses(error)
+
     def refuse(self, key: str) -> None:
         """Raise `InvalidRequestError` for a key that cannot be stored."""
         self._database.refuse(key)

@@ -119,11 +119,12 @@ async def test_killed_at_this_very_point_the_job_goes_on_without_loss(
             assert judgement.unknown_with_task, "it was accepted, and nobody could know"
 
 
+@pytest.mark.parametrize("new_ledger", LEDGERS, indirect=True)
 async def test_a_second_process_is_told_who_runs_the_job_and_the_lock_of_a_killed_one_is_free_at_once(
-    tmp_path: Path,
+    tmp_path: Path, new_ledger: Callable[[], Path | str]
 ) -> None:
     async with service() as base_url:
-        job = Job(tmp_path, base_url, requests=40, rate=1)
+        job = Job(tmp_path, base_url, new_ledger(), requests=40, rate=1)
         async with job.run() as first:
             await first.entered.wait()
             async with job.run() as second:
@@ -131,8 +132,8 @@ async def test_a_second_process_is_told_who_runs_the_job_and_the_lock_of_a_kille
             [message] = second.told("refused")
             print(message)
             assert re.fullmatch(
-                rf"job 'default' of .*job\.db.* is in use by process {first.process.pid} on \S+ since "
-                r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00; other jobs in the same file are free",
+                rf"job 'default' of the ledger .* is in use by process {first.process.pid} on \S+ since "
+                r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00; other jobs in the same (file|ledger) are free",
                 message,
             )
             assert second.lines == [f"refused {second.lines[0].partition(' ')[2]}"]
@@ -149,11 +150,12 @@ async def test_a_second_process_is_told_who_runs_the_job_and_the_lock_of_a_kille
         await job.judge(third)
 
 
+@pytest.mark.parametrize("new_ledger", LEDGERS, indirect=True)
 async def test_of_four_processes_at_once_on_one_job_one_runs_it_and_the_others_are_told(
-    tmp_path: Path,
+    tmp_path: Path, new_ledger: Callable[[], Path | str]
 ) -> None:
     async with service() as base_url:
-        job = Job(tmp_path, base_url, requests=30, rate=10)
+        job = Job(tmp_path, base_url, new_ledger(), requests=30, rate=10)
 
         async def one() -> tuple[int, list[Any]]:
             async with job.run() as life:

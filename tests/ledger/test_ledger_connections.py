@@ -169,9 +169,24 @@ async def test_what_was_kept_while_the_server_cannot_be_reached_is_written_when_
     assert_balanced(postgres_url)
 
 
+async def test_the_end_waits_a_little_for_a_server_that_is_started_again(cutter: Cutter, postgres_url: str) -> None:
+    job = await open_job(cutter.url)
+    row = await row_in(job, State.SENDING, "k")
+    await cutter.proxy.disable()
+    with pytest.raises(LedgerError):
+        await accept(job, row, new_task(task_id="task-last"), at=at(1))
+    job.ended(row, end_of(new_task(task_id="task-last")), at=at(2))
+    closing = asyncio.create_task(job.aclose())
+    await asyncio.sleep(0.5)
+    await cutter.proxy.enable()
+    await closing
+    assert ask(postgres_url, "SELECT state, task_id FROM request") == [("completed", "task-last")]
+
+
 async def test_what_never_could_be_written_is_told_at_the_end_and_the_job_is_free(
-    cutter: Cutter, postgres_url: str
+    cutter: Cutter, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("evolink_async.ledger.postgres._LAST_PAUSES", (0.0, 0.1))
     job = await open_job(cutter.url)
     row = await row_in(job, State.SENDING, "k")
     await cutter.proxy.disable()
@@ -263,6 +278,8 @@ async def test_a_run_whose_name_is_no_longer_in_the_job_s_row_writes_nothing(pos
     ask(postgres_url, "UPDATE job SET holder = ?", holder[:-3] + 'x"}')
     with pytest.raises(LedgerError, match="another process"):
         await intend(job, row)
+    async with opened(postgres_url) as other:  # it keeps nobody from the job
+        assert other.run == 2
     assert ask(postgres_url, "SELECT state FROM request") == [("entered",)]
     with pytest.raises(LedgerError, match="another process"):
         await job.aclose()
