@@ -236,9 +236,11 @@ class PostgresDatabase:
 
     def _connect(self) -> None:
         given: dict[str, Any] = conninfo.conninfo_to_dict(self._place.url)
-        connection = psycopg.connect(
-            conninfo.make_conninfo(**_PARAMETERS | given | {"client_encoding": "UTF8"}), autocommit=True
-        )
+        parameters = _PARAMETERS | given | {"client_encoding": "UTF8"}
+        try:
+            connection = psycopg.connect(conninfo.make_conninfo(**parameters), autocommit=True)
+        except UnicodeError as error:
+            raise LedgerError(f"the ledger {self._place} cannot be reached: its host is no name ({error})") from error
         try:
             connection.adapters.register_dumper(bool, _Flag)
             connection.adapters.register_dumper(str, _Text)
