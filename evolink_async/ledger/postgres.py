@@ -299,10 +299,13 @@ class PostgresDatabase:
         holder = self._job and ask("SELECT holder FROM evolink_async.job WHERE id = %s FOR UPDATE", self._job[0])
         [(version, process)] = facts.fetchall()
         self._refuse_newer(version)
-        if process != self._server_process:
-            raise LedgerError(f"the ledger {self._place} cannot be used: {_POOLER}")
+        self._refuse_other(process)
         if holder is not None:
             self._refuse_taken(holder.fetchall())
+
+    def _refuse_other(self, process: int) -> None:
+        if process != self._server_process:
+            raise LedgerError(f"the ledger {self._place} cannot be used: {_POOLER}")
 
     def _refuse_taken(self, holder: list[tuple[Any, ...]]) -> None:
         assert self._job is not None
@@ -329,10 +332,11 @@ class PostgresDatabase:
 
     def _version(self) -> int | None:
         """Of the ledger in the database, None: there is none."""
-        [(exists, others)] = self._connection.execute(
-            "SELECT to_regclass('evolink_async.version') IS NOT NULL, "
+        [(process, exists, others)] = self._connection.execute(
+            "SELECT pg_backend_pid(), to_regclass('evolink_async.version') IS NOT NULL, "
             "EXISTS (SELECT FROM pg_class WHERE relnamespace = to_regnamespace('evolink_async'))"
         )
+        self._refuse_other(process)
         if exists:
             with contextlib.suppress(psycopg.errors.UndefinedColumn, ValueError):
                 [(version,)] = self._connection.execute("SELECT version FROM evolink_async.version")

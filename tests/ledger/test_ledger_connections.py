@@ -25,7 +25,8 @@ from ledger_world import (
     opened,
     row_in,
 )
-from postgres import Postgres
+from pooler import pooling
+from postgres import Postgres, database_of
 from small_pool import SmallPool
 from test_ledger_pool_part import FAULTS, judge
 
@@ -315,3 +316,18 @@ async def test_a_job_that_is_cut_again_and_again_ends_with_the_money_of_the_book
         raise AssertionError("it never came to its end")
     assert cutter.cuts
     await judge(postgres_url, service, names, outcomes, f"seed {seed}")
+
+
+# Poolers
+
+
+async def test_behind_a_pooler_of_transactions_no_job_is_begun_and_it_is_said_why(
+    postgres: Postgres, postgres_url: str
+) -> None:
+    async with pooling(postgres_url) as port:
+        pooled = postgres.url(database_of(postgres_url), port=port)
+        for _ in range(3):  # for the first time it makes the ledger
+            with pytest.raises(LedgerError, match=r"a pooler gives each transaction another connection.*directly"):
+                await open_job(pooled)
+    async with opened(postgres_url) as job:  # and what it left behind is no hindrance
+        assert job.run == 1
