@@ -24,6 +24,8 @@ from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import TransactionStatus
 from psycopg.types.string import StrDumperUnknown
 
+from evolink_async import clock
+from evolink_async.clock import Moment
 from evolink_async.errors import InvalidRequestError, LedgerError
 from evolink_async.ledger.locks import by, myself, told_holder
 from evolink_async.ledger.places import Server
@@ -117,7 +119,7 @@ class PostgresDatabase:
         self._place = place
         self._open_connection: psycopg.Connection | None = None
         self._server_process = 0
-        self._last_used = 0.0
+        self._last_used = _now()
         self._job: tuple[int, str] | None = None  # that is ours, and its name
         self._holder = json.dumps(myself() | {"token": secrets.token_hex(8)})
 
@@ -153,7 +155,7 @@ class PostgresDatabase:
             raise self._ledger_error(error) from error
         finally:
             self._forget_if_closed()
-            self._last_used = time.monotonic()
+            self._last_used = _now()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -264,7 +266,7 @@ class PostgresDatabase:
 
     def _see_whether_it_is_cut(self) -> None:
         """After a rest, before anything is begun: so a firewall or a restart of the server ends no job."""
-        if self._open_connection is not None and time.monotonic() - self._last_used > _REST:
+        if self._open_connection is not None and _now().since(self._last_used) > _REST:
             with contextlib.suppress(psycopg.OperationalError):
                 self._open_connection.execute("SELECT 1")
             self._forget_if_closed()
@@ -412,6 +414,10 @@ class PostgresDatabase:
                 "password and database right?"
             )
         return LedgerError(f"the ledger {self._place} cannot be used: {said}")
+
+
+def _now() -> Moment:
+    return Moment(time.monotonic(), clock.now().timestamp())
 
 
 def _ours(query: str) -> bytes:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -30,7 +31,7 @@ from postgres import Postgres, database_of
 from small_pool import SmallPool
 from test_ledger_pool_part import FAULTS, judge
 
-from evolink_async import LedgerError, open_ledger
+from evolink_async import LedgerError, clock, open_ledger
 from evolink_async.ledger import JobLedger, State, open_job
 
 SEEDS = int(os.environ.get("LEDGER_CUT_SEEDS", "2"))
@@ -228,6 +229,18 @@ async def test_a_connection_that_was_cut_while_nothing_was_done_is_made_anew_and
             await open_job(postgres_url)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert_balanced(postgres_url)
+
+
+async def test_a_connection_that_was_cut_while_the_machine_slept_is_made_anew_too(
+    postgres: Postgres, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then only the wall clock has gone on."""
+    async with opened(postgres_url) as job:
+        row = await entered(job, "k")
+        assert postgres.cut(postgres_url)
+        woken = datetime.now(UTC) + timedelta(hours=1)
+        monkeypatch.setattr(clock, "now", lambda: woken)
+        assert await intend(job, row) is None
 
 
 # Another takes the job
