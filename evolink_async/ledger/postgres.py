@@ -24,6 +24,8 @@ from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import TransactionStatus
 from psycopg.types.string import StrDumperUnknown
 
+from evolink_async import clock
+from evolink_async.clock import Moment
 from evolink_async.errors import InvalidRequestError, LedgerError
 from evolink_async.ledger.locks import by, myself, told_holder
 from evolink_async.ledger.places import Server
@@ -117,7 +119,7 @@ class PostgresDatabase:
         self._place = place
         self._open_connection: psycopg.Connection | None = None
         self._server_process = 0
-        self._last_used = 0.0
+        self._last_used = _now()
         self._job: tuple[int, str] | None = None  # that is ours, and its name
         self._holder = json.dumps(myself() | {"token": secrets.token_hex(8)})
 
@@ -153,7 +155,7 @@ class PostgresDatabase:
             raise self._ledger_error(error) from error
         finally:
             self._forget_if_closed()
-            self._last_used = time.monotonic()
+            self._last_used = _now()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -236,9 +238,11 @@ class PostgresDatabase:
 
     def _connect(self) -> None:
         given: dict[str, Any] = conninfo.conninfo_to_dict(self._place.url)
-        connection = psycopg.connect(
-            conninfo.make_conninfo(**_PARAMETERS | given | {"client_encoding": "UTF8"}), autocommit=True
-        )
+        parameters = _PARAMETERS | given | {"client_encoding": "UTF8"}
+        try:
+            connection = psycopg.connect(conninfo.make_conninfo(**parameters), autocommit=True)
+        except UnicodeError as error:
+            raise LedgerError(f"the ledger {self._place} cannot be reached: its host is no name ({error})") from error
         try:
             connection.adapters.register_dumper(bool, _Flag)
             connection.adapters.register_dumper(str, _Text)
@@ -262,7 +266,7 @@ class PostgresDatabase:
 
     def _see_whether_it_is_cut(self) -> None:
         """After a rest, before anything is begun: so a firewall or a restart of the server ends no job."""
-        if self._open_connection is not None and time.monotonic() - self._last_used > _REST:
+        if self._open_connection is not None and _now().since(self._last_used) > _REST:
             with contextlib.suppress(psycopg.OperationalError):
                 self._open_connection.execute("SELECT 1")
             self._forget_if_closed()
@@ -297,10 +301,13 @@ class PostgresDatabase:
         holder = self._job and ask("SELECT holder FROM evolink_async.job WHERE id = %s FOR UPDATE", self._job[0])
         [(version, process)] = facts.fetchall()
         self._refuse_newer(version)
-        if process != self._server_process:
-            raise LedgerError(f"the ledger {self._place} cannot be used: {_POOLER}")
+        self._refuse_other(process)
         if holder is not None:
             self._refuse_taken(holder.fetchall())
+
+    def _refuse_other(self, process: int) -> None:
+        if process != self._server_process:
+            raise LedgerError(f"the ledger {self._place} cannot be used: {_POOLER}")
 
     def _refuse_taken(self, holder: list[tuple[Any, ...]]) -> None:
         assert self._job is not None
@@ -327,10 +334,11 @@ class PostgresDatabase:
 
     def _version(self) -> int | None:
         """Of the ledger in the database, None: there is none."""
-        [(exists, others)] = self._connection.execute(
-            "SELECT to_regclass('evolink_async.version') IS NOT NULL, "
+        [(process, exists, others)] = self._connection.execute(
+            "SELECT pg_backend_pid(), to_regclass('evolink_async.version') IS NOT NULL, "
             "EXISTS (SELECT FROM pg_class WHERE relnamespace = to_regnamespace('evolink_async'))"
         )
+        self._refuse_other(process)
         if exists:
             with contextlib.suppress(psycopg.errors.UndefinedColumn, ValueError):
                 [(version,)] = self._connection.execute("SELECT version FROM evolink_async.version")
@@ -406,6 +414,10 @@ class PostgresDatabase:
                 "password and database right?"
             )
         return LedgerError(f"the ledger {self._place} cannot be used: {said}")
+
+
+def _now() -> Moment:
+    return Moment(time.monotonic(), clock.now().timestamp())
 
 
 def _ours(query: str) -> bytes:

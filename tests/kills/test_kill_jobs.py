@@ -76,7 +76,7 @@ async def test_a_job_whose_server_crashes_again_and_again_pays_for_no_request_tw
     print(f"seed {seed}")
     where = {"new_ledger": lambda: postgres_url, "server": postgres}
     job, judgement = await random_kills(
-        tmp_path, kills=KILLS // 2, requests=REQUESTS // 2, hold=False, honoured=True, seed=seed, **where
+        tmp_path, kills=KILLS // 4, requests=REQUESTS // 2, hold=False, honoured=True, seed=seed, **where
     )
     print(job.kills_on_the_wire, "crashes with a POST on the wire;", judgement)
     assert job.accounted_for == (REQUESTS // 2 * PRICE, 0)

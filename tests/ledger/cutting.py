@@ -44,7 +44,7 @@ class Cutter:
 @asynccontextmanager
 async def cutting(postgres: Postgres, url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cutter]:
     """What cannot be written is tried again soon, and every statement goes over the wire as text."""
-    monkeypatch.setattr(turns, "_FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(turns, "_FIRST_PAUSE", 0.1)
     connect = psycopg.connect
 
     def connected(*args: Any, **options: Any) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -25,14 +26,15 @@ from ledger_world import (
     opened,
     row_in,
 )
-from postgres import Postgres
+from pooler import pooling
+from postgres import Postgres, database_of
 from small_pool import SmallPool
 from test_ledger_pool_part import FAULTS, judge
 
-from evolink_async import LedgerError, open_ledger
+from evolink_async import LedgerError, clock, open_ledger
 from evolink_async.ledger import JobLedger, State, open_job
 
-SEEDS = int(os.environ.get("LEDGER_CUT_SEEDS", "3"))
+SEEDS = int(os.environ.get("LEDGER_CUT_SEEDS", "2"))
 
 # Where a turn is cut: words, and whether the last of them is carried out.
 CUTS = {
@@ -229,6 +231,18 @@ async def test_a_connection_that_was_cut_while_nothing_was_done_is_made_anew_and
     assert_balanced(postgres_url)
 
 
+async def test_a_connection_that_was_cut_while_the_machine_slept_is_made_anew_too(
+    postgres: Postgres, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then only the wall clock has gone on."""
+    async with opened(postgres_url) as job:
+        row = await entered(job, "k")
+        assert postgres.cut(postgres_url)
+        woken = datetime.now(UTC) + timedelta(hours=1)
+        monkeypatch.setattr(clock, "now", lambda: woken)
+        assert await intend(job, row) is None
+
+
 # Another takes the job
 
 
@@ -294,7 +308,7 @@ async def test_a_job_that_is_cut_again_and_again_ends_with_the_money_of_the_book
 ) -> None:
     chance = random.Random(seed)
     service = BookService(random.Random(seed), honours=True, faults=FAULTS)
-    names = [f"r{number}" for number in range(30)]
+    names = [f"r{number}" for number in range(20)]
     for _ in range(40):
         words, last = ["COMMIT"] * chance.randrange(1, 12), chance.choice(["COMMIT", "LEFT JOIN result", "INSERT INTO"])
         cutter.cut_at(*words, last, carried_out=last == "COMMIT" and chance.random() < 0.6)
@@ -315,3 +329,18 @@ async def test_a_job_that_is_cut_again_and_again_ends_with_the_money_of_the_book
         raise AssertionError("it never came to its end")
     assert cutter.cuts
     await judge(postgres_url, service, names, outcomes, f"seed {seed}")
+
+
+# Poolers
+
+
+async def test_behind_a_pooler_of_transactions_no_job_is_begun_and_it_is_said_why(
+    postgres: Postgres, postgres_url: str
+) -> None:
+    async with pooling(postgres_url) as port:
+        pooled = postgres.url(database_of(postgres_url), port=port)
+        for _ in range(3):  # for the first time it makes the ledger
+            with pytest.raises(LedgerError, match=r"a pooler gives each transaction another connection.*directly"):
+                await open_job(pooled)
+    async with opened(postgres_url) as job:  # and what it left behind is no hindrance
+        assert job.run == 1

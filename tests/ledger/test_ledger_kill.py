@@ -62,7 +62,7 @@ async def test_whatever_was_durable_survives_kill_9_at_any_moment(ledger_url: Pa
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # shown if it fails; the processes have their own chance
     chance = random.Random(seed)
-    kills = KILLS // 2 if is_postgres(ledger_url) else KILLS
+    kills = KILLS // 4 if is_postgres(ledger_url) else KILLS
     killed_before_the_end = 0
     for _ in range(kills):
         process = await started(ledger_url, tmp_path)

@@ -250,3 +250,8 @@ def test_what_is_nearly_a_url_is_never_taken_for_a_file(url: Path | str) -> None
     with pytest.raises(ConfigurationError) as caught:
         ledger_place(url)
     assert "secret" not in str(caught.value)
+
+
+async def test_a_host_that_is_no_name_is_told_as_one_that_cannot_be_reached() -> None:
+    with pytest.raises(LedgerError, match=r"postgresql://a\.\.b/d cannot be reached"):
+        await open_job("postgresql://:secret@a..b/d")

@@ -444,7 +444,7 @@ def test_a_ledger_its_twin_in_memory_and_a_naive_model_do_the_same(
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         lambda: Life(new_ledger()),
         settings=settings(
-            max_examples=8 if is_postgres(new_ledger()) else 60,
+            max_examples=6 if is_postgres(new_ledger()) else 60,
             stateful_step_count=40,
             deadline=None,
             print_blob=True,

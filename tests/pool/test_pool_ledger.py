@@ -17,7 +17,7 @@ import httpx
 import pytest
 from loop_executor import in_loop
 from pool_world import Handler, World, drain, image, images, now, turns, world
-from postgres import ask
+from postgres import Postgres, ask
 
 from evolink_async import (
     AsyncEvoLink,
@@ -663,3 +663,14 @@ async def test_texts_with_a_nul_that_a_service_tells_are_kept_without_it_and_bre
         async with w.pool(images(3), ledger=ledger) as again:
             assert all(outcome.ok for outcome in await drain(again))
         assert pool.reason is again.reason is None
+
+
+async def test_a_server_that_cannot_be_reached_is_told_on_entering_and_nothing_is_sent(
+    api_key: str, postgres: Postgres, unused_port: int
+) -> None:
+    async with world(api_key) as w:
+        pool = w.pool(images(3), ledger=postgres.url("db", port=unused_port))
+        with pytest.raises(LedgerError, match=f"127.0.0.1:{unused_port}/db cannot be reached"):
+            async with pool:
+                pass
+        assert w.wire.posts == []

@@ -552,7 +552,7 @@ class Life:
                 name = names[post["idempotency_key"]]
                 raise Violation(f"task {task_id} of {name!r} was paid for, and the ledger does not know it")
         # Of a task whose id the user told nobody has said what it costs, if no other had been accepted by then; if it
-        # was the one that found out a price, all that was reserved for it counts as spent.
+        # was the one that found out a price, all that was reserved for it counts as spent, or stays reserved.
         untold = {row for row in rows if row.state == "completed" and (row.spent is None or row.spent > PRICE * MICRO)}
         if untold and not self.came_upon["the user settled it"]:
             raise Violation(f"nobody knows what {untold} have cost")
@@ -569,7 +569,7 @@ class Life:
         spent = stats.credits_spent - Decimal(sum(row.spent or 0 for row in untold)) / MICRO
         if spent != charged - extra:
             raise Violation(f"the ledger says {spent} credits were spent, the book {charged - extra}")
-        held = Decimal(sum(row.reserved or 0 for row in waiting)) / MICRO
+        held = Decimal(sum(row.reserved or 0 for row in waiting | untold)) / MICRO
         if not uncertain and stats.credits_reserved != held:
             raise Violation(f"{stats.credits_reserved} credits are reserved, and {held} for what waits")
 

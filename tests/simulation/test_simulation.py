@@ -32,7 +32,7 @@ def test_random_lives_keep_every_promise(part: int) -> None:
 def test_random_lives_keep_every_promise_on_a_server_whose_connection_is_lost(postgres: Postgres) -> None:
     came_upon: Counter[str] = Counter()
     with simulated():
-        for seed, met, error in lives(range(1, 1 + SEEDS // 8), postgres):
+        for seed, met, error in lives(range(1, 1 + SEEDS // 16), postgres):
             if error is not None:
                 again = f"python tests/simulation/lives.py --ledger postgresql --first {seed} --seeds 1"
                 raise AssertionError(f"{again}: {error}") from error
