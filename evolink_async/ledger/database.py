@@ -5,21 +5,30 @@ The queries are `store`'s and `reports`', and written once: in SQL that both und
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from evolink_async.errors import LedgerError
 from evolink_async.ledger.places import Place
+
+logger = logging.getLogger("evolink_async.ledger")
+
+T = TypeVar("T")
+
+PAUSES_WHEN_LOST = (0.0, 0.2, 0.8, 2.0, 4.0, 8.0)  # seconds; a server that is started again is there by then
 
 
 class Database(Protocol):
     """A database that holds a ledger. Used by one thread at a time."""
 
     learned: str  # the query for the bytes of what a job has learned, even if they are no text
+    lost: bool  # the last session has failed because it could not be reached, or no longer
 
     def open(self) -> None:
         """Get ready to run a job; the ledger is made if it is new, and brought up if it is older. Within `session`."""
@@ -57,14 +66,29 @@ class Database(Protocol):
     def refuse(self, key: str) -> None:
         """Raise `InvalidRequestError` for a key that it cannot store. Needs no session, and no thread of its own."""
 
-    def last_pauses(self, error: LedgerError) -> Sequence[float]:
-        """When a job is closed: seconds before what could not be written is tried again, each time."""
-
     def disown(self) -> None:
         """In a forked child: what the parent has opened is not to live on with the child."""
 
     def damaged(self, details: str) -> LedgerError:
         """The error that says that the ledger is damaged."""
+
+
+def patiently(database: Database, step: Callable[[], T]) -> T:
+    """What a step gives, within a session. A server that is lost is waited for; then the step begins again."""
+    for tries, pause in enumerate(PAUSES_WHEN_LOST):
+        try:
+            with database.session():
+                return step()
+        except LedgerError as error:
+            if not database.lost:
+                raise
+            if tries == 1:  # it is not just that the connection was cut
+                logger.warning(
+                    "%s; it is waited for, and nothing is sent meanwhile", error, extra={"event": "ledger_lost"}
+                )
+        time.sleep(pause)
+    with database.session():
+        return step()
 
 
 def database_at(place: Place) -> Database:

@@ -34,6 +34,7 @@ class FileDatabase:
     """A ledger in an SQLite file."""
 
     learned = "SELECT CAST(value AS BLOB) FROM learned WHERE job = ?"
+    lost = False
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -111,9 +112,6 @@ class FileDatabase:
 
     def refuse(self, key: str) -> None:
         """It takes them all."""
-
-    def last_pauses(self, error: LedgerError) -> Sequence[float]:
-        return (0.0,)
 
     def disown(self) -> None:
         """The lock of a job sees to itself."""

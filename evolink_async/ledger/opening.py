@@ -172,11 +172,12 @@ class Ledger:
             database.close()
 
     async def _ask(self, question: Callable[Concatenate[Database, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        from evolink_async.ledger.database import patiently
+
         def asked() -> T:
             database = self._database
             assert database is not None
-            with database.session():
-                return question(database, *args, **kwargs)
+            return patiently(database, lambda: question(database, *args, **kwargs))
 
         return await self._call(asked)
 

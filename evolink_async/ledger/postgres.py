@@ -24,8 +24,6 @@ from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import TransactionStatus
 from psycopg.types.string import StrDumperUnknown
 
-from evolink_async import clock
-from evolink_async.clock import Moment
 from evolink_async.errors import InvalidRequestError, LedgerError
 from evolink_async.ledger.locks import by, myself, told_holder
 from evolink_async.ledger.places import Server
@@ -38,9 +36,6 @@ LOCKS = 0x45764C67  # "EvLg": the first half of our advisory locks; the other is
 LOCK_SECONDS = 10  # how long is waited for a row or a table that another has locked
 LONGEST_KEY = 2500  # bytes; an index takes little more
 _LOOKS, _A_LOOK = 10, 0.05  # how often, and after how many seconds, for the lock of who may just have died
-_REST = 5.0  # seconds after which a connection may have been cut without our noticing
-
-_LAST_PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0)  # in which a server that is started again is there
 
 # What the URL does not say. A network that is dead is an error in half a minute, at both ends.
 _PARAMETERS = {
@@ -116,10 +111,10 @@ class PostgresDatabase:
     learned = "SELECT convert_to(value, 'UTF8') FROM learned WHERE job = ?"
 
     def __init__(self, place: Server) -> None:
+        self.lost = False
         self._place = place
         self._open_connection: psycopg.Connection | None = None
         self._server_process = 0
-        self._last_used = _now()
         self._job: tuple[int, str] | None = None  # that is ours, and its name
         self._holder = json.dumps(myself() | {"token": secrets.token_hex(8)})
 
@@ -146,16 +141,16 @@ class PostgresDatabase:
 
     @contextmanager
     def session(self) -> Iterator[None]:
+        self.lost = False
         try:
-            self._see_whether_it_is_cut()
             if self._open_connection is None:
                 self._connect()
             yield
         except psycopg.Error as error:
+            self.lost = self._open_connection is None or self._open_connection.closed
             raise self._ledger_error(error) from error
         finally:
             self._forget_if_closed()
-            self._last_used = _now()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -213,9 +208,6 @@ class PostgresDatabase:
                 f"key: has more than the {LONGEST_KEY:,} bytes that PostgreSQL can find it by", param="key"
             )
 
-    def last_pauses(self, error: LedgerError) -> Sequence[float]:
-        return _LAST_PAUSES if isinstance(error.__cause__, psycopg.OperationalError) else _LAST_PAUSES[:1]
-
     def disown(self) -> None:
         connection = self._open_connection
         if connection is not None and not connection.closed:  # as long as a copy of its socket is open, so is its lock
@@ -263,13 +255,6 @@ class PostgresDatabase:
             self._open_connection = None
             connection.close()
             raise
-
-    def _see_whether_it_is_cut(self) -> None:
-        """After a rest, before anything is begun: so a firewall or a restart of the server ends no job."""
-        if self._open_connection is not None and _now().since(self._last_used) > _REST:
-            with contextlib.suppress(psycopg.OperationalError):
-                self._open_connection.execute("SELECT 1")
-            self._forget_if_closed()
 
     def _forget_if_closed(self) -> None:
         if self._open_connection is not None and self._open_connection.closed:
@@ -414,10 +399,6 @@ class PostgresDatabase:
                 "password and database right?"
             )
         return LedgerError(f"the ledger {self._place} cannot be used: {said}")
-
-
-def _now() -> Moment:
-    return Moment(time.monotonic(), clock.now().timestamp())
 
 
 def _ours(query: str) -> bytes:

@@ -6,6 +6,7 @@ and its one owner can number them.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 from evolink_async.errors import InvalidRequestError, LedgerError
 from evolink_async.ledger import rules
-from evolink_async.ledger.database import Database
+from evolink_async.ledger.database import Database, patiently
 from evolink_async.ledger.job import Opened
 from evolink_async.ledger.states import ENDS, State
 from evolink_async.ledger.turns import Batch, Found, JobSums
@@ -111,24 +112,22 @@ class JobStore:
                 raise
 
     def carry_out(self, batch: Batch) -> Found:
-        """Write the batch in one transaction, then look up what it asks for."""
+        """Write the batch in one transaction, then look up what it asks for. A server that is lost is waited for."""
+        return patiently(self._database, functools.partial(self._carry_out, batch))
+
+    def _carry_out(self, batch: Batch) -> Found:
         new = {row[0] for row in batch.rows if row[0] > self._highest}
         undone = self._doubtful - new
         self._doubtful |= new  # if this turn fails, it may be stored all the same
-        with self._database.session():
-            if batch.job is not None:
-                with self._database.transaction():
-                    self._drop(undone)
-                    self._write(batch, batch.job)
-            found = self._found(batch)
+        if batch.job is not None:
+            with self._database.transaction():
+                self._drop(undone)
+                self._write(batch, batch.job)
+        found = self._found(batch)
         if batch.job is not None:
             self._highest = max(new, default=self._highest)
             self._doubtful.clear()
         return found
-
-    def last_pauses(self, error: LedgerError) -> Sequence[float]:
-        """When it is closed: seconds before what could not be written is tried again, each time."""
-        return self._database.last_pauses(error)
 
     def refuse(self, key: str) -> None:
         """Raise `InvalidRequestError` for a key that cannot be stored."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -24,6 +24,7 @@ logger = logging.getLogger("evolink_async.ledger")
 T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds before what could not be written is tried again
+_LAST_TRIES = 2  # when it is closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,6 @@ class Store(Protocol):
 
     def refuse(self, key: str) -> None:
         """Raise `InvalidRequestError` for a key that cannot be stored. In the loop."""
-
-    def last_pauses(self, error: LedgerError) -> Sequence[float]:
-        """When it is closed: seconds before what could not be written is tried again, each time. In the loop."""
 
     def close(self) -> None:
         """Let go of everything, and let another process have the job."""
@@ -197,17 +195,12 @@ class Turns:
         if self._timer is not None:
             self._timer.cancel()
         failures = 0
-        while self._turn is not None or self._has_work:
+        while self._turn is not None or (self._has_work and failures < _LAST_TRIES):
             if self._turn is None:
                 self._begin()
             self._ended.clear()
             await self._ended.wait()
             failures = 0 if self.broken is None else failures + 1
-            if self.broken is not None:
-                pauses = self._store.last_pauses(self.broken)
-                if failures > len(pauses):
-                    break
-                await asyncio.sleep(pauses[failures - 1])
         closing = self._executor.submit(self._store.close)
         self._executor.shutdown(wait=False)
         await asyncio.wrap_future(closing)

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from postgres import Postgres, database_of
 
-from evolink_async.ledger import turns
+from evolink_async.ledger import database, turns
 from evolink_async.testing import FaultProxy, ResetPeer
 from evolink_async.testing import proxy as proxy_module
 
@@ -43,7 +43,8 @@ class Cutter:
 
 @asynccontextmanager
 async def cutting(postgres: Postgres, url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cutter]:
-    """What cannot be written is tried again soon, and every statement goes over the wire as text."""
+    """Nobody waits for a lost server, what cannot be written is tried again soon, and statements are sent as text."""
+    monkeypatch.setattr(database, "PAUSES_WHEN_LOST", ())
     monkeypatch.setattr(turns, "_FIRST_PAUSE", 0.1)
     connect = psycopg.connect
 

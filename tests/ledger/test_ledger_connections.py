@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -31,8 +30,9 @@ from postgres import Postgres, database_of
 from small_pool import SmallPool
 from test_ledger_pool_part import FAULTS, judge
 
-from evolink_async import LedgerError, clock, open_ledger
-from evolink_async.ledger import JobLedger, State, open_job
+from evolink_async import LedgerError, open_ledger
+from evolink_async.ledger import JobLedger, State, database, open_job
+from evolink_async.ledger.database import PAUSES_WHEN_LOST
 
 SEEDS = int(os.environ.get("LEDGER_CUT_SEEDS", "2"))
 
@@ -171,24 +171,57 @@ async def test_what_was_kept_while_the_server_cannot_be_reached_is_written_when_
     assert_balanced(postgres_url)
 
 
-async def test_the_end_waits_a_little_for_a_server_that_is_started_again(cutter: Cutter, postgres_url: str) -> None:
-    job = await open_job(cutter.url)
-    row = await row_in(job, State.SENDING, "k")
-    await cutter.proxy.disable()
-    with pytest.raises(LedgerError):
-        await accept(job, row, new_task(task_id="task-last"), at=at(1))
-    job.ended(row, end_of(new_task(task_id="task-last")), at=at(2))
-    closing = asyncio.create_task(job.aclose())
-    await asyncio.sleep(0.5)
-    await cutter.proxy.enable()
-    await closing
-    assert ask(postgres_url, "SELECT state, task_id FROM request") == [("completed", "task-last")]
+@pytest.fixture
+def patience(cutter: Cutter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is lost is waited for, as it is outside of the other tests here."""
+    monkeypatch.setattr(database, "PAUSES_WHEN_LOST", PAUSES_WHEN_LOST)
+
+
+@pytest.mark.usefixtures("patience")
+async def test_a_turn_that_is_cut_is_carried_out_again_and_nobody_hears_of_it(
+    cutter: Cutter, cut: Callable[[], None], postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(cutter.url) as job:
+        row = await row_in(job, State.ACCEPTED, "k")
+        first = await entered(job, "a")
+        cut()
+        refusal, _, second = await asyncio.gather(
+            intend(job, first),
+            accept(job, row, new_task(task_id="task-second"), at=at(1)),  # there are two tasks for it now
+            job.enter(entry("b")),
+        )
+        assert cutter.cuts == 1
+        assert refusal is job.broken is None
+        assert await intend(job, second.row) is None
+    states = ask(postgres_url, "SELECT identity, state FROM request ORDER BY id")
+    assert states == [("k", "accepted"), ("a", "sending"), ("b", "sending")]
+    assert ask(postgres_url, "SELECT task_id FROM past_try") == [("task-second",)]
+    assert_balanced(postgres_url)
+    assert {getattr(record, "event", None) for record in caplog.records}.isdisjoint({"ledger_lost", "ledger_unwritten"})
+
+
+@pytest.mark.usefixtures("patience")
+async def test_a_server_that_is_started_again_is_waited_for(
+    cutter: Cutter, postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(cutter.url) as job:
+        row = await row_in(job, State.SENDING, "k")
+        await cutter.proxy.disable()
+        accepted = accept(job, row, new_task(task_id="task-1"), at=at(1))
+        await asyncio.sleep(0.5)
+        assert not accepted.done()
+        await cutter.proxy.enable()
+        assert await accepted
+        assert job.broken is None
+    assert ask(postgres_url, "SELECT state, task_id FROM request") == [("accepted", "task-1")]
+    events = [getattr(record, "event", None) for record in caplog.records]
+    assert events.count("ledger_lost") == 1
+    assert "ledger_unwritten" not in events
 
 
 async def test_what_never_could_be_written_is_told_at_the_end_and_the_job_is_free(
-    cutter: Cutter, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    cutter: Cutter, postgres_url: str
 ) -> None:
-    monkeypatch.setattr("evolink_async.ledger.postgres._LAST_PAUSES", (0.0, 0.1))
     job = await open_job(cutter.url)
     row = await row_in(job, State.SENDING, "k")
     await cutter.proxy.disable()
@@ -214,10 +247,9 @@ async def test_a_run_that_the_server_has_cut_goes_on_and_still_has_the_job(
 
 
 async def test_a_connection_that_was_cut_while_nothing_was_done_is_made_anew_and_nobody_hears_of_it(
-    postgres: Postgres, postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    postgres: Postgres, postgres_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As by a firewall in a long rest, or by a restart of the server."""
-    monkeypatch.setattr("evolink_async.ledger.postgres._REST", 0.0)
     async with opened(postgres_url) as job, open_ledger(postgres_url) as ledger:
         row = await entered(job, "k")
         assert await ledger.jobs() == ["default"]
@@ -229,18 +261,6 @@ async def test_a_connection_that_was_cut_while_nothing_was_done_is_made_anew_and
             await open_job(postgres_url)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert_balanced(postgres_url)
-
-
-async def test_a_connection_that_was_cut_while_the_machine_slept_is_made_anew_too(
-    postgres: Postgres, postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Then only the wall clock has gone on."""
-    async with opened(postgres_url) as job:
-        row = await entered(job, "k")
-        assert postgres.cut(postgres_url)
-        woken = datetime.now(UTC) + timedelta(hours=1)
-        monkeypatch.setattr(clock, "now", lambda: woken)
-        assert await intend(job, row) is None
 
 
 # Another takes the job

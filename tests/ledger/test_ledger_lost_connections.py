@@ -133,28 +133,20 @@ class HalfLost:
 
 
 async def test_a_connection_that_the_server_still_believes_in_keeps_its_own_job_from_nobody(
-    postgres: Postgres, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    postgres: Postgres, postgres_url: str
 ) -> None:
-    monkeypatch.setattr("evolink_async.ledger.turns._FIRST_PAUSE", 0.05)
     async with (
         HalfLost(postgres).running() as relay,
         opened(postgres.url(database_of(postgres_url), port=relay.port)) as job,
     ):
         row = await row_in(job, State.SENDING, "k")
         relay.lose()
-        with pytest.raises(LedgerError):
-            await accept(job, row, new_task(task_id="task-1"), at=at())
-        async with asyncio.timeout(20):
-            while job.broken is not None:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        assert await accept(job, row, new_task(task_id="task-1"), at=at())
         assert ask(postgres_url, "SELECT task_id FROM request") == [("task-1",)]
     assert_balanced(postgres_url)
 
 
-async def test_a_connection_that_was_cut_in_a_rest_ends_no_job(
-    postgres: Postgres, postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("evolink_async.ledger.postgres._REST", 0.0)
+async def test_a_connection_that_was_cut_in_a_rest_ends_no_job(postgres: Postgres, postgres_url: str) -> None:
     async with opened(postgres_url) as job, open_ledger(postgres_url) as ledger:
         first = await row_in(job, State.SENDING, "first")
         assert postgres.cut(postgres_url) == 2

@@ -172,9 +172,8 @@ async def test_a_schema_that_was_made_beforehand_and_is_empty_is_taken(postgres_
 
 
 async def test_who_may_write_to_the_tables_can_run_jobs_of_a_ledger_that_is_there(
-    postgres: Postgres, postgres_url: str, roles: Any, monkeypatch: pytest.MonkeyPatch
+    postgres: Postgres, postgres_url: str, roles: Any
 ) -> None:
-    monkeypatch.setattr("evolink_async.ledger.postgres._REST", 0.0)
     async with opened(postgres_url, "made"):
         pass
     tables = "ALL TABLES IN SCHEMA evolink_async"
