@@ -2,7 +2,8 @@
 
 python kill_job.py LEDGER LOG OPTIONS
 
-OPTIONS is JSON: requests, hold, rate (a second, None: learned), cap (credits), lost_after, room_after (seconds).
+OPTIONS is JSON: requests, hold, rate (a second, None: learned), cap (credits), lost_after, room_after (seconds),
+impatient (a ledger whose server is lost is not waited for).
 KILL_AT and FULL_AT in the environment: see `kill_points`. Prints "entered", "outcome {...}" for each, "reason ..." if
 the pool ended early, "end" with the census; or "refused ..." if it could not be entered.
 """
@@ -20,6 +21,7 @@ from typing import Any
 from kill_points import Points
 
 from evolink_async import AsyncEvoLink, EvoLinkError, ImageRequest, LedgerError, Outcome, RateLimit
+from evolink_async.ledger import database
 from evolink_async.polling import watcher
 
 MODEL, PRICE = "gpt-4o-image", Decimal("2.5")
@@ -46,6 +48,8 @@ async def main(ledger: str, log: str, options: dict[str, Any]) -> int:
     points = Points(log, ledger, os.environ.get("KILL_AT"), os.environ.get("FULL_AT"), options.get("room_after"))
     points.install()
     watcher._LOST_AFTER = options.get("lost_after", watcher._LOST_AFTER)
+    if options.get("impatient"):
+        database.PAUSES_WHEN_LOST = ()
     rate, cap = options.get("rate"), options.get("cap")
     requests = (
         ImageRequest(model=MODEL, prompt=f"r{number}", key=f"r{number}") for number in range(options["requests"])

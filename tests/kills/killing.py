@@ -460,7 +460,8 @@ async def random_kills(
         (here := folder / str(attempt)).mkdir()
         async with service(idempotency=honoured, seed=seed % 1000, faults=LOSSES) as base_url:
             ledger = None if new_ledger is None else new_ledger()
-            job = Job(here, base_url, ledger, requests=requests, hold=hold, rate=rate, cap=float(requests * PRICE))
+            options = {"hold": hold, "rate": rate, "cap": float(requests * PRICE), "impatient": server is not None}
+            job = Job(here, base_url, ledger, requests=requests, **options)
             try:
                 return job, await killed_often(job, kills, random.Random(seed), rate, server)
             except DoneTooSoon as reason:

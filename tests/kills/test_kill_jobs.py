@@ -82,6 +82,24 @@ async def test_a_job_whose_server_crashes_again_and_again_pays_for_no_request_tw
     assert job.accounted_for == (REQUESTS // 2 * PRICE, 0)
 
 
+async def test_a_job_whose_server_is_restarted_comes_to_its_end_in_one_run(
+    tmp_path: Path, postgres: Postgres, postgres_url: str
+) -> None:
+    async with service() as base_url:
+        job = Job(tmp_path, base_url, postgres_url, requests=100, rate=20, cap=float(100 * PRICE))
+        async with job.run() as life:
+            await life.entered.wait()
+            for _ in range(2):
+                await asyncio.sleep(1)
+                await asyncio.to_thread(postgres.crash)
+                await asyncio.to_thread(postgres.start)
+            assert await life.end() == 0, life.errors
+        job.note(life, killed=False)
+        assert not life.told("reason")
+        judgement = await job.judge(life)
+    assert (judgement.tasks, judgement.posts, judgement.unknown) == (100, 100, 0)
+
+
 # What has to go wrong so that a verb is come to; everything else is come to by itself.
 WRONG: dict[str, list[dict[str, Any]]] = {
     "replay": [POSTS | {"drop": "after", "nth": [1, 3]}],
