@@ -35,6 +35,10 @@ SCHEMA = "evolink_async"
 LOCKS = 0x45764C67  # "EvLg": the first half of our advisory locks; the other is the job, 0 for making the tables
 LOCK_SECONDS = 10  # how long is waited for a row or a table that another has locked
 LONGEST_KEY = 2500  # bytes; an index takes little more
+_LOCKS_OF_JOB = (  # whoever has it; every database has locks of its own
+    "FROM pg_locks WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+    "AND locktype = 'advisory' AND classid = %s AND objid = %s AND objsubid = 2 AND granted"
+)
 _LOOKS, _A_LOOK = 10, 0.05  # how often, and after how many seconds, for the lock of who may just have died
 
 # What the URL does not say. A network that is dead is an error in half a minute, at both ends.
@@ -192,10 +196,7 @@ class PostgresDatabase:
 
     def holder(self, job: int) -> str | None:
         for (holder,) in self._connection.execute(
-            "SELECT holder FROM job WHERE id = %s AND EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND "
-            "database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND classid = %s AND "
-            "objid = %s AND objsubid = 2 AND granted)",
-            (job, LOCKS, job),
+            f"SELECT holder FROM job WHERE id = %s AND EXISTS (SELECT {_LOCKS_OF_JOB})".encode(), (job, LOCKS, job)
         ):
             return told_holder(holder or "") or "another process"
         return None
@@ -263,9 +264,7 @@ class PostgresDatabase:
     def _end_former(self, process: int, job: int) -> None:
         """Of a connection that was cut the server may not know yet, and hold its lock for us."""
         self._connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND "
-            "objid = %s AND objsubid = 2 AND pid = %s",
-            (LOCKS, job, process),
+            f"SELECT pg_terminate_backend(pid) {_LOCKS_OF_JOB} AND pid = %s".encode(), (LOCKS, job, process)
         )
 
     def _take_lock(self, job: int, name: str) -> None:

@@ -26,10 +26,10 @@ from loop_executor import in_loop
 from postgres import Postgres, database_of
 
 from evolink_async import ConfigurationError, InvalidRequestError, LedgerError, open_ledger
-from evolink_async.ledger import State, open_job
+from evolink_async.ledger import JobLedger, State, open_job
 from evolink_async.ledger.file import FileDatabase
 from evolink_async.ledger.places import ledger_place
-from evolink_async.ledger.postgres import LONGEST_KEY
+from evolink_async.ledger.postgres import LONGEST_KEY, PostgresDatabase
 
 # Stored, though the turn has failed
 
@@ -146,6 +146,25 @@ async def test_a_connection_that_the_server_still_believes_in_keeps_its_own_job_
     assert_balanced(postgres_url)
 
 
+def database_under(job: JobLedger) -> PostgresDatabase:
+    assert job._turns is not None
+    return job._turns._store._database  # type: ignore[attr-defined, no-any-return]
+
+
+async def test_whoever_got_the_process_number_of_a_connection_that_was_cut_is_left_alone(
+    postgres: Postgres, postgres_url: str
+) -> None:
+    """A server that was started again gives its numbers anew, also to who runs a job in another database."""
+    other_url = postgres.create()
+    async with opened(postgres_url) as job, opened(other_url) as other:
+        row = await entered(job, "k")
+        process = database_under(job)._server_process = database_under(other)._server_process
+        assert postgres.cut(postgres_url)
+        assert await intend(job, row) is None
+        assert postgres.ask("SELECT count(*) FROM pg_stat_activity WHERE pid = ?", process) == [(1,)]
+    postgres.drop(other_url)
+
+
 async def test_a_connection_that_was_cut_in_a_rest_ends_no_job(postgres: Postgres, postgres_url: str) -> None:
     async with opened(postgres_url) as job, open_ledger(postgres_url) as ledger:
         first = await row_in(job, State.SENDING, "first")
@@ -174,7 +193,7 @@ async def test_a_pooler_that_gives_each_transaction_another_connection_is_told_o
         await job.aclose()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 async def test_a_ledger_that_is_open_is_of_no_use_in_a_forked_child(ledger_url: Path | str) -> None:
     async with opened(ledger_url):
