@@ -300,6 +300,48 @@ def test_a_rate_that_is_just_what_the_places_let_through_is_not_taken_for_a_limi
     assert sum(16 <= cap <= 25 for cap in caps) >= 7
 
 
+@pytest.mark.parametrize(
+    ("accepted", "again", "for_places"),
+    [(8, False, True), (3, False, False), (8, True, False)],
+    ids=["a try", "too few since to know what is usual", "the pause was too short, as where a minute is used up"],
+)
+def test_a_try_for_one_more_tells_that_a_refusal_in_a_steady_flow_was_for_the_places(
+    accepted: int, again: bool, for_places: bool
+) -> None:
+    pace = ModelPace(1.0, 1, 0.0, refused=1.0)
+    now, running = 0.0, []
+
+    def flow(count: int) -> None:  # with ten that run, one of which ends before the next is sent
+        nonlocal now
+        for _ in range(count):
+            now += 1.0
+            if len(running) == 10:
+                pace.ended(now)
+                running.pop()
+            pace.sent(now)
+            pace.accepted(now, f"task {now}")
+            pace.watch(f"task {now}")
+            pace.landed()
+            running.append(now)
+
+    def refuse(after: float) -> None:
+        nonlocal now
+        now += after
+        pace.sent(now)
+        pace.refused(now, now, 1.0, POLICY, 0.5)
+        pace.landed()
+
+    flow(40)
+    refuse(1.0)
+    assert math.isinf(pace.cap)
+    if again:
+        refuse(1.5)
+    now += 1.0
+    flow(accepted)
+    refuse(5.0)
+    assert math.isinf(pace.cap) is not for_places
+
+
 @pytest.mark.parametrize(("gap", "kept"), [(10.0, True), (0.5, False)])
 def test_a_request_that_tries_one_place_more_says_nothing_of_the_rate_only_if_it_goes_well_apart(
     gap: float, kept: bool
