@@ -8,6 +8,7 @@ import gc
 import json
 import sqlite3
 import sys
+import threading
 import warnings
 from concurrent.futures import Executor
 from contextlib import closing
@@ -508,6 +509,10 @@ async def test_opening_that_is_cancelled_leaves_the_job_free(ledger_url: Path | 
         else:
             break
     await job.aclose()
+    for thread in threading.enumerate():  # those of the others may still close what they have opened
+        if thread.name.startswith("evolink ledger"):
+            await asyncio.to_thread(thread.join, 30)
+            assert not thread.is_alive()
 
 
 async def test_after_the_end_nothing_can_be_told(place: Path | str | None) -> None:
